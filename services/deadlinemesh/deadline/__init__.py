@@ -1,0 +1,44 @@
+"""Deadlines without I/O: what time is left, who may spend it, and how work ends when it is gone.
+
+    clock.py        `Clock`, the real one and one that only moves when told
+    context.py      `DeadlineContext` and the ContextVar that carries it; narrowing, never extending
+    scope.py        `Scope` owns a task tree, ends it at the exact instant, and tells why
+    narrowed.py     `narrowed_at` / `narrowed_after`: a share of the current time for one block
+    background.py   work that outlives its caller, with its owner's tenant and a deadline of its own
+    ledger.py       where the time went, by phase, without overlap
+    retry.py        attempts that fit into what remains
+
+Standard library only. Instants are on the local monotonic clock, in seconds; names that end in `_at` take one. Names that
+end in `_after` take a duration in seconds.
+"""
+
+from deadlinemesh.deadline.background import Background, BackgroundTask
+from deadlinemesh.deadline.clock import SYSTEM_CLOCK, Clock, SystemClock, VirtualClock
+from deadlinemesh.deadline.context import DeadlineContext, current, current_or_none, entered
+from deadlinemesh.deadline.ledger import Ledger, Phase
+from deadlinemesh.deadline.narrowed import Narrowed, narrowed_after, narrowed_at
+from deadlinemesh.deadline.retry import RetryPolicy, retried
+from deadlinemesh.deadline.scope import Orphan, Scope, Scopes
+
+__all__ = [
+    "SYSTEM_CLOCK",
+    "Background",
+    "BackgroundTask",
+    "Clock",
+    "DeadlineContext",
+    "Ledger",
+    "Narrowed",
+    "Orphan",
+    "Phase",
+    "RetryPolicy",
+    "Scope",
+    "Scopes",
+    "SystemClock",
+    "VirtualClock",
+    "current",
+    "current_or_none",
+    "entered",
+    "narrowed_after",
+    "narrowed_at",
+    "retried",
+]

@@ -1,0 +1,89 @@
+"""Whose time is being spent and until when."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+
+from deadlinemesh.deadline.clock import SYSTEM_CLOCK, Clock
+from deadlinemesh.errors import NoDeadline
+
+__all__ = ["DeadlineContext", "current", "current_or_none", "entered"]
+
+
+@dataclass(frozen=True, slots=True)
+class DeadlineContext:
+    """The tenant, the deadline and the names that travel with one run, immutable from birth to completion.
+
+    Nothing extends a deadline. `tightened_to` and `tightened_after` give narrower copies; a different budget is a new grant,
+    and only the orchestrator's edge grants.
+    """
+
+    tenant_id: str
+    absolute_deadline: float
+    """The instant on `clock` at which all work must have ended."""
+    tier: str
+    trace_id: str
+    """W3C trace id: 32 hexadecimal digits."""
+    run_id: str
+    started_at: float
+    """The instant on `clock` at which this hop, or this background work, began."""
+    clock: Clock = field(default=SYSTEM_CLOCK, repr=False, compare=False)
+
+    @property
+    def remaining(self) -> float:
+        """Seconds left, never negative."""
+        return max(0.0, self.absolute_deadline - self.clock.monotonic())
+
+    @property
+    def is_expired(self) -> bool:
+        """Whether the deadline has passed."""
+        return self.clock.monotonic() >= self.absolute_deadline
+
+    @property
+    def granted(self) -> float:
+        """Seconds between the start here and the deadline."""
+        return self.absolute_deadline - self.started_at
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start here."""
+        return self.clock.monotonic() - self.started_at
+
+    def tightened_to(self, instant: float) -> DeadlineContext:
+        """A copy that ends at `instant`, or at the present deadline if that is earlier."""
+        return self if instant >= self.absolute_deadline else replace(self, absolute_deadline=instant)
+
+    def tightened_after(self, seconds: float) -> DeadlineContext:
+        """A copy that ends `seconds` from now, or at the present deadline if that is earlier."""
+        return self.tightened_to(self.clock.monotonic() + seconds)
+
+
+_CURRENT: ContextVar[DeadlineContext | None] = ContextVar("deadline_context", default=None)
+
+
+def current() -> DeadlineContext:
+    """The context of the running task. Raises NoDeadline where there is none."""
+    context = _CURRENT.get()
+    if context is None:
+        raise NoDeadline(
+            "no DeadlineContext is current: call from a mesh handler, or enter one with deadlinemesh.deadline.entered(...)"
+        )
+    return context
+
+
+def current_or_none() -> DeadlineContext | None:
+    """The context of the running task, or None."""
+    return _CURRENT.get()
+
+
+@contextmanager
+def entered(context: DeadlineContext) -> Iterator[DeadlineContext]:
+    """Make `context` current for the block. It enforces nothing by itself: scopes and `narrowed_*` do."""
+    token = _CURRENT.set(context)
+    try:
+        yield context
+    finally:
+        _CURRENT.reset(token)

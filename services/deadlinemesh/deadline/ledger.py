@@ -1,0 +1,102 @@
+"""Where time went: wall time divided among phases, without overlap."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+
+from deadlinemesh.deadline.clock import Clock
+
+__all__ = ["Ledger", "Phase"]
+
+
+class Phase(StrEnum):
+    """A named part of a run. The names are those of the `Phase` enum in `protos/`, in lower case without its prefix.
+
+    In order of precedence: where two overlap, as when a tool already works while the model still streams, the earlier of this
+    list is charged.
+    """
+
+    WRAP_UP = "wrap_up"
+    LLM_STREAM = "llm_stream"
+    LLM_FIRST_TOKEN = "llm_first_token"
+    LLM_QUEUE = "llm_queue"
+    TOOL_CALL = "tool_call"
+    TOOL_QUEUE = "tool_queue"
+    RETRY_BACKOFF = "retry_backoff"
+    RESPONSE = "response"
+    PROCESSING = "processing"
+    ADMISSION = "admission"
+
+
+_PRECEDENCE = {phase: rank for rank, phase in enumerate(Phase)}
+
+
+class Ledger:
+    """Charges every instant since `started_at` to at most one phase.
+
+    `on_change` is called with the phase in force each time that another one comes into force.
+    """
+
+    def __init__(self, clock: Clock, started_at: float, on_change: Callable[[Phase], None] | None = None) -> None:
+        self._clock = clock
+        self._started_at = started_at
+        self._charged_until = started_at
+        self._on_change = on_change
+        self._active: Counter[Phase] = Counter()
+        self._in_force: Phase | None = None
+        self._spent: dict[Phase, float] = {}
+
+    @contextmanager
+    def phase(self, phase: Phase) -> Iterator[None]:
+        """Be in `phase` for the block. Phases may overlap, in one task or in several."""
+        self.enter(phase)
+        try:
+            yield
+        finally:
+            self.leave(phase)
+
+    def enter(self, phase: Phase) -> None:
+        """Be in `phase` until `leave`; for where a block does not fit."""
+        self._active[phase] += 1
+        self._switch()
+
+    def leave(self, phase: Phase) -> None:
+        """Undo one `enter`."""
+        self._active[phase] -= 1
+        if self._active[phase] <= 0:
+            del self._active[phase]
+        self._switch()
+
+    def move(self, seconds: float, source: Phase, target: Phase) -> None:
+        """Charge up to `seconds` of what `source` was charged to `target` instead, as the callee knows better."""
+        moved = min(seconds, self._spent.get(source, 0.0))
+        if moved > 0:
+            self._spent[source] -= moved
+            self._spent[target] = self._spent.get(target, 0.0) + moved
+
+    def spent(self) -> dict[Phase, float]:
+        """Seconds charged to each phase until now; phases without any are left out."""
+        self._charge()
+        return {phase: seconds for phase in Phase if (seconds := self._spent.get(phase, 0.0)) > 0}
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return self._clock.monotonic() - self._started_at
+
+    def _switch(self) -> None:
+        in_force = min(self._active, key=_PRECEDENCE.__getitem__, default=None)
+        if in_force is not self._in_force:
+            self._charge()
+            self._in_force = in_force
+            if in_force is not None and self._on_change is not None:
+                self._on_change(in_force)
+
+    def _charge(self) -> None:
+        now = self._clock.monotonic()
+        if self._in_force is not None:
+            self._spent[self._in_force] = self._spent.get(self._in_force, 0.0) + now - self._charged_until
+        self._charged_until = now

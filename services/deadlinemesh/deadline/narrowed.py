@@ -1,0 +1,77 @@
+"""A share of the current time for one block of code.
+
+`asyncio.timeout` would cancel once, and one swallowed `CancelledError` would let the block run on. This one cancels again
+until the block is left, and everything inside the block, outbound calls included, sees the narrower deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextvars import Token
+from types import TracebackType
+from typing import Self
+
+from deadlinemesh.deadline import context as _context
+from deadlinemesh.deadline.context import DeadlineContext
+from deadlinemesh.deadline.scope import CANCEL_AGAIN_AFTER
+from deadlinemesh.errors import DeadlineSpent
+
+__all__ = ["Narrowed", "narrowed_after", "narrowed_at"]
+
+
+class Narrowed:
+    """The context manager behind `narrowed_at` and `narrowed_after`; enter it with `async with`, once."""
+
+    def __init__(self, context: DeadlineContext, phase: str) -> None:
+        self.context = context
+        self.expired = False
+        """Whether this block's own deadline passed while it ran."""
+        self._phase = phase
+        self._task: asyncio.Task[object] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._token: Token[DeadlineContext | None] | None = None
+        self._cancels_before = 0
+        self._cancels = 0
+
+    async def __aenter__(self) -> Self:
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("narrowed_at and narrowed_after need a running task")
+        self._task = task
+        self._cancels_before = task.cancelling()
+        self._token = _context._CURRENT.set(self.context)
+        self._timer = asyncio.get_running_loop().call_later(self.context.remaining, self._spend)
+        return self
+
+    def _spend(self) -> None:
+        assert self._task is not None
+        self.expired = True
+        self._cancels += 1
+        self._task.cancel()
+        self._timer = asyncio.get_running_loop().call_later(CANCEL_AGAIN_AFTER, self._spend)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        assert self._task is not None and self._timer is not None and self._token is not None
+        self._timer.cancel()
+        _context._CURRENT.reset(self._token)
+        pending = self._cancels_before
+        for _ in range(self._cancels):
+            pending = self._task.uncancel()
+        # A cancel from outside that came as well must go on; only our own becomes a DeadlineSpent.
+        if self.expired and pending <= self._cancels_before and kind is not None and issubclass(kind, asyncio.CancelledError):
+            raise DeadlineSpent(f"the time for {self._phase or 'this step'} is spent", phase=self._phase) from None
+
+
+def narrowed_at(instant: float, phase: str = "") -> Narrowed:
+    """Run a block until `instant` at the latest, or until the current deadline if that is earlier.
+
+    Raises NoDeadline where no context is current, and DeadlineSpent, naming `phase`, when the block's time was spent.
+    """
+    return Narrowed(_context.current().tightened_to(instant), phase)
+
+
+def narrowed_after(seconds: float, phase: str = "") -> Narrowed:
+    """Run a block for `seconds` at most, or until the current deadline if that is earlier. Raises as `narrowed_at`."""
+    return Narrowed(_context.current().tightened_after(seconds), phase)

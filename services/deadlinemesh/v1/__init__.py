@@ -1,0 +1,1 @@
+"""Generated stubs of `protos/deadlinemesh/v1`. Run `make proto` to write them again; never edit them."""
