@@ -1,0 +1,33 @@
+"""What happened, told once: services record events; sinks turn them into logs, lines and metrics.
+
+    events.py       the events and `Telemetry`, which hands them to sinks
+    sinks.py        the sinks
+    tracing.py      switches OpenTelemetry's tracing on
+"""
+
+from deadlinemesh.telemetry.events import (
+    CallEnded,
+    CallStarted,
+    Event,
+    MalformedRemaining,
+    OrphanReported,
+    RunEnded,
+    Sink,
+    Telemetry,
+)
+from deadlinemesh.telemetry.sinks import CountingSink, JsonLinesSink, LogSink, MetricsSink
+
+__all__ = [
+    "CallEnded",
+    "CallStarted",
+    "CountingSink",
+    "Event",
+    "JsonLinesSink",
+    "LogSink",
+    "MalformedRemaining",
+    "MetricsSink",
+    "OrphanReported",
+    "RunEnded",
+    "Sink",
+    "Telemetry",
+]

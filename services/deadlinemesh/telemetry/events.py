@@ -1,0 +1,104 @@
+"""What happened, as frozen events. Where they go is the sinks' affair.
+
+Instants are on the local monotonic clock, in seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+__all__ = ["CallEnded", "Event", "MalformedRemaining", "OrphanReported", "RunEnded", "Sink", "Telemetry"]
+
+
+@dataclass(frozen=True, slots=True)
+class CallStarted:
+    """A hop has begun to serve a call. Every one is followed by a `CallEnded`."""
+
+    hop: str
+    method: str
+    run_id: str
+    started_at: float
+    deadline_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class CallEnded:
+    """A hop has served a call: its handler and all that it started are gone, or reported as orphans."""
+
+    hop: str
+    method: str
+    tenant_id: str
+    tier: str
+    run_id: str
+    started_at: float
+    deadline_at: float
+    ended_at: float
+    code: str
+    cause: str
+    """The name of the `Cause`; empty when the call was not stopped."""
+
+
+@dataclass(frozen=True, slots=True)
+class OrphanReported:
+    """A task lives on after its scope was stopped `age` seconds ago."""
+
+    hop: str
+    tenant_id: str
+    run_id: str
+    task: str
+    age: float
+
+
+@dataclass(frozen=True, slots=True)
+class MalformedRemaining:
+    """A peer sent a `deadline-remaining-us` that is none; `grpc-timeout` was used alone."""
+
+    hop: str
+    method: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnded:
+    """An agent run has ended, with the seconds that each phase took."""
+
+    hop: str
+    tenant_id: str
+    tier: str
+    run_id: str
+    started_at: float
+    due_at: float
+    """The run's internal deadline: the client's less the response reserve."""
+    ended_at: float
+    outcome: str
+    cause: str
+    phases: dict[str, float]
+    unattributed: float
+
+
+Event = CallStarted | CallEnded | OrphanReported | MalformedRemaining | RunEnded
+
+
+class Sink(Protocol):
+    """Takes events. It must not block: it is called on the event loop, in the middle of serving."""
+
+    def record(self, event: Event) -> None:
+        """Take one event."""
+
+
+class Telemetry:
+    """Hands each event to every sink."""
+
+    def __init__(self, sinks: Sequence[Sink] = ()) -> None:
+        self._sinks = tuple(sinks)
+
+    def __bool__(self) -> bool:
+        """Whether anybody listens: without, events need not be made."""
+        return bool(self._sinks)
+
+    def record(self, event: Event) -> None:
+        """Take one event."""
+        for sink in self._sinks:
+            sink.record(event)

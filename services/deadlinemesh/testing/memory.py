@@ -1,0 +1,321 @@
+"""gRPC without sockets: real stubs call real servicers through the real interceptor, in one event loop.
+
+Messages are serialized and parsed as on the wire. A call has a client side and a server side, each with its own timer on the
+`grpc-timeout`, and a cancel crosses from one to the other, after `transit` seconds where that is not 0. `rounding` stretches the
+timeout on the way as the C core does (up to 1.03).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Mapping, Sequence
+from contextvars import Context
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import grpc
+
+__all__ = ["MemoryChannel", "MemoryServer"]
+
+Metadata = tuple[tuple[str, str | bytes], ...]
+
+_END = object()
+
+
+class _Details(NamedTuple):
+    method: str
+    invocation_metadata: Metadata
+
+
+@dataclass(frozen=True, slots=True)
+class _Status:
+    code: grpc.StatusCode
+    details: str
+    trailing: Metadata
+
+
+class MemoryServer:
+    """Takes servicers as a `grpc.aio.Server` does: pass it to the generated `add_…_to_server`."""
+
+    def __init__(self, interceptor: grpc.aio.ServerInterceptor) -> None:
+        self._interceptor = interceptor
+        self._handlers: dict[str, grpc.RpcMethodHandler] = {}
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        """Part of the generated code's protocol; `add_registered_method_handlers` brings the same."""
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, grpc.RpcMethodHandler]) -> None:
+        """Offer a service's methods."""
+        self._handlers.update({f"/{service}/{name}": handler for name, handler in handlers.items()})
+
+    async def find(self, method: str, metadata: Metadata) -> grpc.RpcMethodHandler | None:
+        """The handler behind the interceptor; None where there is none."""
+
+        async def continuation(details: Any) -> grpc.RpcMethodHandler | None:
+            return self._handlers.get(details.method)
+
+        handler: grpc.RpcMethodHandler | None = await self._interceptor.intercept_service(
+            continuation, _Details(method, metadata)
+        )
+        return handler
+
+
+class MemoryChannel(grpc.aio.Channel):  # type: ignore[misc]  # grpc.aio is partly untyped
+    """A channel to `server`. Wrap it in a `MeshChannel` as a real one."""
+
+    def __init__(self, server: MemoryServer, *, transit: float = 0.0, rounding: float = 1.0) -> None:
+        self._server = server
+        self._transit = transit
+        self._rounding = rounding
+
+    def _multicallable(self, method: str, encode: Callable[[Any], bytes], decode: Callable[[bytes], Any], **_: Any) -> Any:
+        def call(
+            request: Any = None, *, timeout: float | None = None, metadata: Iterable[tuple[str, str]] | None = None, **__: Any
+        ) -> _Call:
+            return _Call(
+                self._server, method, request, timeout, tuple(metadata or ()), encode, decode, self._transit, self._rounding
+            )
+
+        return call
+
+    def unary_unary(self, method: str, request_serializer: Any, response_deserializer: Any, **_: Any) -> Any:
+        return self._multicallable(method, request_serializer, response_deserializer)
+
+    unary_stream = stream_unary = stream_stream = unary_unary
+
+    async def close(self, grace: float | None = None) -> None:
+        return None
+
+    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
+        return grpc.ChannelConnectivity.READY
+
+    async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    async def channel_ready(self) -> None:
+        return None
+
+    async def __aenter__(self) -> MemoryChannel:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        return None
+
+
+class _Call:
+    """Both ends of one RPC. The server's task runs in a context of its own, as behind a socket."""
+
+    def __init__(
+        self,
+        server: MemoryServer,
+        method: str,
+        request: Any,
+        timeout: float | None,
+        metadata: Metadata,
+        encode: Callable[[Any], bytes],
+        decode: Callable[[bytes], Any],
+        transit: float,
+        rounding: float,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self._decode = decode
+        self._transit = transit
+        self._responses: asyncio.Queue[Any] = asyncio.Queue()
+        self._initial: asyncio.Future[Metadata] = loop.create_future()
+        self._status: asyncio.Future[_Status] = loop.create_future()
+        self._callbacks: list[Callable[[Any], None]] = []
+        self._locally_cancelled = False
+        self._deadline = None if timeout is None else loop.time() + timeout
+        self._timer = None if timeout is None else loop.call_later(timeout, self._out_of_time)
+        served_until = None if timeout is None else loop.time() + timeout * rounding
+        self._requests = _requests(request, encode)
+        self._server_task = loop.create_task(self._serve(server, method, metadata, served_until), context=Context())
+        self._server_timer = None if served_until is None else loop.call_at(served_until, self._server_task.cancel)
+
+    # --- the server's end ---
+
+    async def _serve(self, server: MemoryServer, method: str, metadata: Metadata, until: float | None) -> None:
+        await self._cross()
+        handler = await server.find(method, metadata)
+        if handler is None:
+            self._finish(_Status(grpc.StatusCode.UNIMPLEMENTED, "Method not found!", ()))
+            return
+        context = _ServicerContext(self, metadata, until, handler.response_serializer)
+        try:
+            await self._handle(handler, context)
+        except grpc.aio.AbortError:
+            return
+        except asyncio.CancelledError:
+            return  # as grpc.aio: no status leaves
+        except Exception as error:
+            context.status = _Status(grpc.StatusCode.UNKNOWN, f"Unexpected {type(error)}: {error}", ())
+        await self._cross()
+        self._finish(context.status)
+
+    async def _handle(self, handler: grpc.RpcMethodHandler, context: _ServicerContext) -> None:
+        parsed = (handler.request_deserializer(raw) async for raw in self._requests)
+        request = parsed if handler.request_streaming else await anext(parsed)
+        kind = ("stream" if handler.request_streaming else "unary", "stream" if handler.response_streaming else "unary")
+        behaviour = getattr(handler, "_".join(kind))
+        if inspect.isasyncgenfunction(behaviour):
+            async for response in behaviour(request, context):
+                await context.write(response)
+            return
+        response = await behaviour(request, context)
+        if not handler.response_streaming and not context.done():
+            await context.write(response)
+
+    async def _cross(self) -> None:
+        if self._transit:
+            await asyncio.sleep(self._transit)
+
+    # --- the client's end ---
+
+    def _out_of_time(self) -> None:
+        self._finish(_Status(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded", ()))
+        self._tell_server()
+
+    def _tell_server(self) -> None:
+        # From a task, as in grpc.aio, where a cancel from the peer comes from one too.
+        async def cancel() -> None:
+            await self._cross()
+            self._server_task.cancel()
+
+        if not self._server_task.done():
+            task = asyncio.get_running_loop().create_task(cancel(), context=Context())
+            self._server_task.add_done_callback(lambda _, keep=task: None)
+
+    def _finish(self, status: _Status) -> None:
+        if self._status.done():
+            return
+        if not self._initial.done():
+            self._initial.set_result(())
+        self._status.set_result(status)
+        self._responses.put_nowait(_END)
+        for timer in (self._timer, self._server_timer if self._server_task.done() else None):
+            if timer is not None:
+                timer.cancel()
+        for callback in self._callbacks:
+            asyncio.get_running_loop().call_soon(callback, self)
+
+    def cancel(self) -> bool:
+        if self._status.done():
+            return False
+        self._locally_cancelled = True
+        self._finish(_Status(grpc.StatusCode.CANCELLED, "Locally cancelled by application!", ()))
+        self._tell_server()
+        return True
+
+    def cancelled(self) -> bool:
+        return self._status.done() and self._status.result().code is grpc.StatusCode.CANCELLED
+
+    def done(self) -> bool:
+        return self._status.done()
+
+    def time_remaining(self) -> float | None:
+        return None if self._deadline is None else max(0.0, self._deadline - asyncio.get_running_loop().time())
+
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        if self._status.done():
+            callback(self)
+        else:
+            self._callbacks.append(callback)
+
+    async def code(self) -> grpc.StatusCode:
+        return self._status.result().code if self._status.done() else (await asyncio.shield(self._status)).code
+
+    async def details(self) -> str:
+        return (await asyncio.shield(self._status)).details
+
+    async def initial_metadata(self) -> Metadata:
+        return await asyncio.shield(self._initial)
+
+    async def trailing_metadata(self) -> Metadata:
+        return (await asyncio.shield(self._status)).trailing
+
+    def _raise_for_status(self) -> None:
+        status = self._status.result()
+        if self._locally_cancelled:
+            raise asyncio.CancelledError
+        if status.code is not grpc.StatusCode.OK:
+            initial = self._initial.result() if self._initial.done() else ()
+            raise grpc.aio.AioRpcError(
+                status.code, grpc.aio.Metadata(*initial), grpc.aio.Metadata(*status.trailing), status.details
+            )
+
+    async def read(self) -> Any:
+        response = await self._responses.get()
+        if response is _END:
+            self._responses.put_nowait(_END)
+            self._raise_for_status()
+            return grpc.aio.EOF
+        return self._decode(response)
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        try:
+            while (response := await self.read()) is not grpc.aio.EOF:
+                yield response
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._unary().__await__()
+
+    async def _unary(self) -> Any:
+        try:
+            response = await self.read()
+            await asyncio.shield(self._status)
+            self._raise_for_status()
+            return response
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+
+
+class _ServicerContext:
+    """What a handler sees of its call."""
+
+    def __init__(self, call: _Call, metadata: Metadata, until: float | None, serialize: Callable[[Any], bytes]) -> None:
+        self.status = _Status(grpc.StatusCode.OK, "", ())
+        self._call = call
+        self._metadata = metadata
+        self._until = until
+        self._serialize = serialize
+
+    def invocation_metadata(self) -> Metadata:
+        return self._metadata
+
+    def time_remaining(self) -> float | None:
+        return None if self._until is None else max(0.0, self._until - asyncio.get_running_loop().time())
+
+    def peer(self) -> str:
+        return "memory:0"
+
+    def done(self) -> bool:
+        return self._call.done()
+
+    async def send_initial_metadata(self, metadata: Iterable[tuple[str, str]]) -> None:
+        if not self._call._initial.done():
+            self._call._initial.set_result(tuple(metadata))
+
+    async def write(self, message: Any) -> None:
+        await self._call._cross()
+        self._call._responses.put_nowait(self._serialize(message))
+
+    async def abort_with_status(self, status: grpc.Status) -> None:
+        await self._call._cross()
+        self._call._finish(_Status(status.code, status.details, tuple(status.trailing_metadata)))
+        raise grpc.aio.AbortError("Locally aborted.")
+
+
+async def _requests(request: Any, encode: Callable[[Any], bytes]) -> AsyncIterator[bytes]:
+    if hasattr(request, "__aiter__"):
+        async for one in request:
+            yield encode(one)
+    elif hasattr(request, "__iter__"):
+        for one in request:
+            yield encode(one)
+    else:
+        yield encode(request)

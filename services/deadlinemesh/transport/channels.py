@@ -1,0 +1,47 @@
+"""Channels to other hops, opened with the options that a deadline needs."""
+
+from __future__ import annotations
+
+import json
+
+import grpc
+from opentelemetry import trace
+
+from deadlinemesh.transport.outbound import MeshChannel
+
+__all__ = ["KEEPALIVE", "mesh_channel", "open_channel"]
+
+KEEPALIVE = 20.0
+"""Seconds of silence after which a peer is asked for a sign of life, and as many again until it is given up."""
+
+_SERVICE_CONFIG = json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})
+
+
+def open_channel(
+    target: str, *, message_bytes: int, keepalive: float = KEEPALIVE, credentials: grpc.ChannelCredentials | None = None
+) -> grpc.aio.Channel:
+    """A plain channel to `target`, over TLS when `credentials` are given.
+
+    Retries have one owner and it is not the channel; a service config's own timeouts fire up to a second early, so it has none.
+    """
+    options = [
+        ("grpc.enable_retries", 0),
+        ("grpc.service_config", _SERVICE_CONFIG),
+        ("grpc.max_receive_message_length", message_bytes),
+        ("grpc.keepalive_time_ms", int(keepalive * 1000)),
+        ("grpc.keepalive_timeout_ms", int(keepalive * 1000)),
+        ("grpc.http2.max_pings_without_data", 0),
+        # A restarted peer is found again within a second, not after the library's two minutes.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 1000),
+    ]
+    if credentials is not None:
+        return grpc.aio.secure_channel(target, credentials, options=options)
+    return grpc.aio.insecure_channel(target, options=options)
+
+
+def mesh_channel(
+    target: str, *, mesh_token: str, message_bytes: int, keepalive: float = KEEPALIVE, tracer: trace.Tracer | None = None
+) -> MeshChannel:
+    """A channel to an inner hop of the mesh."""
+    return MeshChannel(open_channel(target, message_bytes=message_bytes, keepalive=keepalive), mesh_token, tracer)

@@ -1,0 +1,153 @@
+"""Every call out of a hop: a channel that stamps the current deadline and identity on it, and ends it with its caller.
+
+A decorator around `grpc.aio.Channel` rather than client interceptors: those have broken `cancel()` on streams and
+`time_remaining()`. Generated stubs take a `MeshChannel` as they take a channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+from opentelemetry import trace
+
+from deadlinemesh.deadline import DeadlineContext, current
+from deadlinemesh.deadline.scope import current_scope
+from deadlinemesh.errors import DeadlineSpent
+from deadlinemesh.transport import wire
+from deadlinemesh.transport.spans import ClientSpans
+
+__all__ = ["MeshChannel", "StreamingCall"]
+
+
+class MeshChannel(grpc.aio.Channel):  # type: ignore[misc]  # grpc.aio is partly untyped
+    """Decorates `channel`. A call made with no current DeadlineContext raises NoDeadline, and one whose time is spent
+    DeadlineSpent, before anything is sent. A call's own `timeout=` can only narrow.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel, mesh_token: str, tracer: trace.Tracer | None = None) -> None:
+        self._channel = channel
+        self._stamp = _Stamp(mesh_token, None if tracer is None else ClientSpans(tracer))
+
+    def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return _Unary(self._channel.unary_unary(method, *args, **kwargs), method, self._stamp)
+
+    def stream_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return _Unary(self._channel.stream_unary(method, *args, **kwargs), method, self._stamp)
+
+    def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return _Streaming(self._channel.unary_stream(method, *args, **kwargs), method, self._stamp)
+
+    def stream_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return _Streaming(self._channel.stream_stream(method, *args, **kwargs), method, self._stamp)
+
+    async def close(self, grace: float | None = None) -> None:
+        await self._channel.close(grace)
+
+    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
+        return self._channel.get_state(try_to_connect)
+
+    async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
+        await self._channel.wait_for_state_change(last_observed_state)
+
+    async def channel_ready(self) -> None:
+        await self._channel.channel_ready()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+class _Stamp:
+    """What is written on each call."""
+
+    def __init__(self, mesh_token: str, spans: ClientSpans | None) -> None:
+        self._mesh_token = mesh_token
+        self._spans = spans
+
+    def begin(self, invoke: Any, method: str, request: Any, timeout: float | None, metadata: Any, options: Any) -> Any:
+        context = current()
+        if timeout is not None:
+            context = context.tightened_after(timeout)
+        if context.is_expired:
+            raise DeadlineSpent(f"no time is left to call {method}")
+        stamped = (*(metadata or ()), *wire.encode(context, self._mesh_token))
+        if self._spans is None:
+            trace_header = wire.traceparent(context.trace_id)
+            return invoke(request, timeout=context.remaining, metadata=(*stamped, trace_header), **options)
+        return self._begin_traced(self._spans, invoke, method, request, context, stamped, options)
+
+    def _begin_traced(
+        self,
+        spans: ClientSpans,
+        invoke: Any,
+        method: str,
+        request: Any,
+        context: DeadlineContext,
+        stamped: Sequence[tuple[str, str]],
+        options: Any,
+    ) -> Any:
+        carrier: dict[str, str] = {}
+        span = spans.begin(method, context, carrier)
+        call = invoke(request, timeout=context.remaining, metadata=(*stamped, *carrier.items()), **options)
+        spans.end_with(span, call)
+        return call
+
+
+class _Unary:
+    """Multicallable for one response. grpc.aio's own call object cancels itself when whoever awaits it is cancelled."""
+
+    def __init__(self, invoke: Any, method: str, stamp: _Stamp) -> None:
+        self._invoke = invoke
+        self._method = method
+        self._stamp = stamp
+
+    def __call__(self, request: Any, *, timeout: float | None = None, metadata: Any = None, **options: Any) -> Any:
+        return self._stamp.begin(self._invoke, self._method, request, timeout, metadata, options)
+
+
+class _Streaming(_Unary):
+    """Multicallable for a stream of responses."""
+
+    def __call__(self, request: Any = None, *, timeout: float | None = None, metadata: Any = None, **options: Any) -> Any:
+        return StreamingCall(super().__call__(request, timeout=timeout, metadata=metadata, **options))
+
+
+class StreamingCall:
+    """A call with a stream of responses that cannot be forgotten.
+
+    grpc.aio leaves an abandoned stream running, even after a plain `break`. This one is cancelled when the iteration is left,
+    when the `async with` block around it ends, and when the scope it was made in ends, whichever comes first. Anything else
+    is the underlying call's.
+    """
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+        scope = current_scope()
+        if scope is not None:
+            disown = scope.own(call.cancel)
+            call.add_done_callback(lambda _: disown())
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        try:
+            async for response in self._call:
+                yield response
+        finally:
+            self._call.cancel()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._call.cancel()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._call, name)

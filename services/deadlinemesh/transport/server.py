@@ -1,0 +1,140 @@
+"""A hop's server from its first breath to its last: start, health, reflection, drain, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from deadlinemesh.errors import Cause
+from deadlinemesh.transport.channels import KEEPALIVE
+from deadlinemesh.transport.inbound import DeadlineInterceptor
+
+__all__ = ["LIVENESS", "MeshServer", "ServerSettings"]
+
+_LOG = logging.getLogger("deadlinemesh.transport")
+
+LIVENESS = "liveness"
+"""Health service name that answers as long as the event loop turns, draining or not."""
+
+Registration = Callable[[grpc.aio.Server], None]
+"""Adds one servicer to a server."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """How a hop listens and leaves. Durations are in seconds."""
+
+    listen: str
+    """HOST:PORT; port 0 lets the system choose."""
+    message_bytes: int = 4 * 1024 * 1024
+    drain: float = 330.0
+    """How long calls in flight may go on after a shutdown was asked for."""
+    keepalive: float = KEEPALIVE
+
+    def __post_init__(self) -> None:
+        host, _, port = self.listen.rpartition(":")
+        if not host or not port.isdigit():
+            raise ValueError(f"listen address {self.listen!r} is not HOST:PORT, such as 0.0.0.0:50051")
+
+
+class MeshServer:
+    """Serves `services`, full gRPC names with what registers them, behind `interceptor`."""
+
+    def __init__(
+        self, settings: ServerSettings, interceptor: DeadlineInterceptor, services: Sequence[tuple[str, Registration]]
+    ) -> None:
+        self.interceptor = interceptor
+        self.port = 0
+        """The port that is listened on, once started."""
+        self._settings = settings
+        self._services = tuple(services)
+        self._health = health.aio.HealthServicer()
+        self._server: grpc.aio.Server | None = None
+
+    async def start(self) -> int:
+        """Listen; returns the port. Raises OSError naming the address when it cannot be had."""
+        settings = self._settings
+        milliseconds = int(settings.keepalive * 1000)
+        self._server = server = grpc.aio.server(
+            interceptors=[self.interceptor],
+            options=[
+                ("grpc.max_receive_message_length", settings.message_bytes),
+                ("grpc.so_reuseport", 0),
+                ("grpc.keepalive_time_ms", milliseconds),
+                ("grpc.keepalive_timeout_ms", milliseconds),
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.http2.min_ping_interval_without_data_ms", min(milliseconds, 10_000)),
+                ("grpc.http2.max_ping_strikes", 0),
+            ],
+        )
+        for _, register in self._services:
+            register(server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        names = (*(name for name, _ in self._services), health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
+        try:
+            self.port = server.add_insecure_port(settings.listen)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {settings.listen}: is it taken by another process?") from error
+        await server.start()
+        await self._tell_health(health_pb2.HealthCheckResponse.SERVING)
+        await self._health.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
+        return self.port
+
+    async def drain(self) -> None:
+        """Take nothing new, let what runs go on for the drain time at most, then end it and stop listening."""
+        assert self._server is not None
+        self.interceptor.drain()
+        await self._tell_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        scopes = self.interceptor.scopes
+        if len(scopes):
+            _LOG.info("%s drains %d calls", self.interceptor.hop, len(scopes))
+        try:
+            async with asyncio.timeout(self._settings.drain):
+                await scopes.emptied()
+        except TimeoutError:
+            _LOG.warning("%s ends %d calls that outlived the drain", self.interceptor.hop, len(scopes))
+        await self.stop()
+
+    async def stop(self) -> None:
+        """End every call now, with the cause DRAINING, and stop listening."""
+        assert self._server is not None
+        self.interceptor.drain()
+        self.interceptor.scopes.stop_all(Cause.DRAINING)
+        await self._server.stop(grace=_LAST_WORDS)
+        await self._server.wait_for_termination()
+
+    async def serve_until_signalled(self) -> None:
+        """Serve until SIGTERM or SIGINT, then drain. A second signal ends the drain at once."""
+        loop = asyncio.get_running_loop()
+        signalled, hurried = asyncio.Event(), asyncio.Event()
+
+        def on_signal() -> None:
+            (hurried if signalled.is_set() else signalled).set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, on_signal)
+        await signalled.wait()
+        draining = asyncio.ensure_future(self.drain())
+        hurry = asyncio.ensure_future(hurried.wait())
+        await asyncio.wait({draining, hurry}, return_when=asyncio.FIRST_COMPLETED)
+        hurry.cancel()
+        if not draining.done():
+            draining.cancel()
+            await self.stop()
+
+    async def _tell_health(self, status: Any) -> None:
+        for name in ("", *(name for name, _ in self._services)):
+            await self._health.set(name, status)
+
+
+_LAST_WORDS = 1.0
+"""Seconds for the statuses of ended calls to leave before connections close."""

@@ -1,0 +1,167 @@
+"""The one place where errors become gRPC statuses, and statuses errors again.
+
+Every status has a `google.rpc.ErrorInfo` of the domain `deadlinemesh`; refused requests have a `BadRequest` beside it, and
+refusals that pass a `RetryInfo`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from deadlinemesh.deadline import DeadlineContext, current_or_none
+from deadlinemesh.errors import (
+    Cause,
+    ClientCancelled,
+    DeadlineSpent,
+    DeadlineSpentUpstream,
+    Doomed,
+    Draining,
+    InternalFailure,
+    InvalidRequest,
+    MeshError,
+    NoDeadline,
+    NotFound,
+    Shed,
+    Stopped,
+    TooLarge,
+    Unauthenticated,
+    UpstreamFailed,
+    Violation,
+)
+
+__all__ = ["DOMAIN", "code_of", "error_from", "status_of"]
+
+DOMAIN = "deadlinemesh"
+
+# The most derived classes come first.
+_CODES: tuple[tuple[type[MeshError], grpc.StatusCode], ...] = (
+    (NotFound, grpc.StatusCode.NOT_FOUND),
+    (InvalidRequest, grpc.StatusCode.INVALID_ARGUMENT),
+    (Unauthenticated, grpc.StatusCode.UNAUTHENTICATED),
+    (NoDeadline, grpc.StatusCode.FAILED_PRECONDITION),
+    (TooLarge, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (DeadlineSpent, grpc.StatusCode.DEADLINE_EXCEEDED),
+    (DeadlineSpentUpstream, grpc.StatusCode.DEADLINE_EXCEEDED),
+    (Doomed, grpc.StatusCode.DEADLINE_EXCEEDED),
+    (ClientCancelled, grpc.StatusCode.CANCELLED),
+    (Shed, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (Draining, grpc.StatusCode.UNAVAILABLE),
+    (UpstreamFailed, grpc.StatusCode.UNAVAILABLE),
+    (MeshError, grpc.StatusCode.INTERNAL),
+)
+
+_BY_REASON: dict[str, type[MeshError]] = {
+    kind.reason: kind
+    for kind in (
+        *(Unauthenticated, NoDeadline, TooLarge),
+        *(ClientCancelled, Shed, Doomed, Draining, UpstreamFailed, InternalFailure),
+    )
+}
+
+
+def code_of(error: MeshError) -> grpc.StatusCode:
+    """The gRPC status code of `error`."""
+    return next(code for kind, code in _CODES if isinstance(error, kind))
+
+
+def status_of(error: MeshError, context: DeadlineContext | None = None) -> grpc.Status:
+    """The rich status of `error`. `context` is the one under which it happened; it adds `granted_ms` and `elapsed_ms`."""
+    known = {"hop": error.hop, "phase": error.phase}
+    if context is not None:
+        known["granted_ms"] = f"{context.granted * 1000:.3f}"
+        known["elapsed_ms"] = f"{context.elapsed * 1000:.3f}"
+    details: list[Message] = [
+        error_details_pb2.ErrorInfo(
+            reason=error.reason, domain=DOMAIN, metadata={key: value for key, value in known.items() if value}
+        )
+    ]
+    if isinstance(error, InvalidRequest):
+        violations = [
+            error_details_pb2.BadRequest.FieldViolation(field=violation.field, description=violation.description)
+            for violation in error.violations
+        ]
+        details.append(error_details_pb2.BadRequest(field_violations=violations))
+    retry_after = getattr(error, "retry_after", None)
+    if retry_after is not None:
+        delay = duration_pb2.Duration()
+        delay.FromNanoseconds(int(retry_after * 1_000_000_000))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    status = status_pb2.Status(code=code_of(error).value[0], message=str(error))
+    for detail in details:
+        packed = any_pb2.Any()
+        packed.Pack(detail)
+        status.details.append(packed)
+    return rpc_status.to_status(status)
+
+
+def error_from(error: grpc.aio.AioRpcError, upstream: str) -> MeshError:
+    """The mesh's error for a failed call to `upstream`.
+
+    A deadline spent further down becomes DeadlineSpentUpstream and keeps the hop that said so. A status that no hop of the
+    mesh wrote is judged by its code alone.
+    """
+    info, violations, retry_after = _details_of(error)
+    message = error.details() or error.code().name
+    if info is None:
+        return _without_details(error, upstream, message)
+    hop, phase = info.metadata.get("hop", upstream), info.metadata.get("phase", "")
+    if info.reason in (Cause.DEADLINE_SPENT, Cause.DEADLINE_SPENT_UPSTREAM):
+        return DeadlineSpentUpstream(message, hop=hop, phase=phase)
+    if info.reason in (InvalidRequest.reason, NotFound.reason):
+        return (NotFound if info.reason == NotFound.reason else InvalidRequest)(violations, hop=hop)
+    kind = _BY_REASON.get(info.reason, InternalFailure)
+    if issubclass(kind, (Shed, UpstreamFailed)):
+        return kind(message, retry_after=retry_after, hop=hop, phase=phase)
+    return kind(message, hop=hop, phase=phase)
+
+
+def _without_details(error: grpc.aio.AioRpcError, upstream: str, message: str) -> Stopped:
+    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        own = current_or_none()
+        if own is not None and own.is_expired:
+            return DeadlineSpent(f"the deadline passed while {upstream} was at work", hop=upstream)
+        return DeadlineSpentUpstream(f"{upstream}: {message}", hop=upstream)
+    return UpstreamFailed(f"{upstream} answered {error.code().name}: {message}", hop=upstream)
+
+
+def _details_of(
+    error: grpc.aio.AioRpcError,
+) -> tuple[error_details_pb2.ErrorInfo | None, tuple[Violation, ...], float | None]:
+    info: error_details_pb2.ErrorInfo | None = None
+    violations: tuple[Violation, ...] = ()
+    retry_after: float | None = None
+    for packed in _packed_details(error):
+        if packed.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
+            candidate = error_details_pb2.ErrorInfo()
+            packed.Unpack(candidate)
+            info = candidate if candidate.domain == DOMAIN else info
+        elif packed.Is(error_details_pb2.BadRequest.DESCRIPTOR):
+            bad = error_details_pb2.BadRequest()
+            packed.Unpack(bad)
+            violations = tuple(Violation(one.field, one.description) for one in bad.field_violations)
+        elif packed.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
+            retry = error_details_pb2.RetryInfo()
+            packed.Unpack(retry)
+            retry_after = retry.retry_delay.ToNanoseconds() / 1e9
+    return info, violations, retry_after
+
+
+def _packed_details(error: grpc.aio.AioRpcError) -> Iterator[any_pb2.Any]:
+    try:
+        status = rpc_status.from_call(error)
+    except ValueError:  # the details contradict the status: whoever wrote them cannot be trusted on either
+        return
+    if status is not None:
+        yield from status.details
+
+
+def info_metadata(error: grpc.aio.AioRpcError) -> Mapping[str, str]:
+    """`reason` and the metadata of the mesh's ErrorInfo in `error`; empty where it has none. For tools that print."""
+    info, _, _ = _details_of(error)
+    return {} if info is None else {"reason": info.reason, **info.metadata}
