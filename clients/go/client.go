@@ -1,0 +1,104 @@
+// Package deadlinemesh runs agents on a Deadline Mesh.
+//
+// The deadline of a run is the deadline of its context, and nothing else. Without one the tenant's tier decides. A run whose
+// time is spent is no error: its last event carries the partial answer.
+package deadlinemesh
+
+import (
+	"context"
+	"errors"
+	"io"
+	"iter"
+	"net"
+	"net/netip"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+
+	pb "deadlinemesh.dev/clients/go/gen/deadlinemesh/v1"
+)
+
+// Client speaks to an orchestrator on behalf of one tenant. It is safe for concurrent use.
+//
+// GetRun, ListRuns and CancelRun are those of the generated stub; their errors are *[Error] too.
+type Client struct {
+	pb.OrchestratorServiceClient
+	conn *grpc.ClientConn
+}
+
+// Dial prepares a client for the orchestrator at addr, whose calls carry the tenant's API key. It connects when first used.
+//
+// The connection is TLS, except to a loopback address, where it is plain. An option, such as
+// [grpc.WithTransportCredentials], overrides what Dial has chosen.
+func Dial(addr, apiKey string, opts ...grpc.DialOption) (*Client, error) {
+	transport := credentials.NewTLS(nil)
+	if isLoopback(addr) {
+		transport = insecure.NewCredentials()
+	}
+	conn, err := grpc.NewClient(addr, append([]grpc.DialOption{
+		grpc.WithTransportCredentials(transport),
+		grpc.WithPerRPCCredentials(bearer(apiKey)),
+		grpc.WithChainUnaryInterceptor(typedErrors),
+	}, opts...)...)
+	if err != nil {
+		return nil, err
+	}
+	return &Client{pb.NewOrchestratorServiceClient(conn), conn}, nil
+}
+
+// Close cancels the runs that are being watched and closes the connection.
+func (c *Client) Close() error { return c.conn.Close() }
+
+// Run runs an agent and yields what happens; the last event is a RunFinished. Ranging over the result starts the run, and
+// leaving the loop, like the end of ctx, cancels it. An error is an *[Error] and is yielded last.
+func (c *Client) Run(ctx context.Context, req *pb.RunRequest, opts ...grpc.CallOption) iter.Seq2[*pb.RunResponse, error] {
+	return func(yield func(*pb.RunResponse, error) bool) {
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		stream, err := c.OrchestratorServiceClient.Run(ctx, req, opts...)
+		finished := false
+		for err == nil {
+			var event *pb.RunResponse
+			if event, err = stream.Recv(); err != nil {
+				break
+			}
+			finished = finished || event.GetFinished() != nil
+			if !yield(event, nil) {
+				return
+			}
+		}
+		// An answer that came just in time stands, even if the deadline outran the status behind it.
+		if !finished && !errors.Is(err, io.EOF) {
+			yield(nil, asError(err))
+		}
+	}
+}
+
+// bearer is an API key. It asks for no transport security: a plain connection is either a loopback one or the explicit
+// choice of the caller, who may have a sidecar that encrypts.
+type bearer string
+
+func (key bearer) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	return map[string]string{"authorization": "Bearer " + string(key)}, nil
+}
+
+func (bearer) RequireTransportSecurity() bool { return false }
+
+func isLoopback(addr string) bool {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		host = addr
+	}
+	ip, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && ip.IsLoopback()
+}
+
+func typedErrors(
+	ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption,
+) error {
+	if err := invoke(ctx, method, req, reply, cc, opts...); err != nil {
+		return asError(err)
+	}
+	return nil
+}

