@@ -7,17 +7,20 @@ on nobody's account.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 from deadlinemesh.deadline.context import DeadlineContext, current
 from deadlinemesh.deadline.scope import Scope, Scopes, outside_any_scope
-from deadlinemesh.errors import Cause
+from deadlinemesh.errors import Cause, Stopped
 
 __all__ = ["Background", "BackgroundTask"]
 
 T = TypeVar("T")
+
+_LOG = logging.getLogger("deadlinemesh.deadline")
 
 
 class BackgroundTask(Generic[T]):
@@ -57,5 +60,11 @@ class Background:
         scope = self._scopes.open(replace(owner, absolute_deadline=until, started_at=owner.clock.monotonic()))
         task = asyncio.get_running_loop().create_task(scope.run(work()), name=name, context=outside_any_scope())
         self._tasks.add(task)  # the loop itself holds tasks weakly
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._over)
         return BackgroundTask(scope, task)
+
+    def _over(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, Stopped):
+            _LOG.error("background work %s failed", task.get_name(), exc_info=error)

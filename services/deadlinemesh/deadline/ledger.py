@@ -37,16 +37,24 @@ _PRECEDENCE = {phase: rank for rank, phase in enumerate(Phase)}
 class Ledger:
     """Charges every instant since `started_at` to at most one phase.
 
-    `on_change` is called with the phase in force each time that another one comes into force.
+    It begins in `opening`, where one is given. `on_change` is called with the phase in force each time that another one comes
+    into force.
     """
 
-    def __init__(self, clock: Clock, started_at: float, on_change: Callable[[Phase], None] | None = None) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        started_at: float,
+        *,
+        opening: Phase | None = None,
+        on_change: Callable[[Phase], None] | None = None,
+    ) -> None:
         self._clock = clock
         self._started_at = started_at
         self._charged_until = started_at
         self._on_change = on_change
-        self._active: Counter[Phase] = Counter()
-        self._in_force: Phase | None = None
+        self._active: Counter[Phase] = Counter([opening] if opening else ())
+        self._in_force = opening
         self._spent: dict[Phase, float] = {}
 
     @contextmanager
@@ -69,13 +77,6 @@ class Ledger:
         if self._active[phase] <= 0:
             del self._active[phase]
         self._switch()
-
-    def move(self, seconds: float, source: Phase, target: Phase) -> None:
-        """Charge up to `seconds` of what `source` was charged to `target` instead, as the callee knows better."""
-        moved = min(seconds, self._spent.get(source, 0.0))
-        if moved > 0:
-            self._spent[source] -= moved
-            self._spent[target] = self._spent.get(target, 0.0) + moved
 
     def spent(self) -> dict[Phase, float]:
         """Seconds charged to each phase until now; phases without any are left out."""

@@ -59,9 +59,12 @@ class Narrowed:
         pending = self._cancels_before
         for _ in range(self._cancels):
             pending = self._task.uncancel()
-        # A cancel from outside that came as well must go on; only our own becomes a DeadlineSpent.
-        if self.expired and pending <= self._cancels_before and kind is not None and issubclass(kind, asyncio.CancelledError):
-            raise DeadlineSpent(f"the time for {self._phase or 'this step'} is spent", phase=self._phase) from None
+        # A cancel from outside that came as well must go on. And a block that turned our cancel into an error of another kind,
+        # as a task group does whose children fail while they are being cancelled, ended for lack of time all the same.
+        if self.expired and pending <= self._cancels_before and kind is not None and issubclass(kind, (asyncio.CancelledError, Exception)):
+            raise DeadlineSpent(f"the time for {self._phase or 'this step'} is spent", phase=self._phase) from (
+                None if isinstance(error, asyncio.CancelledError) else error
+            )
 
 
 def narrowed_at(instant: float, phase: str = "") -> Narrowed:

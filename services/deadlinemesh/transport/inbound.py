@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import aclosing, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hmac import compare_digest
 from inspect import isasyncgenfunction
 from typing import Any, NamedTuple
@@ -151,6 +151,7 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # 
             try:
                 deadline = self._admit(method, context, at)
                 if spans is not None:
+                    deadline = replace(deadline, trace_id=f"{span.get_span_context().trace_id:032x}")
                     spans.describe(span, method, deadline)
                 if self._telemetry:
                     self._telemetry.record(

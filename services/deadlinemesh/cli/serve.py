@@ -1,0 +1,61 @@
+"""`dmesh serve`: one service in this process, as containers run it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+from typing import Any
+
+from deadlinemesh.cli.hops import assemble
+from deadlinemesh.cli.settings import HopSettings
+
+__all__ = ["serve"]
+
+_LOG = logging.getLogger("deadlinemesh")
+
+
+def serve(name: str, settings: HopSettings, *, announce: bool = False) -> None:
+    """Serve until told to stop, then drain. `announce` prints one JSON line with the address once it is ready.
+
+    Raises PolicyError, ValueError or OSError where it cannot start.
+    """
+    _log_to_stderr(settings)
+    asyncio.run(_serve(name, settings, announce))
+
+
+async def _serve(name: str, settings: HopSettings, announce: bool) -> None:
+    hop = assemble(name, settings)
+    try:
+        port = await hop.server.start()
+        _LOG.info("%s listens on port %d", name, port)
+        if announce:
+            print(json.dumps({"service": name, "port": port}), flush=True)
+        await hop.server.serve_until_signalled()
+        _LOG.info("%s has drained", name)
+    finally:
+        await hop.aclose()
+
+
+def _log_to_stderr(settings: HopSettings) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonLines() if settings.log_format == "json" else logging.Formatter(_TEXT))
+    logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs each request at INFO, URLs and all
+
+
+_TEXT = "%(asctime)s %(levelname)-7s %(name)s %(message)s"
+
+
+class _JsonLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)

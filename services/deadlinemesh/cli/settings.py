@@ -1,0 +1,66 @@
+"""What a process reads from its environment. The only place that does, but for the keys that policy names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from deadlinemesh.transport import ServerSettings
+
+__all__ = ["HOPS", "HopName", "HopSettings"]
+
+HopName = Literal["orchestrator", "llm-proxy", "tool-runner"]
+HOPS: dict[str, int] = {"orchestrator": 50051, "llm-proxy": 50052, "tool-runner": 50053}
+"""The services and the ports they listen on unless told otherwise."""
+
+
+class HopSettings(BaseSettings):
+    """Settings of one service, from variables named DMESH_ and the field in capitals. Durations are in seconds."""
+
+    model_config = SettingsConfigDict(env_prefix="DMESH_", frozen=True)
+
+    listen: str = ""
+    """HOST:PORT; empty means every interface and the service's own port."""
+    policy_file: Path | None = None
+    """The policy; the embedded one if absent."""
+    mesh_token: str = ""
+    mesh_token_file: Path | None = None
+    """The secret that peers of the mesh share; one of the two is needed."""
+    llm_proxy: str = "dns:///llm-proxy:50052"
+    tool_runner: str = "dns:///tool-runner:50053"
+    """Where the orchestrator finds the other two."""
+    drain_seconds: Annotated[float, Field(ge=0)] = 330.0
+    """How long calls in flight may go on after SIGTERM; more than the longest tier's budget."""
+    keepalive_seconds: Annotated[float, Field(gt=0)] = 20.0
+    """Silence after which a peer is asked for a sign of life, and as long again until it is given up."""
+    traces: str = "off"
+    """off, file:PATH or otlp."""
+    events_file: Path | None = None
+    """Where to append every event as a JSON line; nowhere if absent."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_format: Literal["text", "json"] = "text"
+
+    @model_validator(mode="after")
+    def _has_a_token(self) -> HopSettings:
+        if not self.mesh_token and self.mesh_token_file is None:
+            raise ValueError("set DMESH_MESH_TOKEN_FILE (or DMESH_MESH_TOKEN): the secret by which services know one another")
+        return self
+
+    def token(self) -> str:
+        """The mesh token. Raises OSError where its file cannot be read and ValueError where it is empty."""
+        token = self.mesh_token or (self.mesh_token_file.read_text().strip() if self.mesh_token_file else "")
+        if not token:
+            raise ValueError(f"the mesh token in {self.mesh_token_file} is empty")
+        return token
+
+    def server(self, hop: str, message_bytes: int) -> ServerSettings:
+        """The settings of the service's server."""
+        return ServerSettings(
+            listen=self.listen or f"0.0.0.0:{HOPS[hop]}",
+            message_bytes=message_bytes,
+            drain=self.drain_seconds,
+            keepalive=self.keepalive_seconds,
+        )

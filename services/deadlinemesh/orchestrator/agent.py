@@ -1,0 +1,288 @@
+"""The agent loop: model turns and tool calls until there is an answer, or no more turns.
+
+Time is none of its business: its caller narrows the context, and a loop that is cut leaves everything it had in its fields, with a
+history that is valid. It knows no gRPC and no clock but the context's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from deadlinemesh.conversation import Message, Role, ToolCall, ToolSpec
+from deadlinemesh.deadline import Ledger, Phase, RetryPolicy, current, retried
+from deadlinemesh.errors import (
+    ClientCancelled,
+    DeadlineSpent,
+    DeadlineSpentUpstream,
+    InternalFailure,
+    MeshError,
+    NotFound,
+    Stopped,
+)
+from deadlinemesh.orchestrator.events import (
+    RunEvent,
+    ToolCallFinished,
+    ToolCallProgress,
+    ToolCallStarted,
+    Usage,
+)
+from deadlinemesh.orchestrator.ports import (
+    ModelPort,
+    TextDelta,
+    ToolPort,
+    ToolProgress,
+    ToolResult,
+    ToolStarted,
+    ToolStatus,
+    TurnFinished,
+    TurnStarted,
+)
+
+__all__ = ["Agent", "Assignment"]
+
+_EXPIRES_WITH = 0.05
+"""A hop below that reports a spent deadline this close to ours, in seconds, reports ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What an agent is to do, and within which limits."""
+
+    model: str
+    messages: tuple[Message, ...]
+    tools: tuple[ToolSpec, ...]
+    max_iterations: int
+    max_output_tokens: int
+    tool_retries: int
+
+
+@dataclass(slots=True)
+class _Turn:
+    """One model turn as far as it has come."""
+
+    text: list[str] = field(default_factory=list)
+    calls: list[ToolCall] = field(default_factory=list)
+    results: dict[str, ToolResult] = field(default_factory=dict)
+
+    def messages(self) -> list[Message]:
+        """The turn as history; a call without a result gets a synthetic one, so that the history is valid."""
+        if not self.text and not self.calls:
+            return []
+        assistant = Message(Role.ASSISTANT, "".join(self.text), tuple(self.calls))
+        cut = ToolResult(ToolStatus.CUT, "This call was cut: the run's time was spent before the tool answered.")
+        return [
+            assistant,
+            *(Message(Role.TOOL, self.results.get(call.id, cut).content, (), call.id) for call in self.calls),
+        ]
+
+
+class Agent:
+    """One run of the loop. `emit` takes what happens; `ledger` is charged with the phases."""
+
+    def __init__(
+        self,
+        assignment: Assignment,
+        models: ModelPort,
+        tools: ToolPort,
+        ledger: Ledger,
+        emit: Callable[[RunEvent], None],
+    ) -> None:
+        self.iteration = 0
+        self.usage = Usage()
+        self.finished_calls: list[tuple[ToolCall, ToolResult]] = []
+        self._assignment = assignment
+        self._models = models
+        self._tools = tools
+        self._ledger = ledger
+        self._emit = emit
+        self._history = list(assignment.messages)
+        self._turn = _Turn()
+        self._specs = {tool.name: tool for tool in assignment.tools}
+        self._truncated = False
+
+    @property
+    def history(self) -> tuple[Message, ...]:
+        """The conversation as far as it has come; always valid."""
+        return (*self._history, *self._turn.messages())
+
+    @property
+    def text(self) -> str:
+        """What the model has said in the present turn."""
+        return "".join(self._turn.text)
+
+    @property
+    def turn_has_calls(self) -> bool:
+        """Whether the present turn asks for tools: then its text is not an answer."""
+        return bool(self._turn.calls)
+
+    @property
+    def unfinished_calls(self) -> tuple[ToolCall, ...]:
+        """The present turn's calls that have no result."""
+        return tuple(call for call in self._turn.calls if call.id not in self._turn.results)
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the last turn was ended by its token limit."""
+        return self._truncated
+
+    async def run(self) -> str:
+        """Loop to the answer. Raises a Stopped error of the models or of the deadline; tool failures are the model's affair."""
+        for self.iteration in range(1, self._assignment.max_iterations + 1):
+            last = self.iteration == self._assignment.max_iterations
+            await self._take_turn(() if last else self._assignment.tools)
+            if not self._turn.calls:
+                break
+            with self._ledger.phase(Phase.PROCESSING):
+                self._history.extend(self._turn.messages())
+                self._turn = _Turn()
+        return self.text
+
+    async def _take_turn(self, offered: Sequence[ToolSpec]) -> None:
+        """One model turn. Each tool call starts as soon as it is complete; the turn ends when all have ended."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                await self._stream(offered, group)
+        except BaseExceptionGroup as group:
+            expected, defects = group.split(MeshError)
+            if defects is not None or expected is None:
+                raise
+            raise _first(expected) from None
+
+    async def _stream(self, offered: Sequence[ToolSpec], group: asyncio.TaskGroup) -> None:
+        phases = _Successive(self._ledger, Phase.LLM_QUEUE)
+        self.usage.model_calls += 1
+        stream = self._models.generate(
+            self._assignment.model, self._history, offered, self._assignment.max_output_tokens
+        )
+        try:
+            async with aclosing(stream) as events:
+                async for event in events:
+                    match event:
+                        case TurnStarted():
+                            phases.enter(Phase.LLM_FIRST_TOKEN)
+                        case TextDelta():
+                            phases.enter(Phase.LLM_STREAM)
+                            self._turn.text.append(event.text)
+                            self._emit(event)
+                        case ToolCall():
+                            phases.enter(Phase.LLM_STREAM)
+                            self._dispatch(event, group)
+                        case TurnFinished():
+                            self.usage.input_tokens += event.input_tokens
+                            self.usage.output_tokens += event.output_tokens
+                            self._truncated = event.truncated
+        finally:
+            phases.leave()
+
+    def _dispatch(self, call: ToolCall, group: asyncio.TaskGroup) -> None:
+        self._turn.calls.append(call)
+        self.usage.tool_calls += 1
+        self._emit(ToolCallStarted(call, self.iteration, current().remaining))
+        group.create_task(self._call(call, self._turn), name=f"tool {call.name} {call.id}")
+
+    async def _call(self, call: ToolCall, turn: _Turn) -> None:
+        """Run one tool to a result; what goes wrong with the tool is a result, what ends the run is raised."""
+        clock = current().clock
+        began_at = clock.monotonic()
+        result = ToolResult(ToolStatus.CUT, "This call was cut before the tool answered.")
+        try:
+            result = await self._result_of(call)
+            turn.results[call.id] = result
+            self.finished_calls.append((call, result))
+        finally:
+            elapsed = clock.monotonic() - began_at
+            self._emit(ToolCallFinished(call, result.status, result.content, elapsed, result.spend))
+
+    async def _result_of(self, call: ToolCall) -> ToolResult:
+        spec = self._specs.get(call.name)
+        retries = self._assignment.tool_retries if spec is not None and spec.idempotent else 0
+        try:
+            return await retried(
+                lambda: self._attempt(call),
+                RetryPolicy(retries),
+                is_transient=lambda error: isinstance(error, _Transient),
+                waiting=lambda: self._ledger.phase(Phase.RETRY_BACKOFF),
+            )
+        except _Transient as failed:
+            return failed.result
+        except DeadlineSpent as spent:
+            if current().remaining <= _EXPIRES_WITH:
+                raise
+            return ToolResult(ToolStatus.FAILED, f"{call.name} failed: {spent}, and no further attempt fits")
+
+    async def _attempt(self, call: ToolCall) -> ToolResult:
+        phases = _Successive(self._ledger, Phase.TOOL_QUEUE)
+        try:
+            async with aclosing(self._tools.call(call)) as events:
+                async for event in events:
+                    match event:
+                        case ToolStarted():
+                            phases.enter(Phase.TOOL_CALL)
+                        case ToolProgress():
+                            self._emit(ToolCallProgress(call.id, event.message, event.fraction))
+                        case ToolResult():
+                            if event.transient:
+                                raise _Transient(event)
+                            return event
+        except NotFound as unknown:
+            return ToolResult(ToolStatus.UNKNOWN_TOOL, str(unknown))
+        except DeadlineSpentUpstream as spent:
+            if current().remaining <= _EXPIRES_WITH:
+                raise
+            return ToolResult(ToolStatus.FAILED, f"{call.name} failed: {spent}")
+        except DeadlineSpent:
+            raise
+        except MeshError as failed:
+            # A tool-runner that is gone, full or draining: another attempt may meet a better one.
+            retry_after: float | None = getattr(failed, "retry_after", None)
+            result = ToolResult(ToolStatus.FAILED, f"{call.name} failed: {failed}", True, retry_after)
+            raise _Transient(result) from failed
+        finally:
+            phases.leave()
+        raise InternalFailure(f"the tool-runner ended {call.name} without a result", hop="tool-runner")
+
+
+class _Transient(Exception):
+    """A failure that another attempt may mend; carries the result to give if none does."""
+
+    def __init__(self, result: ToolResult) -> None:
+        super().__init__(result.content)
+        self.result = result
+        self.retry_after = result.retry_after
+
+
+class _Successive:
+    """Phases of one activity, one after the other."""
+
+    def __init__(self, ledger: Ledger, first: Phase) -> None:
+        self._ledger = ledger
+        self._now: Phase | None = first
+        ledger.enter(first)
+
+    def enter(self, phase: Phase) -> None:
+        if phase is not self._now and self._now is not None:
+            self._ledger.enter(phase)
+            self._ledger.leave(self._now)
+            self._now = phase
+
+    def leave(self) -> None:
+        if self._now is not None:
+            self._ledger.leave(self._now)
+            self._now = None
+
+
+def _first(group: BaseExceptionGroup[MeshError]) -> MeshError:
+    """The error that stands for the group: one that tells of time or of the client before any other."""
+    errors: list[MeshError] = []
+    pending: list[BaseException] = [group]
+    while pending:
+        error = pending.pop()
+        if isinstance(error, BaseExceptionGroup):
+            pending.extend(error.exceptions)
+        elif isinstance(error, MeshError):
+            errors.append(error)
+    telling = (ClientCancelled, DeadlineSpent, DeadlineSpentUpstream, Stopped, MeshError)
+    return next(error for kind in telling for error in errors if isinstance(error, kind))

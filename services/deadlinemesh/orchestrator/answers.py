@@ -1,0 +1,36 @@
+"""What to say when there was no time to finish."""
+
+from __future__ import annotations
+
+from deadlinemesh.orchestrator.agent import Agent
+from deadlinemesh.orchestrator.ports import ToolStatus
+
+__all__ = ["partial_answer"]
+
+_EXCERPT = 500
+"""Characters of each tool's result that are quoted."""
+
+
+def partial_answer(agent: Agent) -> str:
+    """The best that a run which was cut can say: what the model was saying, else what its tools have found.
+
+    Never empty: a caller that waited is owed at least the reason.
+    """
+    if agent.text and not agent.turn_has_calls:
+        return agent.text
+    found = [
+        f"- {call.name}: {_excerpt(result.content)}"
+        for call, result in agent.finished_calls
+        if result.status is ToolStatus.OK
+    ]
+    if found:
+        return "There was no time left to finish. Found so far:\n" + "\n".join(found)
+    waiting = ", ".join(call.name for call in agent.unfinished_calls)
+    return f"There was no time left to finish: {waiting} had not answered." if waiting else _NOTHING
+
+
+_NOTHING = "There was no time left to find anything."
+
+
+def _excerpt(text: str) -> str:
+    return text if len(text) <= _EXCERPT else text[:_EXCERPT] + " …"

@@ -1,0 +1,111 @@
+"""The edge: who is calling, and how much time the call is granted. The only place where budgets are made.
+
+Whatever a caller says of its tenant, tier, run or remaining time is dropped; only its API key and its `grpc-timeout` count.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+from uuid import uuid4
+
+from deadlinemesh.deadline import SYSTEM_CLOCK, Clock, DeadlineContext
+from deadlinemesh.errors import Doomed, Unauthenticated
+from deadlinemesh.policy import Credentials, Policy, Tenant
+from deadlinemesh.transport import Arrival, wire
+
+__all__ = ["HOP", "EdgeGate", "Grant", "current_grant"]
+
+HOP = "orchestrator"
+
+C_CORE_STRETCH = 1.045
+"""A `grpc-timeout` from the C core may be this much longer than the caller's own timer: it is rounded up to three digits and then
+one of the last values, up to 3% longer, may be sent instead (seen: 10.0 s arriving as 10.4 s)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """The edge's decision on one call. Durations are in seconds from the call's arrival."""
+
+    tenant: Tenant
+    granted: float
+    """Until the deadline."""
+    due: float
+    """Until the answer must be on its way: the deadline less the response reserve."""
+    requested: float | None
+    """What the caller asked for; None for no deadline."""
+
+    @property
+    def reserve(self) -> float:
+        """What is held back so that the answer reaches the caller before its own timer fires."""
+        return self.granted - self.due
+
+    @property
+    def clipped(self) -> bool:
+        """Whether the caller asked for more than its tier may have."""
+        return self.requested is not None and self.requested > self.granted
+
+
+_GRANT: ContextVar[Grant] = ContextVar("grant")
+
+
+def current_grant() -> Grant:
+    """The grant of the call being served."""
+    return _GRANT.get()
+
+
+class EdgeGate:
+    """The gate of the orchestrator: authenticates by API key and grants the earlier of the caller's deadline and its tier's."""
+
+    def __init__(self, policy: Policy, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._credentials = Credentials(policy)
+        self._limits = policy.limits
+        self._clock = clock
+
+    def __call__(self, arrival: Arrival) -> DeadlineContext:
+        grant = self._grant(self._authenticated(arrival), arrival)
+        _GRANT.set(grant)
+        return DeadlineContext(
+            tenant_id=grant.tenant.tenant_id,
+            absolute_deadline=arrival.at + grant.granted,
+            tier=grant.tenant.tier,
+            trace_id=arrival.incoming.trace_id or wire.new_trace_id(),
+            run_id=f"run_{uuid4().hex[:20]}",
+            started_at=arrival.at,
+            clock=self._clock,
+        )
+
+    def _authenticated(self, arrival: Arrival) -> Tenant:
+        header = arrival.metadata.get("authorization", "")
+        scheme, _, key = header.partition(" ") if isinstance(header, str) else ("", "", "")
+        if not key or scheme.lower() != "bearer":
+            raise Unauthenticated("send your API key as metadata `authorization: Bearer KEY`", hop=HOP)
+        tenant = self._credentials.tenant_of(key.strip())
+        if tenant is None:
+            raise Unauthenticated("this API key is unknown; it may have been revoked", hop=HOP)
+        return tenant
+
+    def _grant(self, tenant: Tenant, arrival: Arrival) -> Grant:
+        budget, requested = tenant.tier_policy.run_budget, arrival.native_remaining
+        granted = due = budget
+        if requested is not None:
+            granted = min(budget, requested)
+            due = min(budget, requested / _stretch(arrival.metadata.get("user-agent", "")))
+        due -= self._limits.response_reserve
+        if arrival.method.endswith("/Run") and due < self._limits.shortest_run:
+            raise Doomed(
+                f"a deadline of {granted * 1000:.0f} ms leaves {max(0.0, due) * 1000:.0f} ms to work in, once the answer's way back "
+                f"is set aside; at least {self._limits.shortest_run * 1000:.0f} ms are needed to do anything",
+                hop=HOP,
+                phase="admission",
+            )
+        return Grant(tenant, granted, due, requested)
+
+
+def _stretch(user_agent: str | bytes) -> float:
+    """How much longer the timeout may have become on its way, judged by who encoded it.
+
+    The C core names itself as `grpc-c/`; Go, Java and Node send what they were given.
+    """
+    exact = isinstance(user_agent, str) and user_agent and "grpc-c/" not in user_agent
+    return 1.0 if exact else C_CORE_STRETCH

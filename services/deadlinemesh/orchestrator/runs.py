@@ -1,0 +1,307 @@
+"""Runs from birth to oblivion: each is executed once, in a scope of its own, and watched by any number of calls."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from deadlinemesh.conversation import Message
+from deadlinemesh.deadline import Background, BackgroundTask, DeadlineContext, Ledger, Phase, current, narrowed_at
+from deadlinemesh.deadline.scope import current_scope
+from deadlinemesh.errors import (
+    Cause,
+    DeadlineSpent,
+    DeadlineSpentUpstream,
+    MeshError,
+    NotFound,
+    Stopped,
+    Violation,
+)
+from deadlinemesh.orchestrator.agent import Agent, Assignment
+from deadlinemesh.orchestrator.answers import partial_answer
+from deadlinemesh.orchestrator.edge import Grant
+from deadlinemesh.orchestrator.events import Outcome, PhaseChanged, RunEvent, RunFinished, RunStarted, TextDelta, Usage
+from deadlinemesh.orchestrator.ports import ModelPort, ToolPort
+from deadlinemesh.policy import Limits
+from deadlinemesh.telemetry import RunEnded, Telemetry
+
+__all__ = ["AgentRun", "Runs", "Timed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """An event and when it happened, in seconds since the run's call arrived."""
+
+    elapsed: float
+    event: RunEvent
+
+
+class AgentRun:
+    """One agent run: its budget, what has happened so far, and how it ended."""
+
+    def __init__(self, context: DeadlineContext, grant: Grant, request_id: str, number: int) -> None:
+        self.context = context
+        self.grant = grant
+        self.request_id = request_id
+        self.number = number
+        """Counts the orchestrator's runs; later runs have higher ones."""
+        self.created_at = time.time()
+        """By the wall clock, for people."""
+        self.model = ""
+        self.finished: RunFinished | None = None
+        self.refused: MeshError | None = None
+        """Why the run never began."""
+        self.ledger = Ledger(
+            context.clock, context.started_at, opening=Phase.ADMISSION, on_change=self._phase_changed
+        )
+        self.agent: Agent | None = None
+        self._events: list[Timed] = []
+        self._changed = asyncio.Event()
+        self._watchers = 0
+        self._task: BackgroundTask[None] | None = None
+
+    @property
+    def run_id(self) -> str:
+        """The run's name."""
+        return self.context.run_id
+
+    @property
+    def due_at(self) -> float:
+        """The instant at which the answer must be on its way."""
+        return self.context.started_at + self.grant.due
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will happen."""
+        return self.finished is not None or self.refused is not None
+
+    @property
+    def history(self) -> tuple[Message, ...]:
+        """The conversation as far as it has come; always valid."""
+        return () if self.agent is None else self.agent.history
+
+    def emit(self, event: RunEvent) -> None:
+        """Tell every watcher, present and future."""
+        self._events.append(Timed(self.ledger.elapsed, event))
+        self._wake()
+
+    async def watch(self) -> AsyncGenerator[Timed, None]:
+        """Everything that has happened, then everything that happens, to the end.
+
+        When the last watcher leaves before that, the run is stopped. Raises what refused the run.
+        """
+        self._watchers += 1
+        seen = 0
+        try:
+            while True:
+                while seen < len(self._events):
+                    seen += 1
+                    yield self._events[seen - 1]
+                if self.refused is not None:
+                    raise self.refused
+                if self.finished is not None:
+                    return
+                self._changed.clear()
+                await self._changed.wait()
+        finally:
+            self._watchers -= 1
+            if not self._watchers:
+                self.stop(Cause.CLIENT_CANCELLED)
+                if self.over:
+                    self._events = _compacted(self._events)
+
+    async def ended(self) -> None:
+        """Return when the run is over and nothing of it is at work."""
+        if self._task is not None:
+            with suppress(Stopped):
+                await self._task.wait()
+
+    def stop(self, cause: Cause) -> None:
+        """End the run. A run that is over ignores it."""
+        if self._task is not None and not self.over:
+            self._task.stop(cause)
+
+    def begin(self, background: Background, execute: Callable[[], Awaitable[None]]) -> None:
+        """Execute the run in a scope of its own, which ends with the deadline and not with the call that began it."""
+
+        async def work() -> None:
+            await execute()
+
+        self._task = background.spawn(work, until=self.context.absolute_deadline, name=f"run {self.run_id}")
+
+    def refuse(self, error: MeshError) -> None:
+        """The run never begins, and whoever watches it is told why."""
+        self.refused = error
+        self._wake()
+
+    def finish(self, outcome: Outcome, cause: Cause | None, detail: str, answer: str, partial: bool) -> RunFinished:
+        """Close the books and tell the watchers."""
+        with self.ledger.phase(Phase.RESPONSE):
+            phases, elapsed = self.ledger.spent(), self.ledger.elapsed
+        agent = self.agent
+        self.finished = RunFinished(
+            outcome=outcome,
+            cause=cause,
+            detail=detail,
+            answer=answer,
+            partial=partial,
+            granted=self.grant.granted,
+            elapsed=elapsed,
+            phases=phases,
+            usage=Usage() if agent is None else replace(agent.usage),
+            iterations=0 if agent is None else agent.iteration,
+        )
+        self.emit(self.finished)
+        return self.finished
+
+    def _phase_changed(self, phase: Phase) -> None:
+        iteration = 0 if self.agent is None else self.agent.iteration
+        remaining = max(0.0, self.due_at - self.context.clock.monotonic())
+        self.emit(PhaseChanged(phase, iteration, remaining, self.ledger.spent()))
+
+    def _wake(self) -> None:
+        self._changed.set()
+
+
+class Runs:
+    """Every run that is known: those at work, and those that ended not too long ago."""
+
+    def __init__(
+        self, background: Background, models: ModelPort, tools: ToolPort, limits: Limits, telemetry: Telemetry
+    ) -> None:
+        self._background = background
+        self._models = models
+        self._tools = tools
+        self._limits = limits
+        self._telemetry = telemetry
+        self._by_id: dict[str, AgentRun] = {}
+        self._by_request: dict[tuple[str, str], AgentRun] = {}
+        self._ended: dict[str, deque[tuple[float, AgentRun]]] = {}
+        self._count = 0
+
+    def known(self, tenant_id: str, request_id: str) -> AgentRun | None:
+        """The tenant's run of this request id, if it is known."""
+        self._forget(tenant_id)
+        return self._by_request.get((tenant_id, request_id))
+
+    def get(self, tenant_id: str, run_id: str) -> AgentRun:
+        """The tenant's run. Raises NotFound, not telling a run of somebody else's from none."""
+        self._forget(tenant_id)
+        run = self._by_id.get(run_id)
+        if run is None or run.context.tenant_id != tenant_id:
+            raise NotFound([Violation("run_id", f"{run_id!r} is not a run of yours, or was forgotten")])
+        return run
+
+    def of(self, tenant_id: str) -> list[AgentRun]:
+        """The tenant's runs, newest first."""
+        self._forget(tenant_id)
+        mine = [run for run in self._by_id.values() if run.context.tenant_id == tenant_id]
+        return sorted(mine, key=lambda run: -run.number)
+
+    async def start(
+        self, grant: Grant, request_id: str, prepare: Callable[[AgentRun], Awaitable[Assignment]]
+    ) -> AgentRun:
+        """Register a run for the current call and begin it as `prepare` says.
+
+        Registered before anything is awaited, so that a second call with the same request id finds it. If `prepare` raises,
+        the run is forgotten and the error goes on, to this call and to any that attached meanwhile.
+        """
+        self._count += 1
+        run = AgentRun(current(), grant, request_id or f"req_{current().run_id[4:]}", self._count)
+        key = (run.context.tenant_id, run.request_id)
+        self._by_id[run.run_id] = self._by_request[key] = run
+        run.emit(RunStarted())
+        try:
+            assignment = await prepare(run)
+        except BaseException as error:
+            del self._by_id[run.run_id], self._by_request[key]
+            run.refuse(error if isinstance(error, MeshError) else DeadlineSpent("the call that began this run was cut"))
+            raise
+        run.model = assignment.model
+        run.begin(self._background, lambda: self._execute(run, assignment))
+        return run
+
+    async def _execute(self, run: AgentRun, assignment: Assignment) -> None:
+        run.agent = agent = Agent(assignment, self._models, self._tools, run.ledger, run.emit)
+        run.ledger.leave(Phase.ADMISSION)
+        try:
+            async with narrowed_at(run.due_at, "run"):
+                answer = await agent.run()
+            self._finish(run, Outcome.COMPLETED, None, "", answer, agent.truncated)
+        except (DeadlineSpent, DeadlineSpentUpstream) as spent:
+            self._finish(run, Outcome.DEADLINE_SPENT, spent.cause, str(spent), partial_answer(agent), True)
+        except MeshError as failed:
+            cause = failed.cause if isinstance(failed, Stopped) else Cause.UPSTREAM_FAILED
+            self._finish(run, Outcome.FAILED, cause, str(failed), partial_answer(agent), True)
+        except asyncio.CancelledError:
+            scope = current_scope()
+            cause = Cause.CLIENT_CANCELLED if scope is None or scope.cause is None else scope.cause
+            self._finish(run, _OUTCOMES[cause], cause, _DETAILS[cause], partial_answer(agent), True)
+            raise
+        except Exception:
+            detail = "the orchestrator failed; its log says why"
+            self._finish(run, Outcome.FAILED, Cause.INTERNAL, detail, partial_answer(agent), True)
+            raise
+
+    def _finish(
+        self, run: AgentRun, outcome: Outcome, cause: Cause | None, detail: str, answer: str, partial: bool
+    ) -> None:
+        self._remember(run, run.finish(outcome, cause, detail, answer, partial))
+
+    def _remember(self, run: AgentRun, finished: RunFinished) -> None:
+        context = run.context
+        now = context.clock.monotonic()
+        self._ended.setdefault(context.tenant_id, deque()).append((now, run))
+        self._telemetry.record(
+            RunEnded(
+                hop="orchestrator",
+                tenant_id=context.tenant_id,
+                tier=context.tier,
+                run_id=run.run_id,
+                started_at=context.started_at,
+                due_at=run.due_at,
+                ended_at=now,
+                outcome=finished.outcome.value,
+                cause="" if finished.cause is None else finished.cause.value,
+                phases={phase.value: seconds for phase, seconds in finished.phases.items()},
+                unattributed=finished.unattributed,
+            )
+        )
+
+    def _forget(self, tenant_id: str) -> None:
+        ended = self._ended.get(tenant_id)
+        while ended:
+            ended_at, run = ended[0]
+            old = run.context.clock.monotonic() - ended_at >= self._limits.keep_finished_runs
+            if not old and len(ended) <= self._limits.keep_runs_per_tenant:
+                return
+            ended.popleft()
+            del self._by_id[run.run_id], self._by_request[(tenant_id, run.request_id)]
+
+
+_OUTCOMES = {
+    Cause.CLIENT_CANCELLED: Outcome.CANCELLED,
+    Cause.DRAINING: Outcome.FAILED,
+    Cause.DEADLINE_SPENT: Outcome.DEADLINE_SPENT,
+}
+_DETAILS = {
+    Cause.CLIENT_CANCELLED: "the run was cancelled, or its last watcher went away",
+    Cause.DRAINING: "the orchestrator was shut down before the run could finish",
+    Cause.DEADLINE_SPENT: "the deadline passed",
+}
+
+
+def _compacted(events: list[Timed]) -> list[Timed]:
+    """The same story in fewer events: neighbouring pieces of text become one, at the instant of the last."""
+    compact: list[Timed] = []
+    for timed in events:
+        before = compact[-1].event if compact else None
+        if isinstance(timed.event, TextDelta) and isinstance(before, TextDelta):
+            compact[-1] = Timed(timed.elapsed, TextDelta(before.text + timed.event.text))
+        else:
+            compact.append(timed)
+    return compact

@@ -1,0 +1,279 @@
+"""The gRPC face of the orchestrator: turns messages into the domain's words and back, and does nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from deadlinemesh.conversation import Message, Role, ToolSpec, history_violations
+from deadlinemesh.deadline import Background
+from deadlinemesh.errors import Cause, InvalidRequest, NotFound, Violation, choices
+from deadlinemesh.orchestrator.agent import Assignment
+from deadlinemesh.orchestrator.edge import Grant, current_grant
+from deadlinemesh.orchestrator.events import (
+    PhaseChanged,
+    RunEvent,
+    RunFinished,
+    RunStarted,
+    TextDelta,
+    ToolCallFinished,
+    ToolCallProgress,
+    ToolCallStarted,
+)
+from deadlinemesh.orchestrator.ports import ModelPort, ToolPort
+from deadlinemesh.orchestrator.runs import AgentRun, Runs, Timed
+from deadlinemesh.policy import Policy
+from deadlinemesh.telemetry import Telemetry
+from deadlinemesh.transport.messages import (
+    hop_spend,
+    message_from_wire,
+    message_to_wire,
+    microseconds,
+    phase_spends,
+    phase_to_wire,
+    tool_call_to_wire,
+)
+from deadlinemesh.v1 import common_pb2, llm_proxy_pb2, orchestrator_pb2, orchestrator_pb2_grpc
+
+__all__ = ["OrchestratorServicer"]
+
+GRANTED_US = "deadline-granted-us"
+"""Initial metadata: the time granted, in microseconds from the call's arrival."""
+RUN_ID = "mesh-run-id"
+"""Initial metadata: the run's name."""
+
+_LONGEST_REQUEST_ID = 128
+_PAGE, _LARGEST_PAGE = 20, 100
+
+
+class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
+    """Serves runs. The edge gate has authenticated the tenant and granted the budget before any of this is called."""
+
+    def __init__(
+        self, policy: Policy, background: Background, models: ModelPort, tools: ToolPort, telemetry: Telemetry
+    ) -> None:
+        self._policy = policy
+        self._tools = tools
+        self._runs = Runs(background, models, tools, policy.limits, telemetry)
+
+    async def Run(
+        self, request: orchestrator_pb2.RunRequest, context: Any
+    ) -> AsyncIterator[orchestrator_pb2.RunResponse]:
+        grant = current_grant()
+        _check(request)
+        run = self._runs.known(grant.tenant.tenant_id, request.request_id) if request.request_id else None
+        attached = run is not None
+        if run is None:
+            run = await self._runs.start(grant, request.request_id, lambda new: self._prepare(request, new))
+        granted_us = str(microseconds(run.grant.granted))
+        await context.send_initial_metadata(((GRANTED_US, granted_us), (RUN_ID, run.run_id)))
+        async with aclosing(run.watch()) as events:
+            async for event in events:
+                yield _response(run, event, attached)
+
+    async def GetRun(
+        self, request: orchestrator_pb2.GetRunRequest, context: Any
+    ) -> orchestrator_pb2.GetRunResponse:
+        run = self._runs.get(current_grant().tenant.tenant_id, request.run_id)
+        return orchestrator_pb2.GetRunResponse(run=_info(run), messages=[message_to_wire(one) for one in run.history])
+
+    async def ListRuns(
+        self, request: orchestrator_pb2.ListRunsRequest, context: Any
+    ) -> orchestrator_pb2.ListRunsResponse:
+        size, before = _page(request)
+        wanted = {
+            orchestrator_pb2.RUN_STATE_UNSPECIFIED: (True, False),
+            orchestrator_pb2.RUN_STATE_RUNNING: (False,),
+            orchestrator_pb2.RUN_STATE_FINISHED: (True,),
+        }[request.state]
+        runs = [
+            run
+            for run in self._runs.of(current_grant().tenant.tenant_id)
+            if (before is None or run.number < before) and run.over in wanted
+        ]
+        token = str(runs[size - 1].number) if len(runs) > size else ""
+        return orchestrator_pb2.ListRunsResponse(runs=[_info(run) for run in runs[:size]], next_page_token=token)
+
+    async def CancelRun(
+        self, request: orchestrator_pb2.CancelRunRequest, context: Any
+    ) -> orchestrator_pb2.CancelRunResponse:
+        run = self._runs.get(current_grant().tenant.tenant_id, request.run_id)
+        run.stop(Cause.CLIENT_CANCELLED)
+        await run.ended()
+        return orchestrator_pb2.CancelRunResponse(run=_info(run))
+
+    async def _prepare(self, request: orchestrator_pb2.RunRequest, run: AgentRun) -> Assignment:
+        tenant = run.grant.tenant
+        if request.model and request.model not in tenant.models:
+            raise NotFound([Violation("model", f"{request.model!r} is unknown or not yours: {choices(tenant.models)}")])
+        messages = [message_from_wire(message) for message in request.history]
+        instructions = request.instructions or self._policy.instructions
+        if instructions and not any(message.role is Role.SYSTEM for message in messages):
+            messages.insert(0, Message(Role.SYSTEM, instructions))
+        messages.append(Message(Role.USER, request.prompt))
+        return Assignment(
+            model=request.model or tenant.models[0],
+            messages=tuple(messages),
+            tools=_chosen(request.tools, await self._tools.specs()),
+            max_iterations=_max_iterations(request, run.grant),
+            max_output_tokens=request.limits.max_output_tokens,
+            tool_retries=tenant.tier_policy.tool_retries,
+        )
+
+
+def _check(request: orchestrator_pb2.RunRequest) -> None:
+    found: list[Violation] = []
+    if not request.prompt.strip():
+        found.append(Violation("prompt", "must not be empty: say what the agent should do"))
+    if len(request.request_id) > _LONGEST_REQUEST_ID:
+        found.append(Violation("request_id", f"must be at most {_LONGEST_REQUEST_ID} characters"))
+    for limit in ("max_iterations", "max_output_tokens"):
+        if getattr(request.limits, limit) < 0:
+            found.append(Violation(f"limits.{limit}", "must be positive, or 0 to leave it to policy"))
+    found += history_violations([message_from_wire(message) for message in request.history], "history")
+    if found:
+        raise InvalidRequest(found)
+
+
+def _chosen(names: Sequence[str], specs: tuple[ToolSpec, ...]) -> tuple[ToolSpec, ...]:
+    offered = {spec.name: spec for spec in specs}
+    unknown = [
+        Violation(f"tools[{index}]", f"{name!r} is unknown or not yours: {choices(sorted(offered))}")
+        for index, name in enumerate(names)
+        if name not in offered
+    ]
+    if unknown:
+        raise NotFound(unknown)
+    return tuple(offered[name] for name in dict.fromkeys(names)) if names else specs
+
+
+def _max_iterations(request: orchestrator_pb2.RunRequest, grant: Grant) -> int:
+    allowed = grant.tenant.tier_policy.iterations
+    return min(request.limits.max_iterations or allowed, allowed)
+
+
+def _page(request: orchestrator_pb2.ListRunsRequest) -> tuple[int, int | None]:
+    found: list[Violation] = []
+    if not 0 <= request.page_size <= _LARGEST_PAGE:
+        found.append(Violation("page_size", f"must be from 1 to {_LARGEST_PAGE}, or 0 for {_PAGE}"))
+    if request.page_token and not request.page_token.isdecimal():
+        found.append(Violation("page_token", "must be the next_page_token of an earlier page"))
+    if request.state not in orchestrator_pb2.RunState.values():
+        found.append(Violation("state", f"must be {choices(orchestrator_pb2.RunState.keys())}"))
+    if found:
+        raise InvalidRequest(found)
+    return request.page_size or _PAGE, int(request.page_token) if request.page_token else None
+
+
+def _grant(grant: Grant) -> orchestrator_pb2.Grant:
+    return orchestrator_pb2.Grant(
+        tenant_id=grant.tenant.tenant_id,
+        tier=grant.tenant.tier,
+        granted_us=microseconds(grant.granted),
+        reserve_us=microseconds(grant.reserve),
+        requested_us=microseconds(grant.requested or 0.0),
+        clipped=grant.clipped,
+        max_iterations=grant.tenant.tier_policy.iterations,
+    )
+
+
+def _info(run: AgentRun) -> orchestrator_pb2.RunInfo:
+    created = Timestamp()
+    created.FromMicroseconds(microseconds(run.created_at))
+    return orchestrator_pb2.RunInfo(
+        run_id=run.run_id,
+        request_id=run.request_id,
+        state=orchestrator_pb2.RUN_STATE_FINISHED if run.over else orchestrator_pb2.RUN_STATE_RUNNING,
+        grant=_grant(run.grant),
+        trace_id=run.context.trace_id,
+        model=run.model,
+        create_time=created,
+        finished=None if run.finished is None else _finished(run.finished),
+    )
+
+
+def _response(run: AgentRun, timed: Timed, attached: bool) -> orchestrator_pb2.RunResponse:
+    return orchestrator_pb2.RunResponse(
+        elapsed_us=microseconds(timed.elapsed), **_event(run, timed.event, attached)
+    )
+
+
+def _event(run: AgentRun, event: RunEvent, attached: bool) -> dict[str, Any]:
+    match event:
+        case TextDelta():
+            return {"text": llm_proxy_pb2.TextDelta(text=event.text)}
+        case PhaseChanged():
+            return {
+                "phase_changed": orchestrator_pb2.PhaseChanged(
+                    phase=phase_to_wire(event.phase),
+                    iteration=event.iteration,
+                    remaining_us=microseconds(event.remaining),
+                    spent=phase_spends(event.spent),
+                )
+            }
+        case ToolCallStarted():
+            return {
+                "tool_call_started": orchestrator_pb2.ToolCallStarted(
+                    call=tool_call_to_wire(event.call),
+                    iteration=event.iteration,
+                    remaining_us=microseconds(event.remaining),
+                )
+            }
+        case ToolCallProgress():
+            return {
+                "tool_call_progress": orchestrator_pb2.ToolCallProgress(
+                    call_id=event.call_id, message=event.message, fraction=event.fraction
+                )
+            }
+        case ToolCallFinished():
+            spend = event.spend
+            return {
+                "tool_call_finished": orchestrator_pb2.ToolCallFinished(
+                    call_id=event.call.id,
+                    name=event.call.name,
+                    status=getattr(common_pb2, f"TOOL_STATUS_{event.status.name}"),
+                    content=event.content,
+                    elapsed_us=microseconds(event.elapsed),
+                    spend=None if spend is None else hop_spend(spend.hop, spend.elapsed, spend.phases),
+                )
+            }
+        case RunStarted():
+            return {
+                "started": orchestrator_pb2.RunStarted(
+                    run_id=run.run_id,
+                    request_id=run.request_id,
+                    grant=_grant(run.grant),
+                    trace_id=run.context.trace_id,
+                    model=run.model,
+                    attached=attached,
+                )
+            }
+        case RunFinished():
+            return {"finished": _finished(event)}
+
+
+def _finished(event: RunFinished) -> orchestrator_pb2.RunFinished:
+    usage = event.usage
+    return orchestrator_pb2.RunFinished(
+        outcome=getattr(orchestrator_pb2, f"OUTCOME_{event.outcome.name}"),
+        cause=common_pb2.CAUSE_UNSPECIFIED if event.cause is None else getattr(common_pb2, f"CAUSE_{event.cause.name}"),
+        detail=event.detail,
+        answer=event.answer,
+        partial=event.partial,
+        ledger=common_pb2.Ledger(
+            granted_us=microseconds(event.granted),
+            elapsed_us=microseconds(event.elapsed),
+            phases=phase_spends(event.phases),
+            unattributed_us=microseconds(event.unattributed),
+        ),
+        usage=common_pb2.Usage(
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+            model_calls=usage.model_calls,
+            tool_calls=usage.tool_calls,
+        ),
+        iterations=event.iterations,
+    )

@@ -1,0 +1,103 @@
+"""Messages that more than one service speaks, to the domain's words and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from deadlinemesh.conversation import Message, Role, ToolCall, ToolSpec
+from deadlinemesh.deadline import Phase
+from deadlinemesh.v1 import common_pb2
+
+__all__ = [
+    "hop_spend",
+    "message_from_wire",
+    "message_to_wire",
+    "microseconds",
+    "phase_from_wire",
+    "phase_spends",
+    "phase_to_wire",
+    "tool_call_from_wire",
+    "tool_call_to_wire",
+    "tool_spec_from_wire",
+    "tool_spec_to_wire",
+]
+
+_ROLES = {getattr(common_pb2, f"ROLE_{role.name}"): role for role in Role}
+_ROLES_TO_WIRE = {role: value for value, role in _ROLES.items()}
+_PHASES = {getattr(common_pb2, f"PHASE_{phase.name}"): phase for phase in Phase}
+_PHASES_TO_WIRE = {phase: value for value, phase in _PHASES.items()}
+
+
+def microseconds(seconds: float) -> int:
+    """A duration as the wire has it."""
+    return round(seconds * 1_000_000)
+
+
+def phase_to_wire(phase: Phase) -> common_pb2.Phase:
+    """The enum's value."""
+    return _PHASES_TO_WIRE[phase]
+
+
+def phase_from_wire(value: int) -> Phase | None:
+    """The phase; None where a newer peer names one that is unknown here."""
+    return _PHASES.get(value)
+
+
+def phase_spends(spent: Mapping[Phase, float]) -> list[common_pb2.PhaseSpend]:
+    """Seconds by phase as messages."""
+    return [
+        common_pb2.PhaseSpend(phase=phase_to_wire(phase), spent_us=microseconds(seconds))
+        for phase, seconds in spent.items()
+    ]
+
+
+def hop_spend(hop: str, elapsed: float, spent: Mapping[Phase, float]) -> common_pb2.HopSpend:
+    """What a hop says of its own time. Durations are in seconds."""
+    return common_pb2.HopSpend(hop=hop, elapsed_us=microseconds(elapsed), phases=phase_spends(spent))
+
+
+def tool_call_to_wire(call: ToolCall) -> common_pb2.ToolCall:
+    """A tool call as a message."""
+    return common_pb2.ToolCall(id=call.id, name=call.name, arguments_json=call.arguments_json)
+
+
+def tool_call_from_wire(call: common_pb2.ToolCall) -> ToolCall:
+    """A tool call from a message."""
+    return ToolCall(call.id, call.name, call.arguments_json)
+
+
+def message_to_wire(message: Message) -> common_pb2.Message:
+    """An entry of a conversation as a message."""
+    return common_pb2.Message(
+        role=common_pb2.ROLE_UNSPECIFIED if message.role is None else _ROLES_TO_WIRE[message.role],
+        content=message.content,
+        tool_calls=[tool_call_to_wire(call) for call in message.tool_calls],
+        tool_call_id=message.tool_call_id,
+    )
+
+
+def message_from_wire(message: common_pb2.Message) -> Message:
+    """An entry of a conversation from a message; an unknown role becomes None."""
+    return Message(
+        role=_ROLES.get(message.role),
+        content=message.content,
+        tool_calls=tuple(tool_call_from_wire(call) for call in message.tool_calls),
+        tool_call_id=message.tool_call_id,
+    )
+
+
+def tool_spec_to_wire(spec: ToolSpec) -> common_pb2.ToolSpec:
+    """A tool's description as a message."""
+    return common_pb2.ToolSpec(
+        name=spec.name,
+        description=spec.description,
+        arguments_schema_json=json.dumps(spec.schema, ensure_ascii=False),
+        idempotent=spec.idempotent,
+    )
+
+
+def tool_spec_from_wire(spec: common_pb2.ToolSpec) -> ToolSpec:
+    """A tool's description from a message. Raises ValueError where the schema is not JSON; empty allows no arguments."""
+    schema = json.loads(spec.arguments_schema_json or '{"type": "object", "properties": {}}')
+    return ToolSpec(spec.name, spec.description, schema, spec.idempotent)
