@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 
-from opentelemetry.sdk.trace import TracerProvider
+from grpc.aio import Server
 from opentelemetry.trace import Tracer
 
 from deadlinemesh import orchestrator
@@ -16,85 +17,91 @@ from deadlinemesh.policy import Policy, default_policy, load
 from deadlinemesh.telemetry import JsonLinesSink, LogSink, MetricsSink, Sink, Telemetry
 from deadlinemesh.telemetry.tracing import tracing_to
 from deadlinemesh.tool_runner import servicer as tool_runner
-from deadlinemesh.transport import DeadlineInterceptor, Gate, MeshGate, MeshServer, mesh_channel
+from deadlinemesh.transport import DeadlineInterceptor, Gate, MeshChannel, MeshGate, MeshServer, mesh_channel
 from deadlinemesh.v1 import llm_proxy_pb2_grpc, orchestrator_pb2_grpc, tool_runner_pb2_grpc
 
-__all__ = ["Hop", "assemble"]
+__all__ = ["assemble"]
 
 
-@dataclass(slots=True)
-class Hop:
-    """A service ready to start, and what to close when its server has stopped."""
+def assemble(name: str, settings: HopSettings, stack: AsyncExitStack) -> MeshServer:
+    """Build the service `name`; what it uses is closed with `stack`, after its server has stopped.
 
-    name: str
-    server: MeshServer
-    closers: tuple[Callable[[], Awaitable[None]], ...]
-    traces: TracerProvider | None
-
-    async def aclose(self) -> None:
-        """Close what the server used, in order."""
-        for close in self.closers:
-            await close()
-        if self.traces is not None:
-            self.traces.shutdown()
-
-
-def assemble(name: str, settings: HopSettings) -> Hop:
-    """Build the service `name`. Raises PolicyError, ValueError or OSError for what is wrong with its settings."""
+    Raises PolicyError, ValueError or OSError for what is wrong with its settings.
+    """
     policy = default_policy() if settings.policy_file is None else load(settings.policy_file)
-    traces = tracing_to(settings.traces, name)
     sinks: list[Sink] = [LogSink(), MetricsSink()]
     if settings.events_file is not None:
-        sinks.append(JsonLinesSink(settings.events_file))
-    telemetry = Telemetry(sinks)
-    tracer = None if traces is None else traces.get_tracer("deadlinemesh")
+        lines = JsonLinesSink(settings.events_file)
+        stack.callback(lines.close)
+        sinks.append(lines)
+    traces = tracing_to(settings.traces, name)
+    if traces is not None:
+        stack.callback(traces.shutdown)
+    parts = _Parts(settings, policy, Telemetry(sinks), traces and traces.get_tracer("deadlinemesh"), stack)
     build = {"orchestrator": _orchestrator, "llm-proxy": _llm_proxy, "tool-runner": _tool_runner}[name]
-    server, closers = build(settings, policy, telemetry, tracer)
-    return Hop(name, server, closers, traces)
+    return build(parts)
 
 
-Built = tuple[MeshServer, tuple[Callable[[], Awaitable[None]], ...]]
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What every service is made of."""
+
+    settings: HopSettings
+    policy: Policy
+    telemetry: Telemetry
+    tracer: Tracer | None
+    stack: AsyncExitStack
+
+    def channel(self, target: str) -> MeshChannel:
+        """A channel to an inner hop, closed with the rest."""
+        channel = mesh_channel(
+            target,
+            mesh_token=self.settings.token(),
+            message_bytes=self.policy.limits.message_bytes,
+            keepalive=self.settings.keepalive_seconds,
+            tracer=self.tracer,
+        )
+        self.stack.push_async_callback(channel.close)
+        return channel
+
+    def interceptor(self, hop: str, gate: Gate) -> DeadlineInterceptor:
+        """The door of the service."""
+        return DeadlineInterceptor(hop, gate, telemetry=self.telemetry, tracer=self.tracer)
+
+    def mesh_gate(self, hop: str) -> MeshGate:
+        """The gate of an inner service."""
+        return MeshGate(hop, self.settings.token())
+
+    def server(self, interceptor: DeadlineInterceptor, service: str, register: Callable[[Server], None]) -> MeshServer:
+        """The service's server."""
+        settings = self.settings.server(interceptor.hop, self.policy.limits.message_bytes)
+        return MeshServer(settings, interceptor, [(service, register)])
 
 
-def _orchestrator(settings: HopSettings, policy: Policy, telemetry: Telemetry, tracer: Tracer | None) -> Built:
-    open_channel = partial(
-        mesh_channel,
-        mesh_token=settings.token(),
-        message_bytes=policy.limits.message_bytes,
-        keepalive=settings.keepalive_seconds,
-        tracer=tracer,
-    )
-    llm, tools = open_channel(settings.llm_proxy), open_channel(settings.tool_runner)
-    interceptor = _interceptor(orchestrator.HOP, orchestrator.EdgeGate(policy), telemetry, tracer)
+def _orchestrator(parts: _Parts) -> MeshServer:
+    interceptor = parts.interceptor(orchestrator.HOP, orchestrator.EdgeGate(parts.policy))
     servicer = orchestrator.OrchestratorServicer(
-        policy, interceptor.background, orchestrator.GrpcModels(llm), orchestrator.GrpcTools(tools), telemetry
+        parts.policy,
+        interceptor.background,
+        orchestrator.GrpcModels(parts.channel(parts.settings.llm_proxy)),
+        orchestrator.GrpcTools(parts.channel(parts.settings.tool_runner)),
+        parts.telemetry,
     )
     register = partial(orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server, servicer)
-    service = ("deadlinemesh.v1.OrchestratorService", register)
-    return _server(settings, policy, interceptor, service), (llm.close, tools.close)
+    return parts.server(interceptor, "deadlinemesh.v1.OrchestratorService", register)
 
 
-def _llm_proxy(settings: HopSettings, policy: Policy, telemetry: Telemetry, tracer: Tracer | None) -> Built:
-    interceptor = _interceptor(llm_proxy.HOP, MeshGate(llm_proxy.HOP, settings.token()), telemetry, tracer)
-    servicer = llm_proxy.build(policy)
+def _llm_proxy(parts: _Parts) -> MeshServer:
+    interceptor = parts.interceptor(llm_proxy.HOP, parts.mesh_gate(llm_proxy.HOP))
+    servicer = llm_proxy.build(parts.policy)
+    parts.stack.push_async_callback(servicer.aclose)
     register = partial(llm_proxy_pb2_grpc.add_LlmProxyServiceServicer_to_server, servicer)
-    service = ("deadlinemesh.v1.LlmProxyService", register)
-    return _server(settings, policy, interceptor, service), (servicer.aclose,)
+    return parts.server(interceptor, "deadlinemesh.v1.LlmProxyService", register)
 
 
-def _tool_runner(settings: HopSettings, policy: Policy, telemetry: Telemetry, tracer: Tracer | None) -> Built:
-    interceptor = _interceptor(tool_runner.HOP, MeshGate(tool_runner.HOP, settings.token()), telemetry, tracer)
-    servicer = tool_runner.build(policy)
+def _tool_runner(parts: _Parts) -> MeshServer:
+    interceptor = parts.interceptor(tool_runner.HOP, parts.mesh_gate(tool_runner.HOP))
+    servicer = tool_runner.build(parts.policy)
+    parts.stack.push_async_callback(servicer.aclose)
     register = partial(tool_runner_pb2_grpc.add_ToolRunnerServiceServicer_to_server, servicer)
-    service = ("deadlinemesh.v1.ToolRunnerService", register)
-    return _server(settings, policy, interceptor, service), (servicer.aclose,)
-
-
-def _interceptor(hop: str, gate: Gate, telemetry: Telemetry, tracer: Tracer | None) -> DeadlineInterceptor:
-    return DeadlineInterceptor(hop, gate, telemetry=telemetry, tracer=tracer)
-
-
-def _server(
-    settings: HopSettings, policy: Policy, interceptor: DeadlineInterceptor, service: tuple[str, Callable[..., None]]
-) -> MeshServer:
-    return MeshServer(settings.server(interceptor.hop, policy.limits.message_bytes), interceptor, [service])
+    return parts.server(interceptor, "deadlinemesh.v1.ToolRunnerService", register)

@@ -10,7 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from deadlinemesh.transport import ServerSettings
 
-__all__ = ["HOPS", "HopName", "HopSettings"]
+__all__ = ["HOPS", "CommandSettings", "HopName", "HopSettings"]
 
 HopName = Literal["orchestrator", "llm-proxy", "tool-runner"]
 HOPS: dict[str, int] = {"orchestrator": 50051, "llm-proxy": 50052, "tool-runner": 50053}
@@ -46,7 +46,9 @@ class HopSettings(BaseSettings):
     @model_validator(mode="after")
     def _has_a_token(self) -> HopSettings:
         if not self.mesh_token and self.mesh_token_file is None:
-            raise ValueError("set DMESH_MESH_TOKEN_FILE (or DMESH_MESH_TOKEN): the secret by which services know one another")
+            raise ValueError(
+                "set DMESH_MESH_TOKEN_FILE (or DMESH_MESH_TOKEN): the secret by which services know one another"
+            )
         return self
 
     def token(self) -> str:
@@ -64,3 +66,27 @@ class HopSettings(BaseSettings):
             drain=self.drain_seconds,
             keepalive=self.keepalive_seconds,
         )
+
+
+class CommandSettings(BaseSettings):
+    """What the other commands read from the environment."""
+
+    model_config = SettingsConfigDict(env_prefix="DMESH_", frozen=True, populate_by_name=True)
+
+    addr: str = ""
+    """The orchestrator that `dmesh run` calls, HOST:PORT; empty: the mesh that `dmesh up` started."""
+    api_key: str = ""
+    """The key it calls with."""
+    state_file: Path | None = None
+    """Where `dmesh up` writes what it started; see `state_path`."""
+    runtime_dir: Path | None = Field(default=None, validation_alias="XDG_RUNTIME_DIR")
+    openai_api_key: str = Field(default="", validation_alias="OPENAI_API_KEY")
+    openai_base_url: str = Field(default="", validation_alias="OPENAI_BASE_URL")
+
+    @property
+    def state_path(self) -> Path:
+        """The state file: the one that was named, else one in the user's runtime folder, else in the user's cache."""
+        if self.state_file is not None:
+            return self.state_file
+        folder = self.runtime_dir or Path.home() / ".cache"
+        return folder / "deadlinemesh" / "up.json"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import suppress
 from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -27,8 +28,9 @@ CANCEL_AGAIN_AFTER = 0.05
 REPORT_ORPHAN_AFTER = 0.25
 """Seconds after which work that was told to stop counts as an orphan (the deadline contract, point 5)."""
 
-_EXPIRES_WITH = 0.002
-"""A cancel from outside this close to the deadline, in seconds, is the peer's timer for the same deadline."""
+_EXPIRES_WITH = 0.005
+"""A cancel from outside this close to the deadline, in seconds, is the peer's timer for the same deadline: so far may a
+deadline move between hops (the deadline contract, point 2)."""
 
 _SCOPE: ContextVar[Scope | None] = ContextVar("deadline_scope", default=None)
 
@@ -52,10 +54,14 @@ class Scope:
         self.context = context
         self.cause: Cause | None = None
         """Why the scope was stopped; None while it was not."""
+        self.caller_left = False
+        """Whether the caller itself ended its wait, so that nobody is there to be told anything."""
         self.on_overdue: Callable[[], None] | None = None
-        """Called once, REPORT_ORPHAN_AFTER after the stop, if something under the scope still lives."""
+        """Called once, REPORT_ORPHAN_AFTER after the stop, if the work itself, which `run` waits for, still lives."""
         self._owner = owner
         self._main: _OwnedTask | None = None
+        self._outer: Scope | None = None
+        self._over = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closers: set[Callable[[], object]] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -71,16 +77,20 @@ class Scope:
         cancelled on in the background.
         """
         if self.context.is_expired:
-            work.close()
-            self.cause = Cause.DEADLINE_SPENT
-            self._owner._closed(self)
+            self.stop(Cause.DEADLINE_SPENT)
+        if self.cause is not None:
+            self._never_begin(work)
             raise self.stopped()
         loop = asyncio.get_running_loop()
         task = asyncio.current_task()
         if not isinstance(task, _OwnedTask):
             own_tasks(loop)
-            return await loop.create_task(self.run(work))
-        self._main, outer, cancels = task, task.runs, task.cancelling()
+            try:
+                return await loop.create_task(self.run(work))
+            finally:
+                if self._main is None and not self._over:  # cancelled before its first step
+                    self._never_begin(work)
+        self._main, self._outer, cancels = task, task.runs, task.cancelling()
         task.runs = self
         context_token, scope_token = _CURRENT.set(self.context), _SCOPE.set(self)
         self._timer = loop.call_later(self.context.remaining, self.stop, Cause.DEADLINE_SPENT)
@@ -89,7 +99,7 @@ class Scope:
             result = await work
         except BaseException as error:
             failure = error
-        self._main = None
+        self._main, self._over = None, True
         if self._tasks or self._closers:
             await self._end_what_is_left(task)
         if not self._tasks:
@@ -97,10 +107,13 @@ class Scope:
             self._owner._closed(self)
         _SCOPE.reset(scope_token)
         _CURRENT.reset(context_token)
-        task.runs = outer
+        task.runs = self._outer
         if self.cause is not None:
             while task.cancelling() > cancels:
                 task.uncancel()  # it goes on as the error of its cause, not as a cancellation
+            if getattr(task, "_must_cancel", False):  # the work stopped its own scope and never waited after that
+                with suppress(asyncio.CancelledError):
+                    await asyncio.sleep(0)
             raise self.stopped() from (None if isinstance(failure, asyncio.CancelledError) else failure)
         if isinstance(failure, asyncio.CancelledError) and task.cancelling() == cancels:
             # The work raised it by itself, nobody cancelled it: grpc.aio would send no status for that.
@@ -110,13 +123,22 @@ class Scope:
         return result
 
     def stop(self, cause: Cause) -> None:
-        """End everything under the scope because of `cause`. The first cause stands; a scope that is over ignores it."""
-        if self.cause is None and self._main is not None:
+        """End everything under the scope because of `cause`. The first cause stands; a scope that is over ignores it.
+
+        Work that has not begun yet will not.
+        """
+        if self.cause is None and not self._over:
             self.cause = cause
-            self._end()
+            if self._main is not None:
+                self._end()
 
     def adopt(self, task: asyncio.Task[Any]) -> None:
         """Own `task` too. The task factory calls this for each task born under the scope."""
+        if self._over and not self._tasks:
+            # Born after the end, from a callback set up before it. It may clean up until the first round of cancellation.
+            self._owner._reopened(self)
+            self._ending_since, self._overdue = self.context.clock.monotonic(), False
+            self._timer = asyncio.get_running_loop().call_later(CANCEL_AGAIN_AFTER, self._cancel_again)
         self._tasks.add(task)
         task.add_done_callback(self._gone)
 
@@ -136,8 +158,18 @@ class Scope:
         """
         if canceller is None or canceller is self._main or canceller in self._tasks:
             return
-        near = self.context.remaining <= _EXPIRES_WITH
-        self.stop(Cause.DEADLINE_SPENT if near else Cause.CLIENT_CANCELLED)
+        self.caller_left = True
+        self.stop(self._why_left())
+        if self._outer is not None:
+            self._outer.cancelled_by(canceller)
+
+    def _why_left(self) -> Cause:
+        return Cause.DEADLINE_SPENT if self.context.remaining <= _EXPIRES_WITH else Cause.CLIENT_CANCELLED
+
+    def _never_begin(self, work: Coroutine[Any, Any, Any]) -> None:
+        work.close()
+        self._over = True
+        self._owner._closed(self)
 
     async def _end_what_is_left(self, task: asyncio.Task[Any]) -> None:
         if self._ending_since is None:
@@ -148,7 +180,7 @@ class Scope:
                 await self._emptied
             except asyncio.CancelledError:
                 if self.cause is None:
-                    self.cause = Cause.CLIENT_CANCELLED
+                    self.cause = self._why_left()
 
     def _end(self) -> None:
         self._ending_since = self.context.clock.monotonic()
@@ -161,22 +193,27 @@ class Scope:
             asyncio.Task.cancel(self._main)
         for task in tuple(self._tasks):
             task.cancel()
+        loop = asyncio.get_running_loop()
         while self._closers:
-            self._closers.pop()()
-        self._timer = asyncio.get_running_loop().call_later(CANCEL_AGAIN_AFTER, self._cancel_again)
+            try:
+                self._closers.pop()()
+            except Exception as error:
+                loop.call_exception_handler({"message": f"{self!r} could not close what it owns", "exception": error})
+        self._timer = loop.call_later(CANCEL_AGAIN_AFTER, self._cancel_again)
 
     def _cancel_again(self) -> None:
         assert self._ending_since is not None
         age = self.context.clock.monotonic() - self._ending_since
-        if age >= REPORT_ORPHAN_AFTER and not self._overdue:
+        self._cancel_all()
+        # The round that is nearest, lest a timer a hair too early put it off to the next.
+        if age > REPORT_ORPHAN_AFTER - CANCEL_AGAIN_AFTER / 2 and not self._overdue:
             self._overdue = True
+            self._wake_up()
             alive: set[asyncio.Task[Any]] = self._tasks if self._main is None else {self._main, *self._tasks}
             for task in alive:
                 self._owner._report(Orphan(self.context, self._owner.hop, _describe(task), age))
-            if self.on_overdue is not None:
+            if self._main is not None and self.on_overdue is not None:
                 self.on_overdue()
-            self._wake_up()
-        self._cancel_all()
 
     def _gone(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
@@ -198,6 +235,13 @@ class Scope:
         if self.cause is Cause.DRAINING:
             return Draining(f"{hop or 'this work'} was stopped by a shutdown", hop=hop)
         return ClientCancelled("the caller cancelled or went away", hop=hop)
+
+    def left(self) -> Stopped:
+        """The error for a caller that is found to have left, before anything has cancelled the scope."""
+        self.caller_left = True
+        if self.cause is None:
+            self.cause = self._why_left()
+        return self.stopped()
 
     def __repr__(self) -> str:
         return f"<Scope {self._owner.hop} run={self.context.run_id} tasks={len(self._tasks)} cause={self.cause}>"
@@ -233,6 +277,9 @@ class Scopes:
     def _report(self, orphan: Orphan) -> None:
         self._on_orphan(orphan)
 
+    def _reopened(self, scope: Scope) -> None:
+        self._live.add(scope)
+
     def _closed(self, scope: Scope) -> None:
         self._live.discard(scope)
         if not self._live and self._emptied is not None:
@@ -267,7 +314,7 @@ class _OwnedTask(asyncio.Task[Any]):
 
     def cancel(self, msg: Any | None = None) -> bool:
         if self.runs is not None and not self.done():
-            self.runs.cancelled_by(asyncio.current_task())
+            self.runs.cancelled_by(asyncio.current_task(self.get_loop()))  # which may have stopped running
         return super().cancel(msg)
 
 
@@ -291,6 +338,11 @@ def _adopting_factory(
 
 
 def _describe(task: asyncio.Task[Any]) -> str:
-    frames = task.get_stack(limit=1)
-    place = f" at {frames[0].f_code.co_qualname}:{frames[0].f_lineno}" if frames else ""
+    place = ""
+    step: Any = task.get_coro()
+    while step is not None:  # down the chain of awaits, to the last frame that is not asyncio's own
+        frame = getattr(step, "cr_frame", None)
+        if frame is not None and not frame.f_globals.get("__name__", "").startswith("asyncio."):
+            place = f" at {frame.f_code.co_qualname}:{frame.f_lineno}"
+        step = getattr(step, "cr_await", None)
     return f"{task.get_name()}{place}"

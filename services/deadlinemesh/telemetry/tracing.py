@@ -21,7 +21,9 @@ def tracing_to(destination: str, hop: str) -> TracerProvider | None:
     if destination == "off":
         return None
     provider = TracerProvider(resource=Resource.create({"service.name": hop, "service.namespace": "deadlinemesh"}))
-    provider.add_span_processor(BatchSpanProcessor(_exporter(destination)))
+    # Room for a burst of ends: a full batch would be exported at once, in the middle of it and on the same interpreter.
+    processor = BatchSpanProcessor(_exporter(destination), max_queue_size=1 << 16, max_export_batch_size=1 << 13)
+    provider.add_span_processor(processor)
     trace.set_tracer_provider(provider)
     return provider
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -33,6 +33,11 @@ class _Status:
     code: grpc.StatusCode
     details: str
     trailing: Metadata
+
+
+class _Metadatum(NamedTuple):
+    key: str
+    value: str | bytes
 
 
 class MemoryServer:
@@ -69,20 +74,36 @@ class MemoryChannel(grpc.aio.Channel):  # type: ignore[misc]  # grpc.aio is part
         self._transit = transit
         self._rounding = rounding
 
-    def _multicallable(self, method: str, encode: Callable[[Any], bytes], decode: Callable[[bytes], Any], **_: Any) -> Any:
+    def _multicallable(
+        self, requests: Callable[[Any], AsyncIterator[Any]], method: str, encode: Any, decode: Any
+    ) -> Callable[..., _Call]:
+        encode, decode = encode or _as_it_is, decode or _as_it_is
+
         def call(
-            request: Any = None, *, timeout: float | None = None, metadata: Iterable[tuple[str, str]] | None = None, **__: Any
+            request: Any = None,
+            *,
+            timeout: float | None = None,
+            metadata: Iterable[tuple[str, str]] | None = None,
+            **_: Any,
         ) -> _Call:
-            return _Call(
-                self._server, method, request, timeout, tuple(metadata or ()), encode, decode, self._transit, self._rounding
-            )
+            encoded = (encode(one) async for one in requests(request))
+            sent = tuple(metadata or ())
+            return _Call(self._server, method, encoded, timeout, sent, decode, self._transit, self._rounding)
 
         return call
 
-    def unary_unary(self, method: str, request_serializer: Any, response_deserializer: Any, **_: Any) -> Any:
-        return self._multicallable(method, request_serializer, response_deserializer)
+    def unary_unary(
+        self, method: str, request_serializer: Any = None, response_deserializer: Any = None, **_: Any
+    ) -> Any:
+        return self._multicallable(_one, method, request_serializer, response_deserializer)
 
-    unary_stream = stream_unary = stream_stream = unary_unary
+    def stream_unary(
+        self, method: str, request_serializer: Any = None, response_deserializer: Any = None, **_: Any
+    ) -> Any:
+        return self._multicallable(_many, method, request_serializer, response_deserializer)
+
+    unary_stream = unary_unary
+    stream_stream = stream_unary
 
     async def close(self, grace: float | None = None) -> None:
         return None
@@ -110,10 +131,9 @@ class _Call:
         self,
         server: MemoryServer,
         method: str,
-        request: Any,
+        requests: AsyncIterator[bytes],
         timeout: float | None,
         metadata: Metadata,
-        encode: Callable[[Any], bytes],
         decode: Callable[[bytes], Any],
         transit: float,
         rounding: float,
@@ -129,9 +149,9 @@ class _Call:
         self._deadline = None if timeout is None else loop.time() + timeout
         self._timer = None if timeout is None else loop.call_later(timeout, self._out_of_time)
         served_until = None if timeout is None else loop.time() + timeout * rounding
-        self._requests = _requests(request, encode)
+        self._requests = requests
         self._server_task = loop.create_task(self._serve(server, method, metadata, served_until), context=Context())
-        self._server_timer = None if served_until is None else loop.call_at(served_until, self._server_task.cancel)
+        self._server_timer = None if served_until is None else loop.call_at(served_until, self._cancel_server)
 
     # --- the server's end ---
 
@@ -141,9 +161,11 @@ class _Call:
         if handler is None:
             self._finish(_Status(grpc.StatusCode.UNIMPLEMENTED, "Method not found!", ()))
             return
-        context = _ServicerContext(self, metadata, until, handler.response_serializer)
+        deserialize = handler.request_deserializer or _as_it_is
+        parsed = (deserialize(raw) async for raw in self._requests)
+        context = _ServicerContext(self, parsed, metadata, until, handler.response_serializer or _as_it_is)
         try:
-            await self._handle(handler, context)
+            await self._handle(handler, parsed, context)
         except grpc.aio.AbortError:
             return
         except asyncio.CancelledError:
@@ -153,8 +175,9 @@ class _Call:
         await self._cross()
         self._finish(context.status)
 
-    async def _handle(self, handler: grpc.RpcMethodHandler, context: _ServicerContext) -> None:
-        parsed = (handler.request_deserializer(raw) async for raw in self._requests)
+    async def _handle(
+        self, handler: grpc.RpcMethodHandler, parsed: AsyncIterator[Any], context: _ServicerContext
+    ) -> None:
         request = parsed if handler.request_streaming else await anext(parsed)
         kind = ("stream" if handler.request_streaming else "unary", "stream" if handler.response_streaming else "unary")
         behaviour = getattr(handler, "_".join(kind))
@@ -177,14 +200,25 @@ class _Call:
         self._tell_server()
 
     def _tell_server(self) -> None:
-        # From a task, as in grpc.aio, where a cancel from the peer comes from one too.
         async def cancel() -> None:
             await self._cross()
             self._server_task.cancel()
 
-        if not self._server_task.done():
-            task = asyncio.get_running_loop().create_task(cancel(), context=Context())
-            self._server_task.add_done_callback(lambda _, keep=task: None)
+        self._from_a_task(cancel())
+
+    def _cancel_server(self) -> None:
+        async def cancel() -> None:
+            self._server_task.cancel()
+
+        self._from_a_task(cancel())
+
+    def _from_a_task(self, cancel: Coroutine[Any, Any, None]) -> None:
+        # As in grpc.aio, where a cancel of the server's task comes from another task, never from a timer.
+        if self._server_task.done():
+            cancel.close()
+            return
+        task = asyncio.get_running_loop().create_task(cancel, context=Context())
+        self._server_task.add_done_callback(lambda _, keep=task: None)
 
     def _finish(self, status: _Status) -> None:
         if self._status.done():
@@ -277,10 +311,18 @@ class _Call:
 class _ServicerContext:
     """What a handler sees of its call."""
 
-    def __init__(self, call: _Call, metadata: Metadata, until: float | None, serialize: Callable[[Any], bytes]) -> None:
+    def __init__(
+        self,
+        call: _Call,
+        requests: AsyncIterator[Any],
+        metadata: Metadata,
+        until: float | None,
+        serialize: Callable[[Any], bytes],
+    ) -> None:
         self.status = _Status(grpc.StatusCode.OK, "", ())
         self._call = call
-        self._metadata = metadata
+        self._requests = requests
+        self._metadata = tuple(_Metadatum(key, value) for key, value in metadata)
         self._until = until
         self._serialize = serialize
 
@@ -300,22 +342,39 @@ class _ServicerContext:
         if not self._call._initial.done():
             self._call._initial.set_result(tuple(metadata))
 
+    async def read(self) -> Any:
+        return await anext(self._requests, grpc.aio.EOF)
+
     async def write(self, message: Any) -> None:
         await self._call._cross()
         self._call._responses.put_nowait(self._serialize(message))
 
-    async def abort_with_status(self, status: grpc.Status) -> None:
+    def code(self) -> grpc.StatusCode | None:
+        return None if self.status.code is grpc.StatusCode.OK else self.status.code
+
+    async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> None:
+        self.status = _Status(code, details, tuple(trailing_metadata))
         await self._call._cross()
-        self._call._finish(_Status(status.code, status.details, tuple(status.trailing_metadata)))
+        self._call._finish(self.status)
         raise grpc.aio.AbortError("Locally aborted.")
 
+    async def abort_with_status(self, status: grpc.Status) -> None:
+        await self.abort(status.code, status.details, tuple(status.trailing_metadata))
 
-async def _requests(request: Any, encode: Callable[[Any], bytes]) -> AsyncIterator[bytes]:
-    if hasattr(request, "__aiter__"):
-        async for one in request:
-            yield encode(one)
-    elif hasattr(request, "__iter__"):
-        for one in request:
-            yield encode(one)
+
+def _as_it_is(message: Any) -> Any:
+    """Stands for a serializer that was not given, as in grpc."""
+    return message
+
+
+async def _one(request: Any) -> AsyncIterator[Any]:
+    yield request
+
+
+async def _many(requests: Any) -> AsyncIterator[Any]:
+    if hasattr(requests, "__aiter__"):
+        async for request in requests:
+            yield request
     else:
-        yield encode(request)
+        for request in requests:
+            yield request

@@ -17,7 +17,15 @@ from opentelemetry import trace
 
 from deadlinemesh.deadline import SYSTEM_CLOCK, Background, Clock, DeadlineContext, Orphan, Scope, Scopes
 from deadlinemesh.deadline.scope import outside_any_scope, own_tasks
-from deadlinemesh.errors import Draining, InternalFailure, MeshError, NoDeadline, Stopped, Unauthenticated
+from deadlinemesh.errors import (
+    ClientCancelled,
+    Draining,
+    InternalFailure,
+    MeshError,
+    NoDeadline,
+    Stopped,
+    Unauthenticated,
+)
 from deadlinemesh.telemetry import CallEnded, CallStarted, MalformedRemaining, OrphanReported, Telemetry
 from deadlinemesh.transport import wire
 from deadlinemesh.transport.spans import ServerSpans, no_span
@@ -145,6 +153,7 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # 
         at = self._clock.monotonic()
         deadline: DeadlineContext | None = None
         error: MeshError | None = None
+        scope: Scope | None = None
         result: Any = None
         spans = self._spans
         with no_span() if spans is None else spans.serving(_Details(method), context) as span:
@@ -157,8 +166,8 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # 
                     self._telemetry.record(
                         CallStarted(self.hop, method, deadline.run_id, at, deadline.absolute_deadline)
                     )
-                scope = self.scopes.open(deadline)
-                scope.on_overdue = lambda: self._answer_for(scope, context)
+                scope = opened = self.scopes.open(deadline)
+                scope.on_overdue = lambda: self._answer_for(opened, context)
                 result = await scope.run(_call(run, request, context))
             except MeshError as refused:
                 error = refused
@@ -166,26 +175,33 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # 
                 error = error_from(failed, "an upstream")
             except grpc.aio.AbortError:
                 raise  # the handler wrote its own status
+            except grpc.aio.InternalError:  # an answer could not be written: nobody is there to take it
+                if scope is None:
+                    raise
+                error = scope.left()
             except Exception:
                 _LOG.exception("%s%s failed", self.hop, method)
                 error = InternalFailure(f"{self.hop} failed; its log says why", hop=self.hop)
             finally:
-                code = grpc.StatusCode.OK if error is None else code_of(error)
+                code = _written(context) if error is None else code_of(error)
                 cause = error.cause.value if isinstance(error, Stopped) else ""
                 if spans is not None:
                     spans.conclude(span, code, cause, "" if error is None else str(error))
                 if deadline is not None and self._telemetry:
                     self._telemetry.record(self._ended(method, deadline, code, cause))
+        if isinstance(error, ClientCancelled) and scope is not None and scope.caller_left:
+            raise asyncio.CancelledError from error  # nobody is there to read a status: grpc.aio lets the call go
         if error is not None and not context.done():
             error.hop = error.hop or self.hop
-            await context.abort_with_status(status_of(error, deadline))
+            with suppress(grpc.aio.InternalError):  # the peer has left already
+                await context.abort_with_status(status_of(error, deadline))
         return result
 
     def _answer_for(self, scope: Scope, context: Any) -> None:
         """Send the status of a call whose handler will not end: its client must not wait for that."""
 
         async def abort() -> None:
-            with suppress(grpc.aio.AbortError):
+            with suppress(grpc.aio.AbortError, grpc.aio.InternalError):
                 await context.abort_with_status(status_of(scope.stopped(), scope.context))
 
         if not context.done():
@@ -230,6 +246,14 @@ class _Details:
 def _call(run: Handler, request: Any, context: Any) -> Coroutine[Any, Any, Any]:
     outcome: Coroutine[Any, Any, Any] = run(request, context)
     return outcome
+
+
+def _written(context: Any) -> grpc.StatusCode:
+    """The code that the handler itself has given its call: by `abort`, by `set_code`, or by simply returning."""
+    code = context.code()
+    if code is None:
+        return grpc.StatusCode.OK
+    return code if isinstance(code, grpc.StatusCode) else grpc.StatusCode.UNKNOWN
 
 
 def _streaming(behaviour: Handler) -> Handler:

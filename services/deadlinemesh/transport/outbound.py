@@ -6,7 +6,7 @@ A decorator around `grpc.aio.Channel` rather than client interceptors: those hav
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -95,8 +95,12 @@ class _Stamp:
     ) -> Any:
         carrier: dict[str, str] = {}
         span = spans.begin(method, context, carrier)
-        call = invoke(request, timeout=context.remaining, metadata=(*stamped, *carrier.items()), **options)
-        spans.end_with(span, call)
+        try:
+            call = invoke(request, timeout=context.remaining, metadata=(*stamped, *carrier.items()), **options)
+        except BaseException as error:
+            spans.end_unsent(span, error)
+            raise
+        spans.end_with(span, call, context)
         return call
 
 
@@ -134,12 +138,8 @@ class StreamingCall:
             disown = scope.own(call.cancel)
             call.add_done_callback(lambda _: disown())
 
-    async def __aiter__(self) -> AsyncIterator[Any]:
-        try:
-            async for response in self._call:
-                yield response
-        finally:
-            self._call.cancel()
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return _Responses(self._call)
 
     async def __aenter__(self) -> Self:
         return self
@@ -151,3 +151,22 @@ class StreamingCall:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._call, name)
+
+
+class _Responses(AsyncIterator[Any]):
+    """The responses of `call`, and its end when nobody iterates any more: a loop drops its iterator as it is left.
+
+    An async generator would do the same a turn of the event loop later, and cost each message a frame.
+    """
+
+    __slots__ = ("_call", "_next")
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+        self._next = call.__aiter__().__anext__
+
+    def __anext__(self) -> Awaitable[Any]:
+        return self._next()  # type: ignore[no-any-return]
+
+    def __del__(self) -> None:
+        self._call.cancel()

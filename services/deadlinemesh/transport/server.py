@@ -11,7 +11,6 @@ from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from deadlinemesh.errors import Cause
 from deadlinemesh.transport.channels import KEEPALIVE
@@ -61,6 +60,9 @@ class MeshServer:
 
     async def start(self) -> int:
         """Listen; returns the port. Raises OSError naming the address when it cannot be had."""
+        # Here, because clients import this package too, and only servers need and have reflection.
+        from grpc_reflection.v1alpha import reflection
+
         settings = self._settings
         milliseconds = int(settings.keepalive * 1000)
         self._server = server = grpc.aio.server(
@@ -71,6 +73,10 @@ class MeshServer:
                 ("grpc.keepalive_time_ms", milliseconds),
                 ("grpc.keepalive_timeout_ms", milliseconds),
                 ("grpc.keepalive_permit_without_calls", 1),
+                # Else the third ping of a silent connection is never sent, and a broken one never found out.
+                ("grpc.http2.max_pings_without_data", 0),
+                # What really ends a silent connection: by its own default a minute, whatever the keepalive timeout says.
+                ("grpc.http2.ping_timeout_ms", milliseconds),
                 ("grpc.http2.min_ping_interval_without_data_ms", min(milliseconds, 10_000)),
                 ("grpc.http2.max_ping_strikes", 0),
             ],

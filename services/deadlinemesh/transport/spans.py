@@ -20,6 +20,7 @@ from opentelemetry.propagate import inject
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from deadlinemesh.deadline import DeadlineContext
+from deadlinemesh.errors import Cause
 
 __all__ = ["ClientSpans", "ServerSpans"]
 
@@ -38,11 +39,11 @@ def _describe(span: Span, method: str, context: DeadlineContext) -> None:
 
 
 def _conclude(span: Span, code: grpc.StatusCode, cause: str, description: str) -> None:
-    span.set_attribute("rpc.grpc.status_code", code.value[0])
-    span.set_attribute("rpc.status_code", code.name)
+    attributes: dict[str, str | int] = {"rpc.grpc.status_code": code.value[0], "rpc.status_code": code.name}
     if code is not grpc.StatusCode.OK:
-        span.set_attribute("error.type", cause or code.name)
+        attributes["error.type"] = cause or code.name
         span.set_status(Status(StatusCode.ERROR, description))
+    span.set_attributes(attributes)
 
 
 class ServerSpans(OpenTelemetryAioServerInterceptor):  # type: ignore[misc]  # the package is untyped
@@ -78,14 +79,22 @@ class ClientSpans(_BaseAioClientInterceptor):  # type: ignore[misc]  # the packa
         inject(carrier, context=trace.set_span_in_context(span))
         return span
 
-    def end_with(self, span: Span, call: grpc.aio.Call) -> None:
+    def end_with(self, span: Span, call: grpc.aio.Call, context: DeadlineContext) -> None:
         """End `span` with the status of `call`, whenever and however it ends: answered, failed, cut or cancelled."""
 
         def ended(done: grpc.aio.Call) -> None:
-            _conclude(span, _code_of_done(done), "", "")
+            code = _code_of_done(done)
+            cut = code is grpc.StatusCode.CANCELLED and context.is_expired
+            _conclude(span, code, Cause.DEADLINE_SPENT.value if cut else "", "")
             span.end()
 
         call.add_done_callback(ended)
+
+    def end_unsent(self, span: Span, error: BaseException) -> None:
+        """End the `span` of a call that could not even be begun."""
+        span.set_attribute("error.type", type(error).__qualname__)
+        span.set_status(Status(StatusCode.ERROR, str(error)))
+        span.end()
 
 
 def _code_of_done(call: grpc.aio.Call) -> grpc.StatusCode:

@@ -6,11 +6,11 @@ refusals that pass a `RetryInfo`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -109,7 +109,7 @@ def error_from(error: grpc.aio.AioRpcError, upstream: str) -> MeshError:
     info, violations, retry_after = _details_of(error)
     message = error.details() or error.code().name
     if info is None:
-        return _without_details(error, upstream, message)
+        return _without_details(error, upstream, message, retry_after)
     hop, phase = info.metadata.get("hop", upstream), info.metadata.get("phase", "")
     if info.reason in (Cause.DEADLINE_SPENT, Cause.DEADLINE_SPENT_UPSTREAM):
         return DeadlineSpentUpstream(message, hop=hop, phase=phase)
@@ -121,13 +121,15 @@ def error_from(error: grpc.aio.AioRpcError, upstream: str) -> MeshError:
     return kind(message, hop=hop, phase=phase)
 
 
-def _without_details(error: grpc.aio.AioRpcError, upstream: str, message: str) -> Stopped:
+def _without_details(
+    error: grpc.aio.AioRpcError, upstream: str, message: str, retry_after: float | None
+) -> Stopped:
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         own = current_or_none()
         if own is not None and own.is_expired:
             return DeadlineSpent(f"the deadline passed while {upstream} was at work", hop=upstream)
         return DeadlineSpentUpstream(f"{upstream}: {message}", hop=upstream)
-    return UpstreamFailed(f"{upstream} answered {error.code().name}: {message}", hop=upstream)
+    return UpstreamFailed(f"{upstream} answered {error.code().name}: {message}", retry_after=retry_after, hop=upstream)
 
 
 def _details_of(
@@ -136,29 +138,25 @@ def _details_of(
     info: error_details_pb2.ErrorInfo | None = None
     violations: tuple[Violation, ...] = ()
     retry_after: float | None = None
-    for packed in _packed_details(error):
-        if packed.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
-            candidate = error_details_pb2.ErrorInfo()
-            packed.Unpack(candidate)
-            info = candidate if candidate.domain == DOMAIN else info
-        elif packed.Is(error_details_pb2.BadRequest.DESCRIPTOR):
-            bad = error_details_pb2.BadRequest()
-            packed.Unpack(bad)
-            violations = tuple(Violation(one.field, one.description) for one in bad.field_violations)
-        elif packed.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
-            retry = error_details_pb2.RetryInfo()
-            packed.Unpack(retry)
-            retry_after = retry.retry_delay.ToNanoseconds() / 1e9
-    return info, violations, retry_after
-
-
-def _packed_details(error: grpc.aio.AioRpcError) -> Iterator[any_pb2.Any]:
     try:
         status = rpc_status.from_call(error)
-    except ValueError:  # the details contradict the status: whoever wrote them cannot be trusted on either
-        return
-    if status is not None:
-        yield from status.details
+        for packed in () if status is None else status.details:
+            if packed.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
+                candidate = error_details_pb2.ErrorInfo()
+                packed.Unpack(candidate)
+                info = candidate if candidate.domain == DOMAIN else info
+            elif packed.Is(error_details_pb2.BadRequest.DESCRIPTOR):
+                bad = error_details_pb2.BadRequest()
+                packed.Unpack(bad)
+                violations = tuple(Violation(one.field, one.description) for one in bad.field_violations)
+            elif packed.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
+                retry = error_details_pb2.RetryInfo()
+                packed.Unpack(retry)
+                retry_after = retry.retry_delay.ToNanoseconds() / 1e9
+    except (ValueError, DecodeError):
+        # Unreadable, or in contradiction to the status: whoever wrote them cannot be trusted on either.
+        return None, (), None
+    return info, violations, retry_after
 
 
 def info_metadata(error: grpc.aio.AioRpcError) -> Mapping[str, str]:

@@ -1,0 +1,13 @@
+"""What `dmesh bench NAME` runs. Every benchmark measures plain grpc.aio beside the mesh, in the same run.
+
+    registry.py   the benchmarks by name
+    report.py     quantiles, bars, the form of a result
+    process.py    child processes that say when they are ready
+    relay.py      a process that serves plain and mesh relays, for drift and overhead
+    drift.py      how far a deadline moves over six hops
+    overhead.py   what the mesh's transport costs a call
+    stop.py       how soon every hop is idle after the end
+    stop_*.py     its parts: the mesh, the plain chain, the broken connections
+
+Naive code lives here only.
+"""

@@ -1,0 +1,42 @@
+"""Child processes that print one JSON line when they are ready, and end with their parent."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+__all__ = ["started"]
+
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+@asynccontextmanager
+async def started(module: str, *arguments: str, environment: Mapping[str, str] | None = None) -> AsyncIterator[Any]:
+    """Run `python -m module arguments` for the block; gives what its ready line says."""
+    path = os.pathsep.join(filter(None, [str(_ROOT), str(_ROOT / "services"), os.environ.get("PYTHONPATH")]))
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", module, *arguments),
+        stdout=asyncio.subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": path, **(environment or {})},
+    )
+    assert process.stdout is not None
+    try:
+        line = await process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{module} ended before it was ready, with exit code {await process.wait()}")
+        yield json.loads(line)
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            try:
+                async with asyncio.timeout(10):
+                    await process.wait()
+            except TimeoutError:
+                process.kill()
+                await process.wait()

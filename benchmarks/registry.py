@@ -1,0 +1,14 @@
+"""The benchmarks by name."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from benchmarks.drift import drift
+from benchmarks.overhead import overhead
+from benchmarks.report import Options, Result
+from benchmarks.stop import stop
+
+__all__ = ["BENCHES"]
+
+BENCHES: dict[str, Callable[[Options], Awaitable[Result]]] = {"drift": drift, "stop": stop, "overhead": overhead}

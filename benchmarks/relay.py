@@ -1,0 +1,107 @@
+"""A process with two servers, one behind the mesh's transport and one of plain grpc.aio, with the same methods.
+
+`Echo` and `Stream` answer; `Relay` passes the call on to the next process and adds its own deadline to what comes back. A message is
+JSON in bytes, so that no generated code is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+
+from deadlinemesh.deadline import current
+from deadlinemesh.transport import DeadlineInterceptor, MeshChannel, MeshGate
+
+__all__ = ["TOKEN", "traced"]
+
+TOKEN = "benchmark"
+SERVICE = "benchmark.Relay"
+
+
+class Discarded(SpanExporter):
+    """Takes spans through the whole pipeline and drops them at its end."""
+
+    def export(self, spans: Any) -> SpanExportResult:
+        return SpanExportResult.SUCCESS
+
+
+def traced() -> Any:
+    """A tracer whose spans are made, batched and dropped."""
+    provider = TracerProvider()
+    provider.add_span_processor(BatchSpanProcessor(Discarded()))
+    return provider.get_tracer("benchmark")
+
+
+async def _echo(request: bytes, context: Any) -> bytes:
+    return request
+
+
+async def _stream(request: bytes, context: Any) -> AsyncIterator[bytes]:
+    for _ in range(int(request)):
+        yield b"x" * 50
+
+
+class _MeshRelay:
+    def __init__(self, following: grpc.aio.Channel | None) -> None:
+        self._next = None if following is None else following.unary_unary(f"/{SERVICE}/Relay")
+
+    async def __call__(self, request: bytes, context: Any) -> bytes:
+        below = [] if self._next is None else json.loads(await self._next(request))
+        return json.dumps([current().absolute_deadline, *below]).encode()
+
+
+class _PlainRelay:
+    def __init__(self, following: grpc.aio.Channel | None) -> None:
+        self._next = None if following is None else following.unary_unary(f"/{SERVICE}/Relay")
+
+    async def __call__(self, request: bytes, context: Any) -> bytes:
+        deadline = time.monotonic() + context.time_remaining()
+        below = [] if self._next is None else json.loads(await self._next(request, timeout=context.time_remaining()))
+        return json.dumps([deadline, *below]).encode()
+
+
+async def _serve(relay: Any, interceptors: list[grpc.aio.ServerInterceptor]) -> tuple[grpc.aio.Server, int]:
+    async def forward(request: bytes, context: Any) -> bytes:
+        answer: bytes = await relay(request, context)
+        return answer
+
+    handlers = {
+        "Echo": grpc.unary_unary_rpc_method_handler(_echo),
+        "Stream": grpc.unary_stream_rpc_method_handler(_stream),
+        "Relay": grpc.unary_unary_rpc_method_handler(forward),
+    }
+    server = grpc.aio.server(interceptors=interceptors)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    return server, port
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--next-plain", type=int, help="port of the next plain relay")
+    parser.add_argument("--next-mesh", type=int, help="port of the next mesh relay")
+    parser.add_argument("--traced", action="store_true", help="trace the mesh's side")
+    options = parser.parse_args()
+    tracer = traced() if options.traced else None
+    plain = mesh = None
+    if options.next_plain:
+        plain = grpc.aio.insecure_channel(f"127.0.0.1:{options.next_plain}")
+        mesh = MeshChannel(grpc.aio.insecure_channel(f"127.0.0.1:{options.next_mesh}"), TOKEN, tracer)
+    gate = DeadlineInterceptor("relay", MeshGate("relay", TOKEN), tracer=tracer)
+    plain_server, plain_port = await _serve(_PlainRelay(plain), [])
+    _mesh_server, mesh_port = await _serve(_MeshRelay(mesh), [gate])
+    print(json.dumps({"plain": plain_port, "mesh": mesh_port}), flush=True)
+    await plain_server.wait_for_termination()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,44 @@
+"""dmesh: starts a mesh, runs agents on it, shows where their time went.
+
+app.py          the commands, and nothing else
+settings.py     what is read from the environment
+hops.py         puts each service together
+serve.py        one service in this process
+tied.py         a module as a process that ends with whoever started it
+supervisor.py   several such processes: ready, restarted, drained
+machine.py      the mesh on one machine, made of those
+up.py           `dmesh up`
+state.py        where `dmesh up` tells `dmesh run` what it started
+running.py      `dmesh run`
+live.py         what a run shows while it runs
+waterfall.py    where its time went: events to rows to text
+demo.py         three tenants at once
+bench.py        finds and reports the benchmarks of a checkout
+policy_commands.py  `dmesh policy`
+output.py       exit codes, JSON, errors as people read them
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+
+__all__ = ["main"]
+
+# By import name; what the extra `server` brings.
+_NEEDED = (
+    *("typer", "rich", "yaml", "pydantic", "pydantic_settings", "jsonschema"),
+    *("httpx", "openai", "starlette", "uvicorn", "grpc_reflection", "opentelemetry.sdk"),
+)
+
+
+def main() -> None:
+    """The `dmesh` command. Says what to install, and exits with 2, where only the client was installed."""
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        print('dmesh needs more than the client library: pip install "deadline-mesh[server]"', file=sys.stderr)
+        print(f"missing: {', '.join(missing)}", file=sys.stderr)
+        raise SystemExit(2)
+    from deadlinemesh.cli.app import app
+
+    app(prog_name="dmesh")

@@ -1,0 +1,5 @@
+"""`python -m deadlinemesh.cli` is `dmesh`."""
+
+from deadlinemesh.cli import main
+
+main()

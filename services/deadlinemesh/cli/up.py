@@ -1,0 +1,154 @@
+"""`dmesh up`: starts a mesh, tells how to use it, keeps it up until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from deadlinemesh.cli import state as states
+from deadlinemesh.cli.machine import RunningMesh, UpOptions, running_mesh
+from deadlinemesh.cli.output import Exit, complain
+from deadlinemesh.cli.settings import CommandSettings
+from deadlinemesh.cli.state import MeshState
+from deadlinemesh.cli.supervisor import ProgramFailed
+
+__all__ = ["up"]
+
+ORCHESTRATOR = "deadlinemesh.v1.OrchestratorService"
+
+
+async def up(options: UpOptions, settings: CommandSettings, *, as_json: bool) -> Exit:
+    """Run a mesh until SIGINT, SIGTERM or SIGHUP, then drain it. A second signal ends it at once.
+
+    Raises PolicyError or ValueError for wrong options before anything is started.
+    """
+    told, hurried = asyncio.Event(), asyncio.Event()
+
+    def on_signal() -> None:
+        if told.is_set():
+            hurried.set()
+        else:
+            told.set()
+            _say("draining: what runs may finish; the same again ends it at once")
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, on_signal)
+    show = _print_json if as_json else _print_panel
+    kept = asyncio.ensure_future(_keep(options, settings, show, hurried))
+    stopping = asyncio.ensure_future(told.wait())
+    await asyncio.wait({kept, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not kept.done():
+        kept.cancel()
+        await asyncio.wait({kept})
+    if kept.cancelled():
+        return Exit.ANSWERED
+    try:
+        kept.result()
+    except ProgramFailed as failed:
+        complain(str(failed))
+        return Exit.FAILED
+    return Exit.ANSWERED
+
+
+async def _keep(
+    options: UpOptions, settings: CommandSettings, show: Callable[[MeshState], None], hurried: asyncio.Event
+) -> None:
+    path = settings.state_path
+    async with running_mesh(options, settings, _say, _pass_on) as mesh:
+        killer = asyncio.ensure_future(_kill_when(hurried, mesh))
+        _remember(mesh.state, path)
+        try:
+            show(mesh.state)
+            await mesh.supervisor.keep(lambda: _remember(mesh.refreshed(), path))
+        finally:
+            states.forget(path)
+    killer.cancel()
+
+
+def _remember(state: MeshState, path: Path) -> None:
+    try:
+        states.write(state, path)
+    except OSError as error:
+        _say(f"`dmesh run` will need --address and --key: {path} cannot be written: {error.strerror}")
+
+
+async def _kill_when(hurried: asyncio.Event, mesh: RunningMesh) -> None:
+    await hurried.wait()
+    mesh.supervisor.kill()
+
+
+def _say(what: str) -> None:
+    print(f"dmesh: {what}", file=sys.stderr, flush=True)
+
+
+def _pass_on(name: str, line: str) -> None:
+    print(f"{name} | {line}", file=sys.stderr, flush=True)
+
+
+def _print_json(state: MeshState) -> None:
+    print(state.as_json(), flush=True)
+
+
+def _print_panel(state: MeshState) -> None:
+    console = Console(highlight=False)
+    console.print(
+        Panel(Group(_addresses(state), Text(), _tenants(state)), title="Deadline Mesh is up", title_align="left")
+    )
+    for title, lines in _examples(state).items():
+        console.print(Text(f"\n{title}", style="bold"))
+        for line in lines:  # never wrapped, so that they can be pasted
+            console.print(Text(f"  {line}"), soft_wrap=True)
+    console.print(Text("\nCtrl-C drains and stops; once more stops at once.", style="dim"))
+
+
+def _addresses(state: MeshState) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_row(Text("orchestrator", style="bold"), state.address, Text("for clients", style="dim"))
+    for name, address in state.inner.items():
+        table.add_row(Text(name, style="bold"), address, Text("internal: wants the mesh token", style="dim"))
+    if state.demo_world:
+        address = state.demo_world.removeprefix("http://")
+        table.add_row(Text("demo world", style="bold"), address, Text("the upstreams of its HTTP tools", style="dim"))
+    table.add_row(
+        Text("models", style="bold"), Text(", ".join(state.models)), Text("the first is the default", style="dim")
+    )
+    return table
+
+
+def _tenants(state: MeshState) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_row(*(Text(title, style="dim") for title in ("tenant", "tier", "API key")))
+    for name, tenant in state.tenants.items():
+        table.add_row(Text(name, style="bold"), tenant.tier, Text(tenant.api_key, overflow="fold"))
+    return table
+
+
+def _examples(state: MeshState) -> dict[str, list[str]]:
+    name, tenant = next(iter(state.tenants.items()))
+    proxy = state.inner["llm-proxy"]
+    key = f"-H 'authorization: Bearer {tenant.api_key}'"
+    inside = f"-H 'mesh-token: {state.mesh_token}' -H 'mesh-identity: tenant={name};tier={tenant.tier};run=by-hand'"
+    return {
+        "Run an agent": [
+            f"""dmesh run 'Look up the customer "northwind" and calculate 1299 * 12' --tenant {name} --deadline 20s""",
+            f'dmesh run "Run the long task for 20 seconds" --tenant {name} --deadline 2s',
+        ],
+        "Inspect it with grpcurl": [
+            f"grpcurl -plaintext {state.address} list",
+            f"grpcurl -plaintext {state.address} describe {ORCHESTRATOR}",
+            f"grpcurl -plaintext {state.address} grpc.health.v1.Health/Check",
+            f"""grpcurl -plaintext -max-time 20 {key} -d '{{"prompt": "hello"}}' {state.address} {ORCHESTRATOR}/Run""",
+            f"grpcurl -plaintext -max-time 5 {inside} {proxy} deadlinemesh.v1.LlmProxyService/ListModels",
+        ],
+        "For the example clients": [f"export DMESH_ADDR={state.address} DMESH_API_KEY={tenant.api_key}"],
+    }

@@ -1,0 +1,15 @@
+"""The Python client. Needs the package's base requirements only.
+
+    async with DeadlineMesh("localhost:50051", api_key="…") as mesh:
+        async for event in mesh.run("What is due today?", deadline=20.0):
+            print(event.text.text, end="")
+
+    mesh.py       `DeadlineMesh`
+    address.py    which addresses are spoken to in plain text
+
+What goes wrong is raised as one of `deadlinemesh.errors`.
+"""
+
+from deadlinemesh.client.mesh import DeadlineMesh
+
+__all__ = ["DeadlineMesh"]

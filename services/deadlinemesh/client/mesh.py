@@ -1,0 +1,162 @@
+"""`DeadlineMesh`: runs agents on a mesh. The deadline of a call is its gRPC timeout and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Iterable
+from contextlib import aclosing
+from typing import Any, Self, TypeVar
+
+import grpc
+
+from deadlinemesh.client.address import is_loopback
+from deadlinemesh.errors import UpstreamFailed
+from deadlinemesh.transport import StreamingCall, error_from, open_channel
+from deadlinemesh.v1 import common_pb2, orchestrator_pb2, orchestrator_pb2_grpc
+
+__all__ = ["DeadlineMesh"]
+
+T = TypeVar("T")
+
+ORCHESTRATOR = "orchestrator"
+
+MESSAGE_BYTES = 4 * 1024 * 1024
+"""The largest message that is accepted, gRPC's own default and that of the embedded policy."""
+
+
+class DeadlineMesh:
+    """Speaks to the orchestrator at `address` on behalf of the tenant whose key is `api_key`.
+
+    The connection is TLS with the system's roots, except to a loopback address, where it is plain. `credentials` name
+    other roots or certificates; `plaintext=True` is for a sidecar or a private network that encrypts. `channel` is used
+    as it is in place of all that. It connects when first used; use it in one event loop.
+
+    Every method may raise any of `deadlinemesh.errors`. A `deadline` is in seconds; without one, and where it is longer
+    than the tenant's tier allows, the tier's budget holds.
+    """
+
+    def __init__(
+        self,
+        address: str = "localhost:50051",
+        *,
+        api_key: str,
+        plaintext: bool | None = None,
+        credentials: grpc.ChannelCredentials | None = None,
+        message_bytes: int = MESSAGE_BYTES,
+        channel: grpc.aio.Channel | None = None,
+    ) -> None:
+        if credentials is not None and plaintext:
+            raise ValueError("credentials are for TLS: they contradict plaintext=True")
+        plain = is_loopback(address) if plaintext is None else plaintext
+        self.address = address
+        self._credentials = None if plain and credentials is None else credentials or grpc.ssl_channel_credentials()
+        self._metadata = (("authorization", f"Bearer {api_key}"),)
+        self._message_bytes = message_bytes
+        self._channel = channel
+        self._stub: Any = None
+
+    async def run(
+        self,
+        prompt: str,
+        *,
+        deadline: float | None = None,
+        model: str = "",
+        tools: Iterable[str] = (),
+        request_id: str = "",
+        instructions: str = "",
+        history: Iterable[common_pb2.Message] = (),
+        max_iterations: int = 0,
+        max_output_tokens: int = 0,
+    ) -> AsyncGenerator[orchestrator_pb2.RunResponse, None]:
+        """Run an agent and yield what happens; the last event is `finished`.
+
+        A run whose time is spent is no error: its `finished` says so and carries the partial answer. Leaving the loop
+        cancels the run: as soon as nobody holds the generator any more, or when `contextlib.aclosing` around it says so.
+        """
+        request = orchestrator_pb2.RunRequest(
+            request_id=request_id,
+            prompt=prompt,
+            instructions=instructions,
+            history=history,
+            model=model,
+            tools=tools,
+            limits=orchestrator_pb2.RunLimits(max_iterations=max_iterations, max_output_tokens=max_output_tokens),
+        )
+        finished = False
+        try:
+            # An abandoned stream is never cancelled by grpc.aio itself, not even after a plain `break`.
+            async with StreamingCall(
+                self._orchestrator.Run(request, timeout=deadline, metadata=self._metadata)
+            ) as call:
+                async for event in call:
+                    finished = finished or event.HasField("finished")
+                    yield event
+        except grpc.aio.AioRpcError as error:
+            # An answer that came just in time stands, even if the deadline outran the status behind it.
+            if not finished:
+                raise error_from(error, ORCHESTRATOR) from None
+
+    async def answer(self, prompt: str, **options: Any) -> orchestrator_pb2.RunFinished:
+        """Run an agent and return how the run ended: its `outcome`, its `answer`. `options` are those of `run`."""
+        finished: orchestrator_pb2.RunFinished | None = None
+        async with aclosing(self.run(prompt, **options)) as events:
+            async for event in events:
+                if event.HasField("finished"):
+                    finished = event.finished
+        if finished is None:
+            raise UpstreamFailed("the stream ended before the run did; get_run tells how it ended", hop=ORCHESTRATOR)
+        return finished
+
+    async def get_run(self, run_id: str, *, deadline: float | None = None) -> orchestrator_pb2.GetRunResponse:
+        """What is known of a run, and its conversation. Raises NotFound when it is unknown, forgotten or not yours."""
+        request = orchestrator_pb2.GetRunRequest(run_id=run_id)
+        return await _reply(self._orchestrator.GetRun(request, timeout=deadline, metadata=self._metadata))
+
+    async def list_runs(
+        self,
+        *,
+        page_size: int = 0,
+        page_token: str = "",
+        state: orchestrator_pb2.RunState = orchestrator_pb2.RUN_STATE_UNSPECIFIED,
+        deadline: float | None = None,
+    ) -> orchestrator_pb2.ListRunsResponse:
+        """A page of the tenant's known runs, newest first. Pass `next_page_token` on for the next."""
+        request = orchestrator_pb2.ListRunsRequest(page_size=page_size, page_token=page_token, state=state)
+        return await _reply(self._orchestrator.ListRuns(request, timeout=deadline, metadata=self._metadata))
+
+    async def cancel_run(self, run_id: str, *, deadline: float | None = None) -> orchestrator_pb2.RunInfo:
+        """Stop a run; returns it when it has stopped. A run that is over stays as it is."""
+        request = orchestrator_pb2.CancelRunRequest(run_id=run_id)
+        cancelled = await _reply(self._orchestrator.CancelRun(request, timeout=deadline, metadata=self._metadata))
+        run: orchestrator_pb2.RunInfo = cancelled.run
+        return run
+
+    async def close(self) -> None:
+        """Cancel the runs that are being watched and close the connection."""
+        self._stub = None
+        if self._channel is not None:
+            await self._channel.close()
+            self._channel = None
+
+    @property
+    def _orchestrator(self) -> Any:
+        # A channel belongs to the event loop that runs when it is made, so it is made in the first call.
+        if self._stub is None:
+            if self._channel is None:
+                self._channel = open_channel(
+                    self.address, message_bytes=self._message_bytes, credentials=self._credentials
+                )
+            self._stub = orchestrator_pb2_grpc.OrchestratorServiceStub(self._channel)
+        return self._stub
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+async def _reply(call: Awaitable[T]) -> T:
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        raise error_from(error, ORCHESTRATOR) from None

@@ -1,0 +1,100 @@
+"""Tools for models that ignore `tools`: the choice is an answer in a constrained form, a JSON object."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from deadlinemesh.llm_proxy.conversation import Message, Role, ToolCall, ToolChoice, ToolSpec, TurnRequest
+from deadlinemesh.llm_proxy.providers.deltas import new_call_id
+
+__all__ = ["asking", "choice_schema", "chosen", "spelled_out"]
+
+_ANSWER = "answer"
+_LONGEST_STRING = 200
+"""Characters; small models tend never to close a string that may go on."""
+
+
+def choice_schema(turn: TurnRequest) -> dict[str, Any]:
+    """The JSON Schema of a choice among the tools of `turn`, and `answer` where no tool is required."""
+    options = [
+        _choice_of({"const": tool.name}, {"arguments": _bounded(tool.schema)}, ["tool", "arguments"])
+        for tool in turn.tools
+    ]
+    if turn.tool_choice is not ToolChoice.REQUIRED:
+        options.append(_choice_of({"const": _ANSWER}, {}, ["tool"]))
+    return {"oneOf": options}
+
+
+def asking(turn: TurnRequest, messages: Sequence[Message]) -> tuple[Message, ...]:
+    """`messages` followed by the question which of the tools of `turn` to use."""
+    offered = "\n".join(f"- {tool.name}({', '.join(_parameters(tool))}): {tool.description}" for tool in turn.tools)
+    last = (
+        "" if turn.tool_choice is ToolChoice.REQUIRED else f"\n- {_ANSWER}: no further tool is needed; answer the user"
+    )
+    instruction = (
+        f"Tools:\n{offered}{last}\nReply with the JSON of the one tool that is needed next, and its arguments."
+    )
+    return (*spelled_out(messages), Message(Role.SYSTEM, instruction))
+
+
+def chosen(text: str, turn: TurnRequest) -> ToolCall | None:
+    """The call that `text` asks for; None where it asks for none that is new, complete and offered.
+
+    A call that the history answers is not made again: small models ask for the same for ever.
+    """
+    try:
+        choice = json.loads(text)
+    except ValueError:
+        return None
+    if not isinstance(choice, dict) or choice.get("tool") not in {tool.name for tool in turn.tools}:
+        return None
+    arguments = choice.get("arguments", {})
+    made = [(call.name, json.loads(call.arguments_json)) for message in turn.messages for call in message.tool_calls]
+    if not isinstance(arguments, dict) or (choice["tool"], arguments) in made:
+        return None
+    return ToolCall(new_call_id(), choice["tool"], json.dumps(arguments, ensure_ascii=False))
+
+
+def spelled_out(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """`messages` with calls and results as plain text, for chat templates that know neither."""
+    names = {call.id: call.name for message in messages for call in message.tool_calls}
+    return tuple(_spelled_out(message, names) for message in messages)
+
+
+def _spelled_out(message: Message, names: Mapping[str, str]) -> Message:
+    if message.role is Role.TOOL:
+        return Message(Role.USER, f"Result of {names.get(message.tool_call_id, 'the tool')}: {message.content}")
+    if message.tool_calls:
+        calls = "\n".join(
+            f'{{"tool": "{call.name}", "arguments": {call.arguments_json}}}' for call in message.tool_calls
+        )
+        return replace(message, content=f"{message.content}\n{calls}".strip(), tool_calls=())
+    return message
+
+
+def _choice_of(tool: dict[str, Any], more: dict[str, Any], required: list[str]) -> dict[str, Any]:
+    properties = {"tool": tool, **more}
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+
+
+def _bounded(schema: Mapping[str, Any]) -> dict[str, Any]:
+    properties = {
+        name: {"maxLength": _LONGEST_STRING, **declared} if _is_free_text(declared) else declared
+        for name, declared in schema.get("properties", {}).items()
+    }
+    return {"type": "object", "additionalProperties": False, **schema, "properties": properties}
+
+
+def _is_free_text(declared: Any) -> bool:
+    return (
+        isinstance(declared, dict)
+        and declared.get("type") == "string"
+        and not {"enum", "const", "pattern"} & set(declared)
+    )
+
+
+def _parameters(tool: ToolSpec) -> list[str]:
+    return list(tool.schema.get("properties", {}))

@@ -1,0 +1,111 @@
+"""Chat completion chunks put together: text at once, tool calls as soon as they are complete, usage at the end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+from deadlinemesh.errors import UpstreamFailed
+from deadlinemesh.llm_proxy.conversation import (
+    Event,
+    FinishReason,
+    TextDelta,
+    ToolCall,
+    ToolCallReady,
+    TurnEnded,
+    estimated_tokens,
+)
+
+__all__ = ["Completion", "new_call_id"]
+
+_REASONS = {
+    "stop": FinishReason.STOP,
+    "tool_calls": FinishReason.TOOL_CALLS,
+    "function_call": FinishReason.TOOL_CALLS,
+    "length": FinishReason.LENGTH,
+    "content_filter": FinishReason.CONTENT_FILTER,
+}
+
+
+def new_call_id() -> str:
+    """An id for a tool call whose provider gave none."""
+    return f"call_{uuid4().hex[:16]}"
+
+
+@dataclass(slots=True)
+class _PartialCall:
+    index: int | None
+    id: str = ""
+    name: str = ""
+    arguments: list[str] = field(default_factory=list)
+
+
+class Completion:
+    """One completion as it arrives. `input_estimate` stands in for the provider's count of what it read."""
+
+    def __init__(self, input_estimate: int) -> None:
+        self._input_estimate = input_estimate
+        self._written: list[str] = []
+        self._open: _PartialCall | None = None
+        self._called = False
+        self._reason: str | None = None
+        self._usage: tuple[int, int] | None = None
+
+    def feed(self, chunk: Any) -> Iterator[Event]:
+        """What `chunk`, a ChatCompletionChunk, makes complete. The SDK does not validate chunks, so it may be anything:
+        raises AttributeError, TypeError or the like where it is not what it should be.
+        """
+        if chunk.usage is not None:
+            self._usage = (int(chunk.usage.prompt_tokens), int(chunk.usage.completion_tokens))
+        for choice in chunk.choices[:1]:
+            for text in (choice.delta.content, getattr(choice.delta, "refusal", None)):
+                if text:
+                    self._written.append(text)
+                    yield TextDelta(text)
+            for delta in choice.delta.tool_calls or ():
+                yield from self._feed_call(delta)
+            if choice.finish_reason is not None:
+                self._reason = choice.finish_reason
+                yield from self._close_call()
+
+    def end(self) -> TurnEnded:
+        """How it ended. Raises UpstreamFailed where the stream broke off."""
+        if self._reason is None:
+            raise UpstreamFailed("the model provider's stream broke off before the answer was complete")
+        reason = _REASONS.get(self._reason, FinishReason.UNKNOWN)
+        if self._called and reason is FinishReason.STOP:
+            reason = FinishReason.TOOL_CALLS  # several servers say `stop` after tool calls
+        counted = self._usage or (self._input_estimate, estimated_tokens("".join(self._written)))
+        return TurnEnded(reason, *counted)
+
+    def _feed_call(self, delta: Any) -> Iterator[Event]:
+        call = self._open
+        # Some servers number every call 0 and tell them apart by their ids only.
+        if call is None or delta.index != call.index or (delta.id and call.id and delta.id != call.id):
+            yield from self._close_call()
+            call = self._open = _PartialCall(delta.index)
+        call.id = call.id or delta.id or ""
+        if delta.function is not None:
+            call.name = call.name or delta.function.name or ""
+            call.arguments.append(delta.function.arguments or "")
+
+    def _close_call(self) -> Iterator[Event]:
+        call, self._open = self._open, None
+        if call is None:
+            return
+        arguments = "".join(call.arguments) or "{}"
+        try:
+            complete = isinstance(json.loads(arguments), dict) and bool(call.name)
+        except ValueError:
+            complete = False
+        if complete:
+            self._called = True
+            self._written += (call.name, arguments)
+            yield ToolCallReady(ToolCall(call.id or new_call_id(), call.name, arguments))
+        elif self._reason != "length":  # a call that the token limit cut is no call; the reason already says so
+            raise UpstreamFailed(
+                f"the model asked for {call.name or 'a tool'} with arguments that are not a JSON object"
+            )

@@ -1,0 +1,226 @@
+"""Any endpoint that speaks OpenAI's chat completions.
+
+The SDK's retries and timeouts are off: the scope of the call owns the time, and leaving the stream closes its
+connection, which is how a provider learns that nobody listens any more.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import openai
+from openai import AsyncOpenAI
+
+from deadlinemesh.errors import Shed, UpstreamFailed
+from deadlinemesh.llm_proxy.conversation import (
+    Event,
+    FinishReason,
+    Message,
+    Role,
+    TextDelta,
+    ToolCallReady,
+    ToolChoice,
+    ToolSpec,
+    TurnEnded,
+    TurnRequest,
+    estimated_tokens,
+)
+from deadlinemesh.llm_proxy.providers.choosing import asking, choice_schema, chosen, spelled_out
+from deadlinemesh.llm_proxy.providers.deltas import Completion
+from deadlinemesh.llm_proxy.providers.fitting import fitted, room_for_input, tokens_at_most
+from deadlinemesh.policy.model import OpenAIModel
+
+__all__ = ["OpenAIProvider"]
+
+_NO_KEY = "none"
+"""The SDK insists on a key; endpoints that need none ignore it."""
+
+_ADVICE = {
+    400: "it refused the request: check `model`, `context_tokens` and the tools' schemas",
+    401: "it refused the key: check the environment variable named by `api_key_env`",
+    403: "the key may not use this model: check the key's permissions and `model`",
+    404: "it knows no such model or path: check `base_url` and `model`",
+}
+
+_TELL_PROGRESS = {"extra_body": {"return_progress": True}}
+"""llama.cpp notices that its caller is gone only when it writes, and without this it writes nothing while it reads a
+prompt, which may take many seconds. The other servers of models that ignore tools ignore this too."""
+
+_MALFORMED = (AttributeError, IndexError, KeyError, TypeError, ValueError)
+"""What reading an unvalidated chunk raises, and the SDK itself where a chunk is not JSON."""
+
+
+class OpenAIProvider:
+    """Streams from the endpoint of `model`."""
+
+    def __init__(self, model: OpenAIModel, api_key: str) -> None:
+        self._model = model
+        self._client = AsyncOpenAI(base_url=model.base_url, api_key=api_key or _NO_KEY, max_retries=0, timeout=None)
+
+    @classmethod
+    def from_environment(cls, model: OpenAIModel) -> OpenAIProvider:
+        """With the key that the environment holds. Raises ValueError where it holds none."""
+        key = os.environ.get(model.api_key_env, "") if model.api_key_env else ""
+        if model.api_key_env and not key:
+            raise ValueError(
+                f"model {model.model!r} needs a key: set {model.api_key_env}, or `api_key_env: ''` for none"
+            )
+        return cls(model, key)
+
+    async def stream(self, turn: TurnRequest) -> AsyncGenerator[Event, None]:
+        offers = bool(turn.tools) and turn.tool_choice is not ToolChoice.NONE
+        tools = _native(turn) if offers else {}
+        room = room_for_input(self._model.context_tokens, turn.max_output_tokens)
+        messages = fitted(turn.messages, room - tokens_at_most(json.dumps(tools)))
+        if self._model.tools_by == "native":
+            events = self._complete(messages, turn.max_output_tokens, tools)
+        elif offers:
+            events = self._choose(turn, messages)
+        else:
+            events = self._complete(spelled_out(messages), turn.max_output_tokens, _TELL_PROGRESS)
+        async with aclosing(events):
+            async for event in events:
+                yield event
+
+    async def aclose(self) -> None:
+        await self._client.close()
+
+    async def _choose(self, turn: TurnRequest, messages: Sequence[Message]) -> AsyncGenerator[Event, None]:
+        """A choice among the tools, then an answer if it falls on none. `messages` are those of `turn`, made to fit."""
+        schema = {"type": "json_schema", "json_schema": {"name": "choice", "schema": choice_schema(turn)}}
+        options = {"response_format": schema, "temperature": 0, **_TELL_PROGRESS}
+        written: list[str] = []
+        choice: TurnEnded | None = None
+        async with aclosing(self._complete(asking(turn, messages), turn.max_output_tokens, options)) as events:
+            async for event in events:
+                match event:
+                    case TextDelta(text):
+                        written.append(text)
+                    case TurnEnded():
+                        choice = event
+        assert choice is not None
+        call = chosen("".join(written), turn)
+        if call is not None:
+            yield ToolCallReady(call)
+            yield TurnEnded(FinishReason.TOOL_CALLS, choice.input_tokens, choice.output_tokens)
+            return
+        if turn.tool_choice is ToolChoice.REQUIRED:
+            raise UpstreamFailed(f"{self._model.model} was required to choose a tool and chose none")
+        left = max(1, turn.max_output_tokens - choice.output_tokens)
+        async with aclosing(self._complete(spelled_out(messages), left, _TELL_PROGRESS)) as events:
+            async for event in events:
+                match event:
+                    case TurnEnded(reason, read, wrote):
+                        yield TurnEnded(reason, choice.input_tokens + read, choice.output_tokens + wrote)
+                    case _:
+                        yield event
+
+    async def _complete(
+        self, messages: Sequence[Message], max_output_tokens: int, options: dict[str, Any]
+    ) -> AsyncGenerator[Event, None]:
+        """One streamed completion."""
+        wire = _wire(messages)
+        completion = Completion(estimated_tokens(json.dumps([wire, options.get("tools", [])], ensure_ascii=False)))
+        create: Any = self._client.chat.completions.create  # its overloads cannot be met by a computed request
+        with self._failures():
+            chunks = await create(
+                model=self._model.model,
+                messages=wire,
+                stream=True,
+                stream_options={"include_usage": True},
+                **{self._limit: max_output_tokens},
+                **options,
+            )
+            async with chunks:
+                async for chunk in chunks:
+                    for event in completion.feed(chunk):
+                        yield event
+        yield completion.end()
+
+    @property
+    def _limit(self) -> str:
+        # OpenAI's own newer models refuse the old name; the other servers know no new one.
+        return "max_completion_tokens" if "openai.com" in self._model.base_url else "max_tokens"
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        """The SDK's errors in the mesh's words. Cancellation is none of them and passes."""
+        who = f"the model provider of {self._model.model}"
+        try:
+            yield
+        except openai.APIStatusError as error:
+            status, retry_after = error.status_code, _retry_after(error)
+            if status == 429 and error.code != "insufficient_quota":
+                raise Shed(f"{who} is limiting requests", retry_after=retry_after) from error
+            advice = _ADVICE.get(status, "the failure is the provider's own")
+            raise UpstreamFailed(
+                f"{who} answered {status}: {error.message}; {advice}", retry_after=retry_after
+            ) from error
+        except openai.APIConnectionError as error:
+            reason = error.__cause__ or error
+            raise UpstreamFailed(
+                f"{who} at {self._model.base_url} could not be reached or went away: {reason}"
+            ) from error
+        except openai.APIError as error:
+            raise UpstreamFailed(f"{who} failed in mid-stream: {error.message}") from error
+        except _MALFORMED as error:
+            raise UpstreamFailed(f"{who} sent what is not a chat completion stream: {error}") from error
+
+
+def _native(turn: TurnRequest) -> dict[str, Any]:
+    return {"tools": [_offer(tool) for tool in turn.tools], "tool_choice": turn.tool_choice.value}
+
+
+def _offer(tool: ToolSpec) -> dict[str, Any]:
+    function = {"name": tool.name, "description": tool.description, "parameters": tool.schema}
+    return {"type": "function", "function": function}
+
+
+def _wire(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """The messages as the endpoint takes them: the results of an assistant's calls must follow it directly."""
+    ordered: list[Message] = []
+    held_back: list[Message] = []
+    open_calls: set[str] = set()
+    for message in messages:
+        if open_calls and message.role is not Role.TOOL:
+            held_back.append(message)
+            continue
+        ordered.append(message)
+        open_calls.discard(message.tool_call_id)
+        open_calls.update(call.id for call in message.tool_calls)
+        if not open_calls:
+            ordered += held_back
+            held_back.clear()
+    return [_wire_message(message) for message in (*ordered, *held_back)]
+
+
+def _wire_message(message: Message) -> dict[str, Any]:
+    assert message.role is not None
+    wire: dict[str, Any] = {"role": message.role.value, "content": message.content}
+    if message.tool_calls:
+        wire["content"] = message.content or None
+        wire["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments_json}}
+            for call in message.tool_calls
+        ]
+    if message.role is Role.TOOL:
+        wire["tool_call_id"] = message.tool_call_id
+    return wire
+
+
+def _retry_after(error: openai.APIStatusError) -> float | None:
+    """Seconds, from Retry-After. A date is read against the response's own Date: two clocks need not agree."""
+    headers = error.response.headers
+    value = headers.get("retry-after", "")
+    try:
+        if not value.strip() or value.strip().replace(".", "", 1).isdigit():
+            return float(value) if value.strip() else None
+        wait = (parsedate_to_datetime(value) - parsedate_to_datetime(headers.get("date", ""))).total_seconds()
+    except (TypeError, ValueError):
+        return None
+    return max(0.0, wait)

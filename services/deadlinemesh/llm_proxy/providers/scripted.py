@@ -1,0 +1,134 @@
+"""The embedded model: deterministic, without key or network, and as patient or hasty as policy says.
+
+It understands little, but enough for the mesh to be tried out as it is used: it reads the prompt and the tools on
+offer, asks for those that fit, several at once where several are meant, and tells what they answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import random
+import re
+from collections.abc import AsyncGenerator
+
+from deadlinemesh.llm_proxy.conversation import (
+    Event,
+    FinishReason,
+    Role,
+    TextDelta,
+    ToolCall,
+    ToolCallReady,
+    ToolChoice,
+    TurnEnded,
+    TurnRequest,
+    estimated_tokens,
+)
+from deadlinemesh.llm_proxy.providers.intent import Wish, wishes
+from deadlinemesh.llm_proxy.providers.wording import Result, announcement, direct, summary
+from deadlinemesh.policy.model import ScriptedModel
+
+__all__ = ["ScriptedProvider"]
+
+_TOKEN = re.compile(r"\s*\S{1,6}|\s+")
+"""Six characters of a word, with the space before it."""
+
+_LONGEST_READ = 2000
+"""Characters of a prompt that are read: it all happens in one go, and other calls wait meanwhile."""
+
+
+class ScriptedProvider:
+    """Streams what `model` would say. Same seed and same request: same text, same calls, same waits."""
+
+    def __init__(self, model: ScriptedModel) -> None:
+        self._model = model
+
+    async def stream(self, turn: TurnRequest) -> AsyncGenerator[Event, None]:
+        fingerprint = _fingerprint(self._model.seed, turn)
+        chance = random.Random(fingerprint)
+        text, asked = _say(turn, chance)
+        left = turn.max_output_tokens
+        await asyncio.sleep(self._model.first_token * self._factor(chance))
+        pieces = _TOKEN.findall(text)
+        for index, piece in enumerate(pieces[:left]):
+            if index:
+                await self._write(1, chance)
+            yield TextDelta(piece)
+        left -= min(left, len(pieces))
+        reason = FinishReason.TOOL_CALLS if asked else FinishReason.STOP
+        for index, wish in enumerate(asked):
+            arguments = json.dumps(wish.arguments, ensure_ascii=False)
+            length = len(_TOKEN.findall(f"{wish.tool} {arguments}"))
+            if length > left:
+                reason = FinishReason.LENGTH
+                break
+            await self._write(length, chance)
+            left -= length
+            yield ToolCallReady(ToolCall(f"call_{fingerprint:016x}_{index}", wish.tool, arguments))
+        if len(pieces) > turn.max_output_tokens:
+            reason = FinishReason.LENGTH
+        yield TurnEnded(reason, _tokens_read(turn), turn.max_output_tokens - left)
+
+    async def aclose(self) -> None:
+        """Nothing is held."""
+
+    async def _write(self, tokens: int, chance: random.Random) -> None:
+        await asyncio.sleep(sum(self._model.per_token * self._factor(chance) for _ in range(tokens)))
+
+    def _factor(self, chance: random.Random) -> float:
+        """A lognormal factor with median 1."""
+        return chance.lognormvariate(0.0, self._model.jitter)
+
+
+def _say(turn: TurnRequest, chance: random.Random) -> tuple[str, list[Wish]]:
+    """The text of the turn and the calls after it."""
+    question = _question(turn)
+    prompt = turn.messages[question].content[:_LONGEST_READ] if question >= 0 else ""
+    before, since = _results(turn, 0, question), _results(turn, question, len(turn.messages))
+    may, must = turn.tool_choice is not ToolChoice.NONE, turn.tool_choice is ToolChoice.REQUIRED
+    wanted = wishes(prompt, turn.tools, must=must)
+    missing = [wish for wish in wanted if wish.key not in before and wish.key not in since]
+    if may and missing:
+        # What comes `then` is asked for once the answers to what comes before are there.
+        now = [wish for wish in missing if wish.step == missing[0].step]
+        return announcement(now), now
+    if must and wanted and not since:
+        return announcement(wanted), wanted
+    results = list(since.values()) or [before[wish.key] for wish in wanted if wish.key in before]
+    if results or missing:
+        return summary(results, missing), []
+    return direct(prompt, chance), []
+
+
+def _question(turn: TurnRequest) -> int:
+    """Where the message stands that is to be answered, -1 for nowhere.
+
+    What users say right after a tool's result, such as to come to an end, is no new question.
+    """
+    roles = [None, *(message.role for message in turn.messages)]
+    asked = (i for i, role in enumerate(roles[1:]) if role is Role.USER and roles[i] is not Role.TOOL)
+    return max(asked, default=-1)
+
+
+def _results(turn: TurnRequest, start: int, end: int) -> dict[tuple[str, str], Result]:
+    """The calls answered among the messages from `start` to `end`, by what makes two of them the same."""
+    messages = turn.messages[max(start, 0) : end]
+    calls = {call.id: call for message in messages for call in message.tool_calls}
+    found = {}
+    for message in messages:
+        if message.role is Role.TOOL and message.tool_call_id in calls:
+            call = calls[message.tool_call_id]
+            arguments = json.loads(call.arguments_json)
+            found[Wish(call.name, arguments, 0).key] = Result(call.name, arguments, message.content)
+    return found
+
+
+def _tokens_read(turn: TurnRequest) -> int:
+    said = sum(estimated_tokens(message.content) for message in turn.messages)
+    return said + sum(estimated_tokens(f"{tool.description}{json.dumps(tool.schema)}") for tool in turn.tools)
+
+
+def _fingerprint(seed: int, turn: TurnRequest) -> int:
+    digest = hashlib.sha256(repr((seed, turn)).encode()).digest()
+    return int.from_bytes(digest[:8])

@@ -1,0 +1,112 @@
+"""One model turn: wait for a slot, stream from the provider, account for the time."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+
+from deadlinemesh.deadline import Clock, Ledger, Phase, current
+from deadlinemesh.errors import MeshError, NotFound, UpstreamFailed, Violation, choices
+from deadlinemesh.llm_proxy.conversation import TextDelta, ToolCallReady, TurnEnded, TurnRequest, check
+from deadlinemesh.llm_proxy.providers import Provider
+from deadlinemesh.llm_proxy.slots import Slots
+from deadlinemesh.policy.model import ModelPolicy, Policy
+
+__all__ = ["HOP", "ModelService", "TurnFinished", "TurnProgress", "TurnStarted"]
+
+HOP = "llm-proxy"
+
+
+@dataclass(frozen=True, slots=True)
+class TurnStarted:
+    """A slot was obtained after `queued` seconds."""
+
+    model: str
+    queued: float
+
+
+@dataclass(frozen=True, slots=True)
+class TurnFinished:
+    """How the turn ended, and where this hop's time went, in seconds."""
+
+    ended: TurnEnded
+    elapsed: float
+    spent: Mapping[Phase, float]
+
+
+TurnProgress = TurnStarted | TextDelta | ToolCallReady | TurnFinished
+
+
+class ModelService:
+    """The models of one policy and the providers behind them, both by the models' names."""
+
+    def __init__(self, policy: Policy, providers: Mapping[str, Provider], clock: Clock) -> None:
+        self._policy = policy
+        self._providers = providers
+        self._clock = clock
+        self._slots = Slots({name: model.slots for name, model in policy.models.items()}, clock)
+
+    def models(self) -> dict[str, ModelPolicy]:
+        """The models that the current tenant may use, by name; the first is its default."""
+        tenant = current().tenant_id
+        if tenant not in self._policy.tenants:
+            known = choices(self._policy.tenants)
+            raise NotFound(
+                [Violation("tenant", f"this llm-proxy's policy knows no tenant {tenant!r}: {known}")], hop=HOP
+            )
+        return {name: self._policy.models[name] for name in self._policy.models_of(tenant)}
+
+    async def generate(self, turn: TurnRequest) -> AsyncGenerator[TurnProgress, None]:
+        """Run one turn for the current tenant. Errors are those of the contract, with the phase they happened in.
+
+        Closing the generator stops the provider and frees the slot before it returns.
+        """
+        offered = self.models()
+        if turn.model not in offered:
+            raise NotFound([Violation("model", f"{turn.model!r} is unknown or not yours: {choices(offered)}")], hop=HOP)
+        check(turn)
+        limit = offered[turn.model].max_output_tokens
+        turn = replace(turn, max_output_tokens=min(turn.max_output_tokens or limit, limit))
+        ledger = Ledger(self._clock, current().started_at)
+        phases = _Phases(ledger)
+        try:
+            async with self._slots.hold(turn.model) as queued:
+                phases.enter(Phase.LLM_FIRST_TOKEN)
+                yield TurnStarted(turn.model, queued)
+                async with aclosing(self._providers[turn.model].stream(turn)) as events:
+                    async for event in events:
+                        phases.enter(Phase.LLM_STREAM)
+                        if isinstance(event, TurnEnded):
+                            break
+                        yield event
+                    else:
+                        raise UpstreamFailed(f"the provider of {turn.model} ended its stream without saying why")
+            phases.leave()
+            yield TurnFinished(event, ledger.elapsed, ledger.spent())
+        except MeshError as error:
+            error.hop, error.phase = error.hop or HOP, error.phase or phases.now
+            raise
+
+    async def aclose(self) -> None:
+        """Close every provider."""
+        for provider in self._providers.values():
+            await provider.aclose()
+
+
+class _Phases:
+    """Moves a turn from one phase to the next; it begins in the queue."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self.now = Phase.LLM_QUEUE
+        ledger.enter(self.now)
+
+    def enter(self, phase: Phase) -> None:
+        if phase is not self.now:
+            self._ledger.leave(self.now)
+            self._ledger.enter(phase)
+            self.now = phase
+
+    def leave(self) -> None:
+        self._ledger.leave(self.now)

@@ -1,0 +1,54 @@
+"""What a mesh allows: tiers, tenants and their keys, models, tools and limits, all from one file.
+
+    model.py        `Policy` and its parts: frozen values that check themselves
+    file.py         `load` and `parse`: a policy, or a `PolicyError` with everything that is wrong and where
+    problems.py     `Problem` and `PolicyError`
+    source.py       YAML as plain values that remember their lines
+    sentences.py    pydantic's errors in plain words
+    references.py   what the parts of a policy say about one another
+    credentials.py  API keys and the `Tenant` behind one
+    default.py      the embedded policy, default.yaml, and its change of address
+
+Durations are in seconds; the file writes them as 250ms, 30s, 5m, 1h or a number of seconds.
+"""
+
+from deadlinemesh.policy.credentials import Credentials, Tenant, hash_key, new_key, with_fresh_keys
+from deadlinemesh.policy.default import default_policy, with_http_base
+from deadlinemesh.policy.file import load, parse
+from deadlinemesh.policy.model import (
+    HttpTool,
+    Limits,
+    ModelPolicy,
+    OpenAIModel,
+    Policy,
+    ScriptedModel,
+    TenantPolicy,
+    TierPolicy,
+    ToolsPolicy,
+    placeholders,
+)
+from deadlinemesh.policy.problems import PolicyError, Problem
+
+__all__ = [
+    "Credentials",
+    "HttpTool",
+    "Limits",
+    "ModelPolicy",
+    "OpenAIModel",
+    "Policy",
+    "PolicyError",
+    "Problem",
+    "ScriptedModel",
+    "Tenant",
+    "TenantPolicy",
+    "TierPolicy",
+    "ToolsPolicy",
+    "default_policy",
+    "hash_key",
+    "load",
+    "new_key",
+    "parse",
+    "placeholders",
+    "with_fresh_keys",
+    "with_http_base",
+]

@@ -1,0 +1,53 @@
+"""From a policy file to a `Policy`, or to everything that is wrong with the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from deadlinemesh.policy.model import Policy
+from deadlinemesh.policy.problems import Fault, PolicyError, Problem, dotted
+from deadlinemesh.policy.references import contradictions
+from deadlinemesh.policy.sentences import faults_of
+from deadlinemesh.policy.source import MAX_SIZE, read
+
+__all__ = ["load", "parse"]
+
+
+def load(path: Path) -> Policy:
+    """The policy in the file at `path`. Raises PolicyError, also where the file cannot be read."""
+    name = str(path)
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_SIZE + 1)
+        if len(raw) > MAX_SIZE:
+            raise PolicyError([Problem(name, 0, "", "is larger than 1 MiB: no policy is")])
+        text = raw.decode("utf-8-sig")
+    except OSError as error:
+        raise PolicyError([Problem(name, 0, "", f"cannot be read: {error.strerror or error}")]) from error
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise PolicyError([Problem(name, line, "", "is not UTF-8 text")]) from error
+    return parse(text, name)
+
+
+def parse(text: str, name: str) -> Policy:
+    """The policy that `text` says; `name` is the file's in the problems. Raises PolicyError with all of them."""
+    source = read(text, name)
+    faults = list(contradictions(source.data))
+    # Where both have something to say of a value, the contradiction says more: it names the valid choices.
+    contradicted = {fault.loc for fault in faults}
+    policy: Policy | None = None
+    try:
+        policy = Policy.model_validate(source.data)
+    except ValidationError as error:
+        faults += [fault for fault in faults_of(error) if fault.loc not in contradicted]
+
+    def located(fault: Fault) -> Problem:
+        return Problem(name, source.line_of(fault.loc, at_key=fault.at_key), dotted(fault.loc), fault.reason)
+
+    problems = [*source.problems, *(located(fault) for fault in faults if fault.loc not in source.unreadable)]
+    if policy is None or problems:
+        raise PolicyError(problems)
+    return policy

@@ -1,0 +1,273 @@
+"""What a policy file says, as frozen values that check themselves on construction. Durations are in seconds.
+
+The sentence that tells a reader what would be right stands beside the type it belongs to. A value that may be a secret
+in the wrong place, such as a plain API key, is never repeated in one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from datetime import timedelta
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, StringConstraints
+
+__all__ = [
+    "HttpTool",
+    "Limits",
+    "ModelPolicy",
+    "OpenAIModel",
+    "Policy",
+    "ScriptedModel",
+    "TenantPolicy",
+    "TierPolicy",
+    "ToolsPolicy",
+    "parse_duration",
+    "placeholders",
+    "shown",
+]
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)", re.ASCII)
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_-]*)\}")
+_EMPTY_KEY = "sha256:" + hashlib.sha256(b"").hexdigest()
+
+
+def parse_duration(value: Any) -> float:
+    """Seconds from `250ms`, `30s`, `5m`, `1h` or a plain number of seconds. Raises ValueError naming the forms."""
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    try:
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+        match = _DURATION.fullmatch(value.strip()) if isinstance(value, str) else None
+        if match is not None:
+            return float(match[1]) * _UNITS[match[2]]
+    except OverflowError:  # a whole number beyond what a float holds
+        pass
+    raise ValueError(f"{shown(value)} is not a duration: write 250ms, 30s, 5m, 1h, or a number of seconds")
+
+
+def placeholders(url: str) -> tuple[str, ...]:
+    """The names of the `{argument}` parts of a tool's URL, in order."""
+    return tuple(_PLACEHOLDER.findall(url))
+
+
+def shown(value: Any) -> str:
+    """A value as an error message shows it: quoted, on one line, and short."""
+    text = "an empty value" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _form(pattern: str, right: str, *, secret: bool = False) -> AfterValidator:
+    """Texts of one form. `right` completes the sentence "... is not"; `secret` keeps the text itself out of it."""
+    compiled = re.compile(pattern)
+
+    def check(text: str) -> str:
+        if compiled.fullmatch(text) is None:
+            raise ValueError(f"{'this' if secret else shown(text)} is not {right}")
+        return text
+
+    return AfterValidator(check)
+
+
+def _not_of_nothing(hashed: str) -> str:
+    # What `printf "$KEY" | sha256sum` gives while KEY is unset. It would let in every caller without a key.
+    if hashed == _EMPTY_KEY:
+        raise ValueError("this is the hash of an empty key: hash the key itself, with `dmesh policy hash-key`")
+    return hashed
+
+
+def _http_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        right = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port or an IPv6 address that is none
+        right = False
+    if not right or re.search(r"\s", url):
+        raise ValueError("this is not an HTTP URL: write http://host:port/path or https://host/path")
+    if "@" in parts.netloc:
+        raise ValueError("this URL holds a user or a password: name an environment variable instead")
+    return url
+
+
+def _http_template(url: str) -> str:
+    if re.search(r"[{}]", _PLACEHOLDER.sub("", url)):
+        raise ValueError("this URL has a stray brace: write each argument as {name}")
+    if _PLACEHOLDER.search(url.partition("://")[2].replace("?", "/").replace("#", "/").partition("/")[0]):
+        raise ValueError("an argument cannot be part of the host: a model would choose whom the mesh calls")
+    return _http_url(url)
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration), Field(ge=0, allow_inf_nan=False)]
+PositiveDuration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0, allow_inf_nan=False)]
+# Strict, because pydantic would read `iterations: yes` as 1.
+WholeNumber = Annotated[int, Strict()]
+Flag = Annotated[bool, Strict()]
+NonEmpty = Annotated[str, StringConstraints(min_length=1)]
+Name = Annotated[
+    str,
+    _form(
+        r"[a-z0-9][a-z0-9._-]{0,62}",
+        "a name: write 1 to 63 of a-z, 0-9, '.', '_' and '-', starting with a letter or digit",
+    ),
+]
+ToolName = Annotated[
+    str,
+    _form(r"[a-z][a-z0-9_]{0,62}", "a tool's name: write 1 to 63 of a-z, 0-9 and '_', starting with a letter"),
+]
+HashedKey = Annotated[
+    str,
+    _form(
+        r"sha256:[0-9a-f]{64}",
+        "a hashed key: write sha256: and 64 hexadecimal digits, as `dmesh policy hash-key` prints them",
+        secret=True,
+    ),
+    AfterValidator(_not_of_nothing),
+]
+EnvName = Annotated[
+    str,
+    _form(r"[A-Za-z_][A-Za-z0-9_]*", "the name of an environment variable, such as CRM_TOKEN", secret=True),
+]
+EnvNameOrNone = Annotated[
+    str,
+    _form(r"([A-Za-z_][A-Za-z0-9_]*)?", "the name of an environment variable, such as OPENAI_API_KEY", secret=True),
+]
+HeaderName = Annotated[str, _form(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", "an HTTP header's name")]
+HttpUrl = Annotated[str, AfterValidator(_http_url)]
+HttpTemplate = Annotated[str, AfterValidator(_http_template)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TierPolicy(_Frozen):
+    """A class of service: what a run of it may spend."""
+
+    run_budget: PositiveDuration
+    """The longest a run may take, and what it gets when the client names no deadline."""
+    iterations: Annotated[WholeNumber, Field(ge=1)]
+    """The most model turns."""
+    tool_retries: Annotated[WholeNumber, Field(ge=0)] = 0
+    """Attempts after the first, for each call of an idempotent tool."""
+    model_queue: Literal["normal", "priority"] = "normal"
+    """The band in which its model calls wait for a slot."""
+
+
+class TenantPolicy(_Frozen):
+    """One customer."""
+
+    tier: Name
+    api_keys: Annotated[tuple[HashedKey, ...], Field(min_length=1)]
+    """SHA-256 of each key, as `dmesh policy hash-key` prints it. The keys themselves are never stored."""
+    models: tuple[Name, ...] = ()
+    """Models it may use, the first being its default. Empty: all, in the file's order."""
+    tools: tuple[ToolName, ...] = ()
+    """Tools it may use. Empty: all."""
+
+
+class _Model(_Frozen):
+    slots: Annotated[WholeNumber, Field(ge=1)] = 64
+    """Turns it takes at once; more wait in line."""
+    max_output_tokens: Annotated[WholeNumber, Field(ge=1)] = 1024
+    """The most tokens of one turn."""
+
+
+class ScriptedModel(_Model):
+    """The embedded model: deterministic, seeded, without key or network."""
+
+    provider: Literal["scripted"]
+    first_token: Duration = 0.15
+    """Median wait for the first token."""
+    per_token: Duration = 0.01
+    """Mean wait between two tokens."""
+    jitter: Annotated[float, Strict(), Field(ge=0, le=1)] = 0.2
+    """Spread of both: the sigma of a lognormal factor with median 1. 0 makes them exact."""
+    seed: WholeNumber = 0
+    """Same seed and same request: same text and same waits."""
+
+
+class OpenAIModel(_Model):
+    """A model behind an endpoint that speaks OpenAI's chat completions."""
+
+    provider: Literal["openai"]
+    base_url: HttpUrl = "https://api.openai.com/v1"
+    model: NonEmpty
+    """The provider's name for it."""
+    api_key_env: EnvNameOrNone = "OPENAI_API_KEY"
+    """The environment variable that holds the key, read by the llm-proxy. Empty: the endpoint needs none."""
+    tools_by: Literal["native", "json_schema"] = "native"
+    """How it is offered tools. `json_schema` constrains the answer's form instead, for models that ignore `tools`."""
+    context_tokens: Annotated[WholeNumber, Field(ge=256)] = 32768
+    """The model's context window. Older tool results are shortened to fit."""
+
+
+ModelPolicy = Annotated[ScriptedModel | OpenAIModel, Field(discriminator="provider")]
+
+
+class HttpTool(_Frozen):
+    """A tool that is an HTTP endpoint."""
+
+    url: HttpTemplate
+    """May hold `{argument}` parts after the host, which are filled in percent-encoded."""
+    method: Literal["GET", "POST"] = "GET"
+    """GET sends the other arguments as the query, POST as a JSON body."""
+    description: NonEmpty
+    """Written for a model."""
+    arguments: dict[str, Any] = Field(default_factory=lambda: {"type": "object", "properties": {}})
+    """JSON Schema of the arguments object."""
+    idempotent: Flag = False
+    """Whether it may be retried. Say so only where a second call does no harm."""
+    internal: Flag = False
+    """Whether it is ours: then it is told the deadline in X-Request-Deadline and X-Request-Timeout-Ms."""
+    headers_env: dict[HeaderName, EnvName] = Field(default_factory=dict)
+    """Header name to the environment variable that holds its value, read by the tool-runner."""
+    max_response_bytes: Annotated[WholeNumber, Field(ge=1)] = 1_000_000
+    """A longer answer is cut there, with a mark."""
+
+
+class ToolsPolicy(_Frozen):
+    """Where tools come from."""
+
+    modules: tuple[str, ...] = ("deadlinemesh.tool_runner.builtin",)
+    """Python modules whose functions decorated with `@tool` are offered."""
+    http: dict[ToolName, HttpTool] = Field(default_factory=dict)
+    """Tools that are HTTP endpoints, by name."""
+    connections_per_host: Annotated[WholeNumber, Field(ge=1)] = 100
+    """HTTP connections that one tool-runner opens to one host."""
+
+
+class Limits(_Frozen):
+    """Bounds of the edge."""
+
+    shortest_run: PositiveDuration = 0.1
+    """A run with less time than this is refused at once: nothing could be done in it."""
+    response_reserve: PositiveDuration = 0.1
+    """Held back so that the answer is delivered before the client's own timer fires."""
+    message_bytes: Annotated[WholeNumber, Field(ge=1024)] = 4 * 1024 * 1024
+    """The largest message that any hop accepts."""
+    keep_finished_runs: Duration = 600.0
+    """How long a finished run stays known to GetRun, ListRuns and its request id."""
+    keep_runs_per_tenant: Annotated[WholeNumber, Field(ge=1)] = 1000
+    """The most finished runs kept for one tenant; the oldest go first."""
+
+
+class Policy(_Frozen):
+    """A whole policy file."""
+
+    tiers: Annotated[dict[Name, TierPolicy], Field(min_length=1)]
+    tenants: Annotated[dict[Name, TenantPolicy], Field(min_length=1)]
+    models: Annotated[dict[Name, ModelPolicy], Field(min_length=1)]
+    tools: ToolsPolicy = ToolsPolicy()
+    limits: Limits = Limits()
+    instructions: str = (
+        "You are a helpful assistant. Use the tools you are offered when they help, then answer briefly."
+    )
+    """The system prompt of runs that bring none."""
+
+    def models_of(self, tenant_id: str) -> tuple[str, ...]:
+        """The models that the tenant may use; the first is its default."""
+        return self.tenants[tenant_id].models or tuple(self.models)

@@ -1,0 +1,158 @@
+"""A model's arguments, checked against the tool's schema.
+
+A model that reads what was wrong, where, and what would be right, usually gets its second call right. So nothing here
+raises for bad arguments: it explains.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Any, NoReturn
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import SchemaError, ValidationError
+from referencing import Registry
+from referencing.exceptions import Unresolvable
+from referencing.jsonschema import DRAFT202012
+
+__all__ = ["Arguments", "located"]
+
+MOST_VIOLATIONS = 20
+"""Explained in one answer: more would not help, and an array of a million wrong items must not cost a million."""
+
+LONGEST_VALUE = 80
+"""Characters of a wrong value that are repeated to the model."""
+
+_NAMES = {"object": "a JSON object", "array": "an array", "integer": "an integer", "number": "a number"}
+_NAMES |= {"string": "a string", "boolean": "true or false", "null": "null"}
+
+
+class Arguments:
+    """Checks the arguments of one tool. Compiled once.
+
+    Raises ValueError for something that is not a JSON Schema of an object.
+    """
+
+    def __init__(self, schema: Mapping[str, Any]) -> None:
+        try:
+            Draft202012Validator.check_schema(schema)
+        except SchemaError as error:
+            raise ValueError(f"{located(error.absolute_path)}: {error.message}") from error
+        if schema.get("type") != "object":
+            raise ValueError('the arguments of a tool are an object: write "type": "object"')
+        _resolve_all(schema)
+        self._schema = schema
+        # A registry of its own has nothing in it, so that no `$ref` can make the tool-runner fetch a URL.
+        self._validator = Draft202012Validator(
+            schema, registry=Registry(), format_checker=Draft202012Validator.FORMAT_CHECKER
+        )
+
+    def read(self, text: str) -> tuple[dict[str, Any], list[str]]:
+        """The arguments in `text`, and what is wrong with them: nothing, if they may be used. Empty text means `{}`."""
+        try:
+            arguments = json.loads(text if text.strip() else "{}", parse_constant=_refuse)
+        except (ValueError, RecursionError) as broken:
+            why = "they are nested too deeply" if isinstance(broken, RecursionError) else str(broken)
+            return {}, [f"arguments: not JSON: {why}; give {self._expected(self._schema)}"]
+        violations: dict[str, None] = {}  # an ordered set: one missing property of several is reported by each
+        for error in islice(self._validator.iter_errors(arguments), MOST_VIOLATIONS):
+            violations.update(dict.fromkeys(self._explained(error)))
+        return arguments if isinstance(arguments, dict) else {}, list(violations)
+
+    def _explained(self, error: ValidationError) -> Iterator[str]:
+        place = list(error.absolute_path)
+        given: Any = error.instance
+        schema: Mapping[str, Any] = error.schema if isinstance(error.schema, Mapping) else {}
+        properties = schema.get("properties", {})
+        if error.validator == "required":
+            for name in schema["required"]:
+                if name not in given:
+                    yield f"{located([*place, name])}: missing; give {self._expected(properties.get(name, {}))}"
+        elif error.validator == "additionalProperties" and properties:
+            known = ", ".join(properties)
+            for name in given:
+                if name not in properties:
+                    yield f"{located([*place, name])}: there is no such argument; the arguments are {known}"
+        elif error.validator == "additionalProperties":
+            yield f"{located(place)}: takes no arguments; give {{}}"
+        else:
+            yield f"{located(place)}: {_shown(given)} does not fit; give {self._expected(schema)}"
+
+    def _expected(self, schema: Any, depth: int = 0) -> str:
+        """In words, what fits `schema`."""
+        if not isinstance(schema, Mapping) or depth > 3:
+            return "a JSON value"
+        if reference := schema.get("$ref"):
+            name = str(reference).rpartition("/")[2]
+            schema = {**self._schema.get("$defs", {}).get(name, {}), **{k: v for k, v in schema.items() if k != "$ref"}}
+        description = f" ({schema['description']})" if schema.get("description") else ""
+        if "const" in schema:
+            return json.dumps(schema["const"]) + description
+        if "enum" in schema:
+            return "one of " + ", ".join(json.dumps(value) for value in schema["enum"]) + description
+        for union in ("anyOf", "oneOf"):
+            if union in schema:
+                return " or ".join(self._expected(choice, depth + 1) for choice in schema[union]) + description
+        kinds = schema.get("type", [])
+        kinds = [kinds] if isinstance(kinds, str) else kinds
+        words = " or ".join(_NAMES.get(kind, str(kind)) for kind in kinds) or "a JSON value"
+        if "array" in kinds and "items" in schema:
+            words += f" whose items are each {self._expected(schema['items'], depth + 1)}"
+        if "object" in kinds and (properties := schema.get("properties")):
+            required = schema.get("required", [])
+            words += " with " + ", ".join(n if n in required else f"{n} (optional)" for n in properties)
+        bounds = [said.format(schema[keyword]) for keyword, said in _BOUNDS.items() if keyword in schema]
+        return " ".join([words, " and ".join(bounds)]).rstrip() + description
+
+
+_BOUNDS = {
+    "minimum": "of at least {}",
+    "exclusiveMinimum": "greater than {}",
+    "maximum": "of at most {}",
+    "exclusiveMaximum": "less than {}",
+    "multipleOf": "that is a multiple of {}",
+    "minLength": "of at least {} characters",
+    "maxLength": "of at most {} characters",
+    "minItems": "with at least {} items",
+    "maxItems": "with at most {} items",
+    "pattern": "that matches {}",
+    "format": "in the format {}",
+}
+
+
+def _resolve_all(schema: Mapping[str, Any]) -> None:
+    resolver = Registry().resolver_with_root(DRAFT202012.create_resource(schema))
+    for reference in _references(schema):
+        try:
+            resolver.lookup(reference)
+        except Unresolvable as error:
+            raise ValueError(f"{reference!r} is not in the schema itself, and nothing is fetched") from error
+
+
+def _references(schema: Any) -> Iterator[str]:
+    if isinstance(schema, Mapping):
+        if isinstance(reference := schema.get("$ref"), str):
+            yield reference
+        schema = list(schema.values())
+    if isinstance(schema, list):
+        for part in schema:
+            yield from _references(part)
+
+
+def located(path: Any) -> str:
+    """A path into JSON for people: `items[0].price`; `arguments` for the whole."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text or "arguments"
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= LONGEST_VALUE else text[:LONGEST_VALUE] + "…"
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")

@@ -1,0 +1,1 @@
+"""How each kind of tool is run. Each module has one `Tool`."""

@@ -1,0 +1,49 @@
+"""HTTP connections: how many, to whom, and whose wait for one is charged to whom.
+
+Two things about the client matter here.
+
+The pool of httpcore must never make a request wait. One that is cancelled just as it is given a new connection leaves
+the connection behind for ever (httpcore issue 1093), and calls that share a deadline are cancelled in the very
+same moment. So the pool is unbounded and the wait is ours: it costs the waiter's own time, it is measured, and a cancel
+leaves nothing behind.
+
+The client must have no memory. It is shared by all tenants, so a cookie that one call is given must not go out with
+another's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+
+import httpx
+
+from deadlinemesh.policy.model import ToolsPolicy
+
+__all__ = ["Connections", "pooled_client"]
+
+
+def pooled_client(tools: ToolsPolicy) -> httpx.AsyncClient:
+    """The HTTP client of one tool-runner. It has no timeouts: the scope's deadline covers all, the wait included."""
+    return httpx.AsyncClient(
+        timeout=None,
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=tools.connections_per_host),
+        follow_redirects=False,
+        trust_env=False,  # a .netrc or a proxy variable must not decide whom tenants' data is sent to
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+        headers={"User-Agent": "deadline-mesh", "Accept-Encoding": "identity"},  # what is counted is what is kept
+    )
+
+
+class Connections:
+    """At most `per_host` calls at once to each origin, first come first served."""
+
+    def __init__(self, per_host: int) -> None:
+        self._per_host = per_host
+        self._slots: dict[str, asyncio.Semaphore] = {}
+
+    def to(self, origin: str) -> asyncio.Semaphore:
+        """The connections to `origin`: hold one with `async with`."""
+        if origin not in self._slots:
+            self._slots[origin] = asyncio.Semaphore(self._per_host)
+        return self._slots[origin]

@@ -1,0 +1,146 @@
+"""Tools that are HTTP endpoints.
+
+No timeout and no retry is set anywhere: the deadline ends the call, which closes the connection, and whether to try
+again is the orchestrator's to decide.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx
+
+from deadlinemesh.deadline import current
+from deadlinemesh.policy.model import HttpTool as HttpToolPolicy
+from deadlinemesh.tool_runner.kinds.cancelled_once import cancelled_once
+from deadlinemesh.tool_runner.kinds.connections import Connections
+from deadlinemesh.tool_runner.kinds.url import UnfitArgument, UrlTemplate, as_text
+from deadlinemesh.tool_runner.outcome import Call, Tool, ToolOutcome, ToolSpec, ToolStatus
+from deadlinemesh.transport import http_deadline
+
+__all__ = ["HttpTool", "retry_after"]
+
+FAILURE_CHARACTERS = 500
+"""Of a failure's body that the model is told."""
+
+_TRANSIENT = frozenset({408, 429})
+_SECONDS = re.compile(r"[0-9]{1,9}", re.ASCII)
+
+
+class HttpTool(Tool):
+    """One endpoint of a policy's `tools.http`. `headers` go with each call; `wall` is the Unix time in seconds."""
+
+    def __init__(
+        self,
+        name: str,
+        policy: HttpToolPolicy,
+        url: UrlTemplate,
+        headers: Mapping[str, str],
+        client: httpx.AsyncClient,
+        connections: Connections,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.spec = ToolSpec(name, policy.description, policy.arguments, policy.idempotent)
+        self.origin = f"tools.http.{name}"
+        self._policy = policy
+        self._url = url
+        self._headers = dict(headers)
+        self._client = client
+        self._connections = connections
+        self._wall = wall
+
+    async def run(self, arguments: Mapping[str, Any], call: Call) -> ToolOutcome:
+        try:
+            url = httpx.URL(self._url.fill(arguments))
+        except (UnfitArgument, httpx.InvalidURL) as error:
+            return ToolOutcome.invalid(self.spec.name, [str(error)])
+        others = {name: value for name, value in arguments.items() if name not in self._url.arguments}
+        async with self._connections.to(self._url.origin):
+            call.begun()
+            try:
+                return await cancelled_once(self._exchange(url, others))
+            except httpx.RequestError as error:
+                # Of these only what the network or the server did may be different next time.
+                ours = (httpx.LocalProtocolError, httpx.UnsupportedProtocol)
+                transient = isinstance(error, httpx.TransportError) and not isinstance(error, ours)
+                return self._failed(f"no answer: {type(error).__name__}: {error}", transient)
+
+    async def _exchange(self, url: httpx.URL, others: Mapping[str, Any]) -> ToolOutcome:
+        headers = dict(self._headers)
+        if self._policy.internal:
+            headers.update(http_deadline.encode(current().remaining, self._wall()))
+        if self._policy.method == "GET":
+            if others:
+                url = url.copy_merge_params(_query(others))
+            request = self._client.build_request("GET", url, headers=headers)
+        else:
+            request = self._client.build_request("POST", url, headers=headers, json=dict(others))
+        response = await self._client.send(request, stream=True)
+        try:
+            if response.is_success:
+                return ToolOutcome(ToolStatus.OK, await _text(response, self._policy.max_response_bytes))
+            body = await _text(response, FAILURE_CHARACTERS * 4, mark=False)  # no character has more than 4 bytes
+        finally:
+            await response.aclose()  # also when cancelled: an unfinished response takes its connection with it
+        said = f"HTTP {response.status_code} {response.reason_phrase}".rstrip()
+        transient = response.status_code in _TRANSIENT or response.is_server_error
+        wait = retry_after(response.headers, self._wall()) if transient else None
+        return self._failed(f"{said}: {body[:FAILURE_CHARACTERS].strip() or 'without a body'}", transient, wait)
+
+    def _failed(self, why: str, transient: bool, wait: float | None = None) -> ToolOutcome:
+        return ToolOutcome(ToolStatus.FAILED, f"{self.spec.name} failed: {why}", transient, wait)
+
+
+def retry_after(headers: Mapping[str, str], wall_now: float) -> float | None:
+    """Seconds that `Retry-After` asks for, whether it is a number or a date; None where there is none that can be read.
+
+    A date is compared with the answer's own `Date`, where there is one: the two were written by the same clock.
+    """
+    wanted = headers.get("retry-after", "").strip()
+    if _SECONDS.fullmatch(wanted):
+        return float(wanted)
+    until = _date(wanted)
+    if until is None:
+        return None
+    said = _date(headers.get("date", ""))
+    return max(0.0, until.timestamp() - (wall_now if said is None else said.timestamp()))
+
+
+def _date(text: str) -> datetime | None:
+    try:
+        date = parsedate_to_datetime(text)
+    except (ValueError, OverflowError):
+        return None
+    return date if date.tzinfo else date.replace(tzinfo=UTC)
+
+
+def _query(others: Mapping[str, Any]) -> httpx.QueryParams:
+    """Query parameters: a list becomes one for each item, null is left out."""
+    each = ((name, item) for name, value in others.items() for item in (value if isinstance(value, list) else [value]))
+    return httpx.QueryParams([(name, as_text(item)) for name, item in each if item is not None])
+
+
+async def _text(response: httpx.Response, most_bytes: int, *, mark: bool = True) -> str:
+    """The body as text, cut after `most_bytes`; nothing beyond is read."""
+    encoding = response.encoding or "utf-8"
+    try:
+        " ".encode(encoding)
+    except (LookupError, UnicodeError):  # unknown, or a codec such as zlib that does not make text
+        encoding = "utf-8"
+    decoder = codecs.getincrementaldecoder(encoding)("replace")
+    parts: list[str] = []
+    room = most_bytes
+    async for chunk in response.aiter_bytes():
+        parts.append(decoder.decode(chunk[:room]))
+        if len(chunk) > room:
+            cut = f"\n[cut: the answer is longer than {most_bytes} bytes]" if mark else ""
+            return "".join(parts) + cut  # half a character at the cut stays in the decoder
+        room -= len(chunk)
+    parts.append(decoder.decode(b"", final=True))
+    return "".join(parts)

@@ -1,0 +1,159 @@
+"""The tools of a policy, and who may use which."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import ModuleType
+
+import httpx
+
+from deadlinemesh.errors import InvalidRequest, NotFound, Violation, choices
+from deadlinemesh.policy.model import HttpTool as HttpToolPolicy
+from deadlinemesh.policy.model import Policy, ToolsPolicy
+from deadlinemesh.tool_runner.arguments import Arguments
+from deadlinemesh.tool_runner.kinds.connections import Connections, pooled_client
+from deadlinemesh.tool_runner.kinds.http import HttpTool
+from deadlinemesh.tool_runner.kinds.python import PythonTool
+from deadlinemesh.tool_runner.kinds.url import UrlTemplate
+from deadlinemesh.tool_runner.outcome import Tool, ToolSpec
+from deadlinemesh.tool_runner.tool import definition_of
+
+__all__ = ["Registry"]
+
+
+class Registry:
+    """Tools by name. Holds the HTTP client that they share; `aclose` closes it when the last call is over."""
+
+    @classmethod
+    def from_policy(
+        cls,
+        policy: Policy,
+        http_client: Callable[[ToolsPolicy], httpx.AsyncClient] = pooled_client,
+        environ: Mapping[str, str] = os.environ,
+    ) -> Registry:
+        """All tools that `policy` names. `environ` is where `headers_env` is looked up.
+
+        Raises InvalidRequest with every violation found; each names its place in the policy file.
+        """
+        client = http_client(policy.tools)
+        connections = Connections(policy.tools.connections_per_host)
+        violations: list[Violation] = []
+        found: dict[str, Tool] = {}
+        for field, tool in _candidates(policy.tools, client, connections, environ, violations):
+            other = found.setdefault(tool.spec.name, tool)
+            if other is not tool and other.origin != tool.origin:
+                what = f"the name {tool.spec.name!r} is taken twice: by {other.origin} and by {tool.origin}"
+                violations.append(Violation(field, what))
+        for tenant_id, tenant in policy.tenants.items():
+            for index, name in enumerate(tenant.tools):
+                if name not in found:
+                    field = f"tenants.{tenant_id}.tools[{index}]"
+                    violations.append(Violation(field, f"{name!r} is not a tool; {choices(sorted(found))}"))
+        if violations:
+            raise InvalidRequest(violations)
+        return cls(found, {tenant_id: tenant.tools for tenant_id, tenant in policy.tenants.items()}, client)
+
+    def __init__(
+        self, tools: Mapping[str, Tool], allowed: Mapping[str, Sequence[str]], client: httpx.AsyncClient | None = None
+    ) -> None:
+        """`allowed` names each tenant's tools; an empty list allows all."""
+        self._tools = {name: (tools[name], Arguments(tools[name].spec.arguments_schema)) for name in sorted(tools)}
+        self._allowed = {tenant: frozenset(names) for tenant, names in allowed.items()}
+        self._client = client
+        self._calls = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def specs(self, tenant_id: str) -> tuple[ToolSpec, ...]:
+        """The tools that the tenant may use, in alphabetical order. Raises NotFound for an unknown tenant."""
+        if tenant_id not in self._allowed:
+            raise NotFound([Violation("tenant_id", f"the tool-runner's policy knows no tenant {tenant_id!r}")])
+        allowed = self._allowed[tenant_id]
+        return tuple(tool.spec for name, (tool, _) in self._tools.items() if not allowed or name in allowed)
+
+    def find(self, tenant_id: str, name: str) -> tuple[Tool, Arguments]:
+        """A tool and its arguments' check. Raises NotFound, naming the tools that the tenant may use."""
+        names = [spec.name for spec in self.specs(tenant_id)]
+        if name not in names:
+            raise NotFound([Violation("name", f"there is no tool {name!r}; {choices(names)}")])
+        return self._tools[name]
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Hold the registry for a call."""
+        self._calls += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._calls -= 1
+            if not self._calls:
+                self._idle.set()
+
+    async def aclose(self) -> None:
+        """Wait until no call holds the registry, then close its connections."""
+        await self._idle.wait()
+        if self._client is not None:
+            await self._client.aclose()
+
+
+def _candidates(
+    tools: ToolsPolicy,
+    client: httpx.AsyncClient,
+    connections: Connections,
+    environ: Mapping[str, str],
+    violations: list[Violation],
+) -> Iterator[tuple[str, Tool]]:
+    for index, module_name in enumerate(tools.modules):
+        field = f"tools.modules[{index}]"
+        try:
+            offered = list(_offered(importlib.import_module(module_name)))
+        except Exception as error:  # whatever a module raises at import; nothing is awaited here
+            violations.append(Violation(field, f"{module_name} cannot be imported: {type(error).__name__}: {error}"))
+            continue
+        if not offered:
+            violations.append(Violation(field, f"{module_name} has no tools: decorate async functions with @tool"))
+        yield from ((field, tool) for tool in offered)
+    for name, http in tools.http.items():
+        field = f"tools.http.{name}"
+        url = UrlTemplate(http.url)
+        headers, missing = _headers(http, environ)
+        wrong = [*_wrong(http, url), *missing]
+        violations += [Violation(f"{field}.{part}", why) for part, why in wrong]
+        if not wrong:
+            yield field, HttpTool(name, http, url, headers, client, connections)
+
+
+def _offered(module: ModuleType) -> Iterator[Tool]:
+    """The module's own tools, and those of others that it names in `__all__`: an import alone offers nothing."""
+    public = getattr(module, "__all__", ())
+    for name, value in vars(module).items():
+        definition = definition_of(value)
+        if definition is not None and (definition.function.__module__ == module.__name__ or name in public):
+            yield PythonTool(definition)
+
+
+def _wrong(http: HttpToolPolicy, url: UrlTemplate) -> Iterator[tuple[str, str]]:
+    """What a policy file's own checks find too, for policies that were not made from a file."""
+    try:
+        Arguments(http.arguments)
+    except ValueError as error:
+        yield "arguments", str(error)
+    for name in sorted(url.arguments - set(http.arguments.get("required", []))):
+        yield "url", f"{{{name}}} could be missing from a call; list it in arguments.required"
+
+
+def _headers(http: HttpToolPolicy, environ: Mapping[str, str]) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    headers, missing = {}, []
+    for header, variable in http.headers_env.items():
+        value = environ.get(variable, "").strip()  # secrets are often mounted with a line end
+        if not value:
+            missing.append((f"headers_env.{header}", f"the environment variable {variable} is not set"))
+        elif not (value.isascii() and value.isprintable()):
+            missing.append((f"headers_env.{header}", f"the value of {variable} has characters that no header may have"))
+        headers[header] = value
+    return headers, missing

@@ -1,0 +1,199 @@
+"""One tool call, from its queue to its result, without a word of gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from deadlinemesh.deadline import SYSTEM_CLOCK, Clock, DeadlineContext, Ledger, Phase, current
+from deadlinemesh.errors import Shed, UpstreamFailed
+from deadlinemesh.tool_runner.outcome import Tool, ToolError, ToolOutcome, ToolSpec, ToolStatus
+from deadlinemesh.tool_runner.registry import Registry
+
+__all__ = ["Event", "Finished", "Progressed", "Started", "ToolService"]
+
+_LOG = logging.getLogger("deadlinemesh.tool_runner")
+
+UNREAD_PROGRESS = 16
+"""Progress events that may wait for a slow reader before the tool has to."""
+
+PROGRESS_CHARACTERS = 1000
+"""Of a progress message; it is for people."""
+
+MESSAGE_OVERHEAD = 512
+"""Bytes of a result message that are not its content, with room to spare."""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The wait is over and the tool has begun."""
+
+    queue: float
+    """The wait, in seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progressed:
+    """How far the tool is."""
+
+    fraction: float
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What came of the call, and where its time went, in seconds."""
+
+    outcome: ToolOutcome
+    elapsed: float
+    spent: Mapping[Phase, float]
+
+
+Event = Started | Progressed | Finished
+
+
+class ToolService:
+    """Runs the tools of a registry. `clock` must be that of the contexts it is called in.
+
+    A result that would not fit into a message of `message_bytes` is cut, with a mark.
+    """
+
+    def __init__(self, registry: Registry, message_bytes: int, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._registry = registry
+        self._most_bytes = message_bytes - MESSAGE_OVERHEAD
+        self._clock = clock
+
+    def specs(self) -> tuple[ToolSpec, ...]:
+        """The current tenant's tools, in alphabetical order."""
+        return self._registry.specs(current().tenant_id)
+
+    async def call(self, name: str, arguments_json: str, call_id: str = "") -> AsyncGenerator[Event, None]:
+        """Run a tool: `Started`, any number of `Progressed`, `Finished`; only `Finished` if its arguments are wrong.
+
+        A tool's failure is a result. Raises NotFound for an unknown tool; a spent deadline and a cancel pass through.
+        The tool is gone when the generator is closed: use `contextlib.aclosing`.
+        """
+        context = current()
+        registry, most_bytes = self._registry, self._most_bytes
+        tool, arguments = registry.find(context.tenant_id, name)
+        with registry.in_use():
+            running = _Running(Ledger(self._clock, context.started_at))
+            given, violations = arguments.read(arguments_json)
+            if violations:
+                outcome = ToolOutcome.invalid(name, violations)
+            else:
+                task = asyncio.get_running_loop().create_task(tool.run(given, running), name=f"tool {name} {call_id}")
+                try:
+                    async with aclosing(running.events_until(task)) as events:
+                        async for event in events:
+                            yield event
+                    outcome = _outcome_of(task, tool, context, call_id)
+                finally:
+                    await _ended(task)
+            yield running.finished(_fitting(outcome, most_bytes))
+
+    async def replace(self, registry: Registry, message_bytes: int) -> None:
+        """Use `registry` for calls to come; return when those that began with the old one are over."""
+        old, self._registry = self._registry, registry
+        self._most_bytes = message_bytes - MESSAGE_OVERHEAD
+        await old.aclose()
+
+    async def aclose(self) -> None:
+        """Close all connections, once no call is running."""
+        await self._registry.aclose()
+
+
+class _Running:
+    """The `Call` that a tool sees: what it says of itself becomes events."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._begun = False
+        # Room for one more than progress may fill, so that neither `begun` nor the end ever has to wait.
+        self._events: asyncio.Queue[Event | None] = asyncio.Queue(UNREAD_PROGRESS + 1)
+
+    def begun(self) -> None:
+        if not self._begun:
+            self._begun = True
+            self._ledger.enter(Phase.TOOL_CALL)  # takes precedence over the queue
+            self._events.put_nowait(Started(self._ledger.spent().get(Phase.TOOL_QUEUE, 0.0)))
+
+    async def progress(self, fraction: float, message: str = "") -> None:
+        self.begun()
+        within = 0.0 if math.isnan(fraction) else min(1.0, max(0.0, fraction))
+        await self._events.put(Progressed(within, _sound(message)[:PROGRESS_CHARACTERS]))
+
+    async def events_until(self, task: asyncio.Task[ToolOutcome]) -> AsyncGenerator[Event, None]:
+        """What happens until the tool's task is done."""
+        task.add_done_callback(self._wake)
+        with self._ledger.phase(Phase.TOOL_QUEUE):
+            while not (task.done() and self._events.empty()):
+                event = await self._events.get()
+                if event is not None:
+                    yield event
+
+    def _wake(self, task: asyncio.Task[ToolOutcome]) -> None:
+        # A full queue needs none: its reader is not waiting, and sees that the task is done once it has read all.
+        if not self._events.full():
+            self._events.put_nowait(None)
+
+    def finished(self, outcome: ToolOutcome) -> Finished:
+        return Finished(outcome, self._ledger.elapsed, self._ledger.spent())
+
+
+def _outcome_of(task: asyncio.Task[ToolOutcome], tool: Tool, context: DeadlineContext, call_id: str) -> ToolOutcome:
+    """The outcome of a task that is done: its own, or a failure's."""
+    if task.cancelled():
+        own = asyncio.current_task()
+        if own is not None and own.cancelling():
+            raise asyncio.CancelledError  # the whole call is being ended, not only the tool
+        error: BaseException | None = ToolError("the tool cancelled itself")
+    else:
+        error = task.exception()
+    if error is None:
+        return task.result()
+    if context.is_expired or not isinstance(error, Exception):
+        raise error
+    if isinstance(error, ToolError):
+        return ToolOutcome(ToolStatus.FAILED, f"{tool.spec.name} failed: {error}", error.transient, error.retry_after)
+    _LOG.warning(
+        "tool %s (%s) failed: call %s, tenant %s, run %s",
+        tool.spec.name,
+        tool.origin,
+        call_id,
+        context.tenant_id,
+        context.run_id,
+        exc_info=error,
+    )
+    transient = isinstance(error, (UpstreamFailed, Shed, ConnectionError, TimeoutError))
+    wait = error.retry_after if isinstance(error, (UpstreamFailed, Shed)) else None
+    return ToolOutcome(ToolStatus.FAILED, f"{tool.spec.name} failed: {type(error).__name__}: {error}", transient, wait)
+
+
+async def _ended(task: asyncio.Task[ToolOutcome]) -> None:
+    """End the tool's task. A cancel that arrives meanwhile goes on at once; the scope still owns the task then."""
+    if not task.done():
+        if not task.cancelling():  # by its scope: a second time at once would only disturb its closing
+            task.cancel()
+        await asyncio.wait([task])
+    if not task.cancelled():
+        task.exception()  # seen, so that asyncio does not complain: the caller left and wants no result
+
+
+def _fitting(outcome: ToolOutcome, most_bytes: int) -> ToolOutcome:
+    """The outcome with content that a message can carry."""
+    content = _sound(outcome.content)
+    encoded = content.encode()
+    if len(encoded) > most_bytes:
+        mark = f"\n[cut: the result is longer than {most_bytes} bytes]"
+        content = encoded[: most_bytes - len(mark)].decode(errors="ignore") + mark
+    return ToolOutcome(outcome.status, content, outcome.transient, outcome.retry_after)
+
+
+def _sound(text: str) -> str:
+    """`text` without lone surrogates, which JSON can spell and UTF-8 cannot."""
+    return text.encode(errors="replace").decode()

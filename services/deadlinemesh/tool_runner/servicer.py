@@ -1,0 +1,92 @@
+"""`ToolRunnerService`: messages to the domain and back, nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from deadlinemesh.deadline import SYSTEM_CLOCK, Clock
+from deadlinemesh.policy.model import Policy
+from deadlinemesh.tool_runner.outcome import ToolSpec
+from deadlinemesh.tool_runner.registry import Registry
+from deadlinemesh.tool_runner.service import Event, Finished, Progressed, Started, ToolService
+from deadlinemesh.v1 import common_pb2, tool_runner_pb2, tool_runner_pb2_grpc
+
+__all__ = ["HOP", "ToolRunnerServicer", "build"]
+
+HOP = "tool-runner"
+
+
+class ToolRunnerServicer(tool_runner_pb2_grpc.ToolRunnerServiceServicer):
+    """The tool-runner behind gRPC. The inbound interceptor sets the context, ends calls on time and maps errors."""
+
+    def __init__(self, service: ToolService) -> None:
+        self.service = service
+
+    async def CallTool(  # the name is the contract's
+        self, request: tool_runner_pb2.CallToolRequest, context: Any
+    ) -> AsyncIterator[tool_runner_pb2.CallToolResponse]:
+        async with aclosing(self.service.call(request.name, request.arguments_json, request.call_id)) as events:
+            async for event in events:
+                yield _response(event)
+
+    async def ListTools(
+        self, request: tool_runner_pb2.ListToolsRequest, context: Any
+    ) -> tool_runner_pb2.ListToolsResponse:
+        return tool_runner_pb2.ListToolsResponse(tools=[_spec(spec) for spec in self.service.specs()])
+
+    async def reload(self, policy: Policy) -> None:
+        """Use `policy` for calls to come; return when those that began under the old one are over.
+
+        Raises InvalidRequest, and keeps the old one, if the new one's tools are not right.
+        """
+        await self.service.replace(Registry.from_policy(policy), policy.limits.message_bytes)
+
+    async def aclose(self) -> None:
+        """Close all connections. Call it when the server has stopped."""
+        await self.service.aclose()
+
+
+def build(policy: Policy, clock: Clock = SYSTEM_CLOCK) -> ToolRunnerServicer:
+    """A tool-runner for `policy`. Raises InvalidRequest with every violation if its tools are not right."""
+    return ToolRunnerServicer(ToolService(Registry.from_policy(policy), policy.limits.message_bytes, clock))
+
+
+def _response(event: Event) -> tool_runner_pb2.CallToolResponse:
+    match event:
+        case Started():
+            return tool_runner_pb2.CallToolResponse(started=tool_runner_pb2.ToolStarted(queue_us=_us(event.queue)))
+        case Progressed():
+            progress = tool_runner_pb2.ToolProgress(message=event.message, fraction=event.fraction)
+            return tool_runner_pb2.CallToolResponse(progress=progress)
+        case Finished():
+            return tool_runner_pb2.CallToolResponse(result=_result(event))
+
+
+def _result(event: Finished) -> tool_runner_pb2.ToolResult:
+    phases = [
+        common_pb2.PhaseSpend(phase=f"PHASE_{phase.name}", spent_us=_us(seconds))
+        for phase, seconds in event.spent.items()
+    ]
+    return tool_runner_pb2.ToolResult(
+        status=f"TOOL_STATUS_{event.outcome.status.name}",
+        content=event.outcome.content,
+        spend=common_pb2.HopSpend(hop=HOP, elapsed_us=_us(event.elapsed), phases=phases),
+        transient=event.outcome.transient,
+        retry_after_us=_us(event.outcome.retry_after or 0.0),
+    )
+
+
+def _spec(spec: ToolSpec) -> common_pb2.ToolSpec:
+    return common_pb2.ToolSpec(
+        name=spec.name,
+        description=spec.description,
+        arguments_schema_json=json.dumps(spec.arguments_schema, ensure_ascii=False),
+        idempotent=spec.idempotent,
+    )
+
+
+def _us(seconds: float) -> int:
+    return round(seconds * 1_000_000)

@@ -1,0 +1,135 @@
+"""`@tool`: an async Python function becomes a tool.
+
+Everything about a function is checked when it is decorated, so that a mistake shows at start and not at a tenant's
+first call.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar, get_type_hints, overload
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic.errors import PydanticUserError
+from pydantic.json_schema import GenerateJsonSchema
+
+from deadlinemesh.tool_runner.outcome import ToolSpec
+
+__all__ = ["Definition", "Progress", "definition_of", "tool"]
+
+_ATTRIBUTE = "__deadlinemesh_tool__"
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
+
+Function = TypeVar("Function", bound=Callable[..., Coroutine[Any, Any, Any]])
+
+
+class Progress(Protocol):
+    """A parameter annotated with this is no argument: the tool-runner fills it in. In tests any async callable does."""
+
+    def __call__(self, fraction: float, message: str = "") -> Awaitable[None]:
+        """Tell the caller how far the tool is: `fraction` from 0 to 1, `message` for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """What `@tool` found out about a function."""
+
+    function: Callable[..., Coroutine[Any, Any, Any]]
+    spec: ToolSpec
+    origin: str
+    arguments: type[BaseModel]
+    """Validates arguments and converts them to the annotated types. A field's alias is the parameter's name."""
+    progress: str | None
+    """The parameter that wants a `Progress`; None without one."""
+
+    def bind(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The function's keyword arguments. Raises pydantic's ValidationError."""
+        bound = self.arguments.model_validate(arguments)
+        return {str(field.alias): getattr(bound, name) for name, field in self.arguments.model_fields.items()}
+
+
+@overload
+def tool(function: Function) -> Function: ...
+@overload
+def tool(*, idempotent: bool = False) -> Callable[[Function], Function]: ...
+def tool(function: Function | None = None, *, idempotent: bool = False) -> Function | Callable[[Function], Function]:
+    """Make an async function a tool: its name, its docstring and its annotations are what a model is told.
+
+    `idempotent` says that a second identical call does no harm, which allows it to be retried. The function itself is
+    returned unchanged. Raises TypeError, saying what to write instead, for a function that cannot be a tool.
+    """
+
+    def decorate(decorated: Function) -> Function:
+        setattr(decorated, _ATTRIBUTE, _define(decorated, idempotent))
+        return decorated
+
+    return decorate if function is None else decorate(function)
+
+
+def definition_of(candidate: object) -> Definition | None:
+    """What `@tool` found out about `candidate`; None if it was not decorated."""
+    found = getattr(candidate, _ATTRIBUTE, None) if inspect.isfunction(candidate) else None
+    return found if isinstance(found, Definition) else None
+
+
+class _PlainSchema(GenerateJsonSchema):
+    """Without the titles that pydantic makes up from names: a model would pay tokens for what it already reads."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+
+def _define(function: Callable[..., Any], idempotent: bool) -> Definition:
+    origin = f"{function.__module__}:{function.__qualname__}"
+    if not inspect.iscoroutinefunction(function):
+        raise TypeError(
+            f"{origin}: tools are async; blocking work cannot be stopped at its deadline, so give it a service or a"
+            " process of its own and await that. Write `async def`, without `yield`"
+        )
+    if not _NAME.fullmatch(function.__name__):
+        raise TypeError(f"{origin}: a tool's name is lower case letters, digits and underscores, at most 63")
+    description = inspect.getdoc(function)
+    if not description:
+        raise TypeError(f"{origin}: a tool needs a docstring; it is what the model is told about it")
+    arguments, progress = _arguments(function, origin)
+    try:
+        schema = arguments.model_json_schema(schema_generator=_PlainSchema)
+    except PydanticUserError as error:
+        raise TypeError(f"{origin}: its arguments cannot be described as JSON Schema: {error}") from error
+    schema.pop("title", None)
+    schema.setdefault("properties", {})
+    return Definition(
+        function, ToolSpec(function.__name__, description, schema, idempotent), origin, arguments, progress
+    )
+
+
+def _arguments(function: Callable[..., Any], origin: str) -> tuple[type[BaseModel], str | None]:
+    try:
+        hints = get_type_hints(function, include_extras=True)
+    except NameError as error:
+        raise TypeError(f"{origin}: its annotations must be defined at the top of a module: {error}") from error
+    progress = None
+    fields: dict[str, Any] = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            raise TypeError(
+                f"{origin}: arguments come by name, so {parameter} cannot be filled; write plain parameters"
+            )
+        if name not in hints:
+            raise TypeError(f"{origin}: annotate {name!r}; the model is told the types")
+        if hints[name] is Progress:
+            if progress is not None:
+                raise TypeError(f"{origin}: both {progress!r} and {name!r} want a Progress; one is enough")
+            progress = name
+            continue
+        default = ... if parameter.default is parameter.empty else parameter.default
+        # A name of our own under an alias: parameters may be called `schema`, `copy` or `_x`, a model's fields may not.
+        fields[f"argument_{len(fields)}"] = (hints[name], Field(default, alias=name))
+    try:
+        model = create_model(function.__name__, __config__=ConfigDict(extra="forbid"), **fields)
+    except PydanticUserError as error:
+        raise TypeError(f"{origin}: its arguments cannot be validated: {error}") from error
+    return model, progress

@@ -1,0 +1,16 @@
+"""What several kinds of tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from tests.up import Up, up
+
+
+@pytest.fixture(scope="session")
+def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    """`dmesh up` as a real process: the embedded policy, its demo world, fresh keys. Do not break it, it is shared."""
+    with up(tmp_path_factory.mktemp("mesh")) as running:
+        yield running
+        assert running.stop() == 0

@@ -1,0 +1,180 @@
+"""`dmesh up` and what it keeps up: processes that are ready, restarted, drained, and never left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tests.up import DMESH, GUARD, Up, dmesh, ended, environment, up
+
+from deadlinemesh.client import DeadlineMesh
+from deadlinemesh.errors import MeshError
+from deadlinemesh.v1 import orchestrator_pb2
+
+pytestmark = pytest.mark.processes
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Up]:
+    """A mesh to break."""
+    with up(tmp_path) as mesh:
+        yield mesh
+
+
+@asynccontextmanager
+async def client(mesh: Up, tier: str = "enterprise") -> AsyncIterator[DeadlineMesh]:
+    async with DeadlineMesh(mesh.address, api_key=mesh.api_key(tier)) as one:
+        yield one
+
+
+async def test_every_service_says_it_serves(mesh: Up) -> None:
+    for address in (mesh.address, *mesh.inner.values()):
+        async with grpc.aio.insecure_channel(address) as channel:
+            answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=GUARD)
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_only_its_owner_may_read_what_it_writes(mesh: Up) -> None:
+    assert stat.S_IMODE(mesh.state_file.stat().st_mode) == 0o600
+    policy = Path(mesh.state.policy_file)
+    assert stat.S_IMODE(policy.stat().st_mode) == 0o600
+    assert stat.S_IMODE(policy.parent.stat().st_mode) == 0o700
+
+
+def test_a_run_is_answered_on_the_command_line(mesh: Up) -> None:
+    done = mesh.dmesh("run", "Calculate 2 * 21", "--model", "fast", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    run = json.loads(done.stdout)
+    assert "42" in run["answer"]
+    assert (run["tenant"], run["tier"], run["outcome"], run["partial"]) == ("acme", "enterprise", "COMPLETED", False)
+    assert sum(run["ledger"].values()) == pytest.approx(run["elapsed_ms"], abs=0.1)
+    segments = [one["ms"] for one in run["waterfall"] if one["kind"] != "tool"]
+    assert sum(segments) == pytest.approx(run["elapsed_ms"] - run["ledger"]["unattributed"], abs=0.1)
+
+
+def test_a_pipe_gets_plain_text(mesh: Up) -> None:
+    done = mesh.dmesh("run", "Calculate 2 * 21", "--model", "fast", "--tenant", "cora")
+    assert done.returncode == 0
+    assert "\x1b" not in done.stdout
+    assert "COMPLETED  cora, free tier, fast" in done.stdout
+    assert "\n  calculate" in done.stdout
+    assert max(map(len, done.stdout.partition("phase / tool")[2].splitlines())) <= 80
+
+
+def test_a_spent_deadline_is_a_partial_answer_and_success(mesh: Up) -> None:
+    done = mesh.dmesh("run", "Run the long task for 20 seconds", "--deadline", "1s", "--model", "fast", "--json")
+    run = json.loads(done.stdout)
+    assert (done.returncode, run["outcome"], run["partial"]) == (0, "DEADLINE_SPENT", True)
+    assert run["answer"]
+    assert run["elapsed_ms"] <= 1000
+
+
+def test_refusals_name_the_field_and_exit_with_3(mesh: Up) -> None:
+    done = mesh.dmesh("run", "hello", "--model", "nope", "--tool", "none_such")
+    assert done.returncode == 3
+    assert "model: 'nope' is unknown or not yours: one of demo, fast" in done.stderr
+    assert mesh.dmesh("run", "hello", "--key", "no-such-key").returncode == 3
+
+
+def test_ctrl_c_cancels_a_run(mesh: Up) -> None:
+    command = [*DMESH, "run", "Run the long task for 20 seconds", "--model", "fast"]
+    with subprocess.Popen(
+        command, env=environment(mesh.state_file), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        assert any("tool long_task" in line for line in process.stdout)
+        process.send_signal(signal.SIGINT)
+        _, complaints = process.communicate(timeout=GUARD)
+    assert process.returncode == 130
+    assert complaints.strip() == "cancelled"
+
+
+async def test_a_drain_lets_runs_finish(own: Up) -> None:
+    async with client(own) as mesh, aclosing(mesh.run("Run the long task for 1 second", model="fast")) as events:
+        async for event in events:
+            if event.HasField("tool_call_started"):
+                own.process.send_signal(signal.SIGTERM)
+            if event.HasField("finished"):
+                assert event.finished.outcome == orchestrator_pb2.OUTCOME_COMPLETED
+    assert own.stop() == 0
+    assert own.processes() == []
+    assert not own.state_file.exists()
+
+
+async def test_a_second_signal_ends_everything_at_once(own: Up) -> None:
+    async def watch(mesh: DeadlineMesh) -> None:
+        async for event in mesh.run("Run the long task for 60 seconds", model="fast"):
+            if event.HasField("tool_call_started"):
+                own.process.send_signal(signal.SIGINT)
+                own.wait_for_log("draining")
+                own.process.send_signal(signal.SIGINT)
+
+    async with client(own) as mesh:
+        with pytest.raises(MeshError):
+            await watch(mesh)
+    assert own.process.wait(GUARD) == 0
+    assert own.processes() == []
+
+
+def test_nothing_outlives_a_killed_supervisor(own: Up) -> None:
+    pids = own.processes()
+    assert {own.process.pid, *own.state.processes.values()} <= set(pids)
+    own.process.kill()
+    ended(pids)
+    assert own.processes() == []
+
+
+@pytest.mark.parametrize("service", ["llm-proxy", "tool-runner", "orchestrator", "demo-world"])
+def test_a_killed_service_comes_back_and_works(own: Up, service: str) -> None:
+    os.kill(own.state.processes[service], signal.SIGKILL)
+    assert "killed by SIGKILL" in own.wait_for_log(f"{service} died")
+    own.wait_for_log(f"{service} is back")
+    done = own.dmesh("run", 'Look up the customer "northwind" and calculate 2 * 21', "--model", "fast", "--json")
+    run = json.loads(done.stdout)
+    assert (done.returncode, run["outcome"]) == (0, "COMPLETED"), run
+    assert {one["label"]: one["status"] for one in run["waterfall"] if one["kind"] == "tool"} == {
+        "crm_lookup": "OK",
+        "calculate": "OK",
+    }
+    told = json.loads(own.state_file.read_text())["processes"]
+    assert told[service] != own.state.processes[service]
+    assert told[service] in own.processes()
+
+
+def test_a_wrong_policy_is_told_line_by_line(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(dmesh(tmp_path / "up.json", "policy", "show").stdout.replace("tier: free", "tier: fre"))
+    done = dmesh(tmp_path / "up.json", "up", "--port", "0", "--policy", str(policy))
+    assert done.returncode == 2
+    line = next(n for n, text in enumerate(policy.read_text().splitlines(), 1) if "tier: fre" in text)
+    assert f"{policy}:{line}: tenants.cora.tier" in done.stderr
+
+
+def test_a_service_that_cannot_start_is_told_with_its_log(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = dmesh(tmp_path / "up.json", "up", "--port", str(port), "--no-demo-world")
+    assert done.returncode == 1
+    assert "orchestrator did not start: exit code 2" in done.stderr
+    assert f"cannot listen on 127.0.0.1:{port}: is it taken by another process?" in done.stderr
+    assert not (tmp_path / "up.json").exists()
+
+
+def test_without_a_mesh_it_says_how_to_get_one(tmp_path: Path) -> None:
+    done = dmesh(tmp_path / "up.json", "run", "hello")
+    assert done.returncode == 2
+    assert "start one with `dmesh up`" in done.stderr
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    done = dmesh(tmp_path / "up.json", "run", "hello", "--address", f"127.0.0.1:{port}", "--key", "k")
+    assert done.returncode == 4

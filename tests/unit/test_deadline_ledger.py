@@ -1,0 +1,145 @@
+"""The ledger charges every instant to at most one phase, and what it charges adds up."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deadlinemesh.deadline import Ledger, Phase, VirtualClock
+
+
+@pytest.fixture
+def clock() -> VirtualClock:
+    return VirtualClock(start=100.0)
+
+
+@pytest.fixture
+def ledger(clock: VirtualClock) -> Ledger:
+    return Ledger(clock, clock.monotonic())
+
+
+def test_a_new_ledger_has_charged_nothing(ledger: Ledger) -> None:
+    assert (ledger.spent(), ledger.elapsed) == ({}, 0.0)
+
+
+def test_time_outside_any_phase_is_charged_to_none(clock: VirtualClock, ledger: Ledger) -> None:
+    clock.advance(1.0)
+    with ledger.phase(Phase.TOOL_CALL):
+        clock.advance(2.0)
+    clock.advance(4.0)
+    assert (ledger.spent(), ledger.elapsed) == ({Phase.TOOL_CALL: 2.0}, 7.0)
+
+
+def test_a_phase_is_charged_while_it_is_still_on(clock: VirtualClock, ledger: Ledger) -> None:
+    ledger.enter(Phase.LLM_QUEUE)
+    clock.advance(2.0)
+    assert ledger.spent() == {Phase.LLM_QUEUE: 2.0}
+    clock.advance(1.0)
+    assert ledger.spent() == {Phase.LLM_QUEUE: 3.0}
+
+
+def test_a_ledger_may_begin_in_a_phase(clock: VirtualClock) -> None:
+    ledger = Ledger(clock, clock.monotonic(), opening=Phase.ADMISSION)
+    clock.advance(2.0)
+    ledger.leave(Phase.ADMISSION)
+    clock.advance(1.0)
+    assert ledger.spent() == {Phase.ADMISSION: 2.0}
+
+
+def test_an_opening_phase_is_charged_since_the_start_even_if_the_ledger_is_made_later(clock: VirtualClock) -> None:
+    started_at = clock.monotonic()
+    clock.advance(1.5)
+    ledger = Ledger(clock, started_at, opening=Phase.ADMISSION)
+    assert ledger.spent() == {Phase.ADMISSION: 1.5}
+
+
+def test_where_a_tool_works_while_the_model_streams_the_stream_is_charged(clock: VirtualClock, ledger: Ledger) -> None:
+    with ledger.phase(Phase.LLM_STREAM):
+        clock.advance(1.0)
+        ledger.enter(Phase.TOOL_CALL)
+        clock.advance(2.0)
+    clock.advance(4.0)
+    ledger.leave(Phase.TOOL_CALL)
+    assert ledger.spent() == {Phase.LLM_STREAM: 3.0, Phase.TOOL_CALL: 4.0}
+
+
+@pytest.mark.parametrize(("first", "second"), zip(Phase, list(Phase)[1:], strict=False))
+def test_of_two_phases_the_earlier_of_the_list_is_charged_whichever_began_first(
+    clock: VirtualClock, first: Phase, second: Phase
+) -> None:
+    for opened in ((first, second), (second, first)):
+        ledger = Ledger(clock, clock.monotonic())
+        for phase in opened:
+            ledger.enter(phase)
+        clock.advance(1.0)
+        assert ledger.spent() == {first: 1.0}
+
+
+def test_parallel_calls_of_one_phase_are_charged_once(clock: VirtualClock, ledger: Ledger) -> None:
+    with ledger.phase(Phase.TOOL_CALL):
+        with ledger.phase(Phase.TOOL_CALL), ledger.phase(Phase.TOOL_CALL):
+            clock.advance(1.0)
+        clock.advance(1.0)
+    clock.advance(1.0)
+    assert ledger.spent() == {Phase.TOOL_CALL: 2.0}
+
+
+def test_a_phase_is_left_when_its_block_fails(clock: VirtualClock, ledger: Ledger) -> None:
+    with pytest.raises(LookupError), ledger.phase(Phase.TOOL_CALL):
+        raise LookupError
+    clock.advance(1.0)
+    assert ledger.spent() == {}
+
+
+def test_each_change_of_the_phase_in_force_is_told_once(clock: VirtualClock) -> None:
+    told: list[Phase] = []
+    ledger = Ledger(clock, clock.monotonic(), on_change=told.append)
+    with ledger.phase(Phase.TOOL_CALL):
+        with ledger.phase(Phase.TOOL_QUEUE):  # no change: the call has precedence
+            pass
+        with ledger.phase(Phase.LLM_STREAM):
+            pass
+    assert told == [Phase.TOOL_CALL, Phase.LLM_STREAM, Phase.TOOL_CALL]
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("enter"), st.sampled_from(Phase)),
+        st.tuples(st.just("leave"), st.sampled_from(Phase)),
+        st.tuples(st.just("advance"), st.integers(0, 1_000_000)),
+        st.tuples(st.just("ask"), st.none()),
+    ),
+    max_size=60,
+)
+
+
+@given(STEPS)
+def test_every_instant_is_charged_to_the_phase_with_precedence_and_the_sum_is_what_was_covered(
+    steps: list[tuple[str, Phase | int | None]],
+) -> None:
+    clock = VirtualClock()
+    ledger = Ledger(clock, 0.0)
+    active: list[Phase] = []
+    expected: dict[Phase, float] = {}
+    unattributed = 0.0
+    for step, value in steps:
+        if step == "enter" and isinstance(value, Phase):
+            ledger.enter(value)
+            active.append(value)
+        elif step == "leave" and isinstance(value, Phase):
+            if value in active:
+                ledger.leave(value)
+                active.remove(value)
+        elif step == "advance" and isinstance(value, int):
+            seconds = value / 1024  # exact in binary, so that sums are exact as well
+            clock.advance(seconds)
+            if not active:
+                unattributed += seconds
+            elif seconds:
+                charged = min(active, key=list(Phase).index)
+                expected[charged] = expected.get(charged, 0.0) + seconds
+        else:
+            assert ledger.spent() == expected
+    assert ledger.spent() == expected
+    assert sum(ledger.spent().values()) + unattributed == ledger.elapsed == clock.monotonic()

@@ -1,0 +1,423 @@
+"""The OpenAI provider against an endpoint on a real socket, which sees when its caller is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+
+from deadlinemesh.errors import Shed, UpstreamFailed
+from deadlinemesh.llm_proxy.conversation import (
+    Event,
+    FinishReason,
+    Message,
+    Role,
+    TextDelta,
+    ToolCall,
+    ToolCallReady,
+    ToolChoice,
+    ToolSpec,
+    TurnEnded,
+    TurnRequest,
+)
+from deadlinemesh.llm_proxy.providers import provider_of
+from deadlinemesh.llm_proxy.providers.openai import OpenAIProvider
+from deadlinemesh.policy.model import OpenAIModel
+
+LOOK = ToolSpec("look", "Looks.", {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]})
+HELLO = (Message(Role.USER, "hello"),)
+STREAM = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+class Endpoint:
+    """Answers each request with the next of `answers`, which write to the socket as they like."""
+
+    def __init__(self) -> None:
+        self.answers: list[Callable[[Endpoint, asyncio.StreamWriter], Awaitable[None]]] = []
+        self.requests: list[dict[str, Any]] = []
+        self.headers: list[str] = []
+        self.connections = 0
+        self.asked = asyncio.Event()
+        self.gone = asyncio.Event()
+        """Set when a caller closed its connection."""
+
+    async def left(self) -> None:
+        """Return when a caller has closed its connection. Fails rather than hangs where none does."""
+        async with asyncio.timeout(5):
+            await self.gone.wait()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode()
+                length = next(
+                    int(line[15:]) for line in head.lower().split("\r\n") if line.startswith("content-length:")
+                )
+                self.headers.append(head)
+                self.requests.append(json.loads(await reader.readexactly(length)))
+                self.asked.set()
+                await self.answers.pop(0)(self, writer)
+                await writer.drain()
+        self.gone.set()
+        writer.close()
+
+
+def framed(text: str) -> bytes:
+    raw = text.encode()
+    return f"{len(raw):x}\r\n".encode() + raw + b"\r\n"
+
+
+def chunk(*, reason: str | None = None, usage: tuple[int, int] | None = None, **delta: Any) -> str:
+    body: dict[str, Any] = {"choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}
+    if usage is not None:
+        body = {"choices": [], "usage": {"prompt_tokens": usage[0], "completion_tokens": usage[1]}}
+    return f"data: {json.dumps(body)}\n\n"
+
+
+def part(index: int, arguments: str = "", call_id: str | None = None, name: str | None = None) -> dict[str, Any]:
+    return {"index": index, "id": call_id, "function": {"name": name, "arguments": arguments}}
+
+
+def streams(*chunks: str, ends: bool = True) -> Callable[[Endpoint, asyncio.StreamWriter], Awaitable[None]]:
+    """Streams `chunks`; without `ends` it then keeps the connection open, as a model does that is still writing."""
+
+    async def answer(endpoint: Endpoint, writer: asyncio.StreamWriter) -> None:
+        writer.write(STREAM.encode() + b"".join(map(framed, chunks)))
+        if ends:
+            writer.write(framed("data: [DONE]\n\n") + b"0\r\n\r\n")
+
+    return answer
+
+
+def says(status: str, body: str, *headers: str) -> Callable[[Endpoint, asyncio.StreamWriter], Awaitable[None]]:
+    async def answer(endpoint: Endpoint, writer: asyncio.StreamWriter) -> None:
+        lines = (f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", "Content-Type: application/json", *headers)
+        writer.write(("\r\n".join(lines) + "\r\n\r\n" + body).encode())
+
+    return answer
+
+
+async def says_nothing(endpoint: Endpoint, writer: asyncio.StreamWriter) -> None:
+    """Accepts the request and never answers."""
+
+
+async def hangs_up(endpoint: Endpoint, writer: asyncio.StreamWriter) -> None:
+    writer.write(STREAM.encode() + framed(chunk(content="half an")))
+    await writer.drain()
+    writer.close()
+
+
+@asynccontextmanager
+async def endpoint(*answers: Any, **model: Any) -> AsyncIterator[tuple[Endpoint, OpenAIProvider]]:
+    fake = Endpoint()
+    fake.answers = list(answers)
+    server = await asyncio.start_server(fake.serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    settings = {
+        "provider": "openai",
+        "base_url": f"http://127.0.0.1:{port}/v1",
+        "model": "m",
+        "api_key_env": "",
+        **model,
+    }
+    provider = OpenAIProvider(OpenAIModel(**settings), "sesame")
+    try:
+        yield fake, provider
+    finally:
+        await provider.aclose()
+        server.close()
+
+
+def turn(*messages: Message, tools: tuple[ToolSpec, ...] = (), choice: ToolChoice = ToolChoice.AUTO) -> TurnRequest:
+    return TurnRequest("small", messages or HELLO, tools, choice, 100)
+
+
+async def all_of(provider: OpenAIProvider, request: TurnRequest | None = None) -> list[Event]:
+    return [event async for event in provider.stream(request or turn())]
+
+
+async def failure(*answers: Any, **model: Any) -> Shed | UpstreamFailed:
+    async with endpoint(*answers, **model) as (_, provider):
+        try:
+            await all_of(provider)
+        except (Shed, UpstreamFailed) as error:
+            return error
+    pytest.fail("no failure was told")
+
+
+async def test_text_and_usage_are_streamed_and_the_connection_is_used_again() -> None:
+    answer = streams(chunk(role="assistant", content=""), chunk(content="a"), chunk(content="b"), chunk(reason="stop"))
+    counted = streams(chunk(content="c"), chunk(reason="length"), chunk(usage=(9, 8)))
+    async with endpoint(answer, counted) as (fake, provider):
+        assert await all_of(provider) == [TextDelta("a"), TextDelta("b"), TurnEnded(FinishReason.STOP, 11, 1)]
+        assert await all_of(provider) == [TextDelta("c"), TurnEnded(FinishReason.LENGTH, 9, 8)]
+        assert fake.connections == 1
+    sent = fake.requests[0]
+    assert sent["messages"] == [{"role": "user", "content": "hello"}]
+    assert (sent["model"], sent["max_tokens"], sent["stream_options"]) == ("m", 100, {"include_usage": True})
+    assert not {"tools", "tool_choice", "return_progress"} & set(sent)
+    assert "authorization: bearer sesame" in fake.headers[0].lower()
+
+
+async def test_closing_the_stream_closes_the_connection_so_that_generation_stops() -> None:
+    async with endpoint(streams(chunk(content="for"), chunk(content=" ever"), ends=False)) as (fake, provider):
+        async with aclosing(provider.stream(turn())) as events:
+            assert await anext(events) == TextDelta("for")
+        await fake.left()
+
+
+async def test_cancelling_the_reader_closes_the_connection() -> None:
+    async with endpoint(streams(chunk(content="for"), ends=False)) as (fake, provider):
+        reading = asyncio.ensure_future(all_of(provider))
+        await fake.asked.wait()
+        await asyncio.sleep(0)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        await fake.left()
+
+
+async def test_cancelling_before_the_first_byte_closes_the_connection() -> None:
+    async with endpoint(says_nothing) as (fake, provider):
+        reading = asyncio.ensure_future(all_of(provider))
+        await fake.asked.wait()
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        await fake.left()
+
+
+async def test_nothing_is_retried_behind_the_deadlines_back() -> None:
+    async with endpoint(says("500 Oops", "{}"), streams(chunk(reason="stop"))) as (fake, provider):
+        with pytest.raises(UpstreamFailed):
+            await all_of(provider)
+        assert len(fake.requests) == 1
+
+
+async def test_tool_calls_are_put_together_and_sent_as_soon_as_they_are_complete() -> None:
+    chunks = (
+        chunk(tool_calls=[part(0, call_id="c1", name="look")]),
+        chunk(tool_calls=[part(0, '{"a"')]),
+        chunk(tool_calls=[part(0, ": 1}")]),
+        chunk(tool_calls=[part(1, '{"a": ', "c2", "look")]),
+    )
+    async with endpoint(streams(*chunks, ends=False)) as (fake, provider):
+        async with aclosing(provider.stream(turn(tools=(LOOK,)))) as events:
+            # The stream hangs in the middle of the second call: the first is there all the same.
+            assert await anext(events) == ToolCallReady(ToolCall("c1", "look", '{"a": 1}'))
+    sent = fake.requests[0]
+    assert sent["tool_choice"] == "auto"
+    assert sent["tools"][0]["function"] == {"name": "look", "description": "Looks.", "parameters": LOOK.schema}
+
+
+async def test_the_last_call_comes_with_the_finish_reason() -> None:
+    chunks = (chunk(tool_calls=[part(0, "{}", "c1", "look")]), chunk(reason="stop"))
+    async with endpoint(streams(*chunks)) as (_, provider):
+        events = await all_of(provider, turn(tools=(LOOK,), choice=ToolChoice.REQUIRED))
+        assert [type(event) for event in events] == [ToolCallReady, TurnEnded]
+        assert events[-1].finish_reason is FinishReason.TOOL_CALLS  # type: ignore[union-attr]
+
+
+async def test_calls_that_share_an_index_are_told_apart_by_their_ids() -> None:
+    calls = [part(0, "{}", "c1", "look"), part(0, "{}", "c2", "look")]
+    async with endpoint(streams(chunk(tool_calls=calls), chunk(reason="tool_calls"))) as (_, provider):
+        events = await all_of(provider, turn(tools=(LOOK,)))
+        assert [event.call.id for event in events if isinstance(event, ToolCallReady)] == ["c1", "c2"]
+
+
+async def test_a_call_without_an_id_gets_one() -> None:
+    chunks = (chunk(tool_calls=[part(0, "", None, "look")]), chunk(reason="tool_calls"))
+    async with endpoint(streams(*chunks)) as (_, provider):
+        event = (await all_of(provider, turn(tools=(LOOK,))))[0]
+        assert isinstance(event, ToolCallReady)
+        assert event.call.id
+        assert event.call.arguments_json == "{}"
+
+
+async def test_a_call_that_the_token_limit_cut_is_left_out() -> None:
+    chunks = (chunk(tool_calls=[part(0, '{"a": ', "c1", "look")]), chunk(reason="length"))
+    async with endpoint(streams(*chunks)) as (_, provider):
+        assert [type(event) for event in await all_of(provider, turn(tools=(LOOK,)))] == [TurnEnded]
+
+
+async def test_a_call_whose_arguments_are_no_object_is_a_failure() -> None:
+    chunks = (chunk(tool_calls=[part(0, '{"a": ', "c1", "look")]), chunk(reason="tool_calls"))
+    assert "look" in str(await failure(streams(*chunks)))
+
+
+async def test_tools_are_not_offered_where_they_may_not_be_used() -> None:
+    async with endpoint(streams(chunk(reason="stop"))) as (fake, provider):
+        await all_of(provider, turn(tools=(LOOK,), choice=ToolChoice.NONE))
+        assert "tools" not in fake.requests[0]
+
+
+async def test_results_follow_their_calls_directly_as_the_endpoint_demands() -> None:
+    asks = Message(Role.ASSISTANT, "", (ToolCall("c1", "look", "{}"), ToolCall("c2", "look", "{}")))
+    one, two = Message(Role.TOOL, "1", (), "c1"), Message(Role.TOOL, "2", (), "c2")
+    async with endpoint(streams(chunk(reason="stop"))) as (fake, provider):
+        await all_of(provider, turn(*HELLO, asks, one, Message(Role.USER, "hurry"), two))
+        sent = fake.requests[0]["messages"]
+        assert [message["role"] for message in sent] == ["user", "assistant", "tool", "tool", "user"]
+        assert sent[1]["content"] is None
+        assert sent[1]["tool_calls"][1] == {
+            "id": "c2",
+            "type": "function",
+            "function": {"name": "look", "arguments": "{}"},
+        }
+        assert sent[3] == {"role": "tool", "content": "2", "tool_call_id": "c2"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "wait"),
+    [
+        ((), None),
+        (("Retry-After: 7",), 7.0),
+        (("Retry-After: 0.5",), 0.5),
+        (("Retry-After: Wed, 21 Oct 2026 07:28:09 GMT", "Date: Wed, 21 Oct 2026 07:28:00 GMT"), 9.0),
+        (("Retry-After: Wed, 21 Oct 2026 07:28:09 GMT",), None),
+        (("Retry-After: later",), None),
+    ],
+)
+async def test_too_many_requests_are_shed_with_the_wait_that_is_asked_for(
+    headers: tuple[str, ...], wait: float | None
+) -> None:
+    error = await failure(says("429 Too Many Requests", '{"error": {"message": "slow down"}}', *headers))
+    assert isinstance(error, Shed)
+    assert error.retry_after == wait
+
+
+async def test_an_exhausted_quota_is_no_load_and_not_shed() -> None:
+    body = '{"error": {"message": "pay", "code": "insufficient_quota"}}'
+    assert isinstance(await failure(says("429 Too Many Requests", body)), UpstreamFailed)
+
+
+@pytest.mark.parametrize(
+    ("status", "advice"),
+    [
+        ("400 Bad Request", "context_tokens"),
+        ("401 Unauthorized", "api_key_env"),
+        ("403 Forbidden", "permissions"),
+        ("404 Not Found", "base_url"),
+        ("503 Unavailable", "provider's own"),
+    ],
+)
+async def test_a_refusal_tells_what_to_check(status: str, advice: str) -> None:
+    error = await failure(says(status, '{"error": {"message": "because"}}', "Retry-After: 3"))
+    assert isinstance(error, UpstreamFailed)
+    assert status[:3] in str(error)
+    assert "because" in str(error)
+    assert advice in str(error)
+    assert error.retry_after == 3.0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        streams("data: {not json\n\n"),
+        streams('data: {"no": "choices"}\n\n'),
+        streams("data: []\n\n"),
+        streams('data: {"choices": [{}]}\n\n'),
+        streams('data: {"choices": 3}\n\n'),
+        streams('data: {"error": {"message": "out of memory"}}\n\n'),
+        streams(chunk(content="half an")),
+        streams(),
+        says("200 OK", "<html>a portal</html>"),
+        hangs_up,
+    ],
+    ids=[
+        "no-json",
+        "no-choices",
+        "a-list",
+        "no-delta",
+        "bad-choices",
+        "error",
+        "no-reason",
+        "empty",
+        "html",
+        "hang-up",
+    ],
+)
+async def test_what_is_no_complete_stream_is_a_failure_of_the_provider(answer: Any) -> None:
+    assert isinstance(await failure(answer), UpstreamFailed)
+
+
+async def test_an_endpoint_that_is_not_there_is_a_failure_of_the_provider() -> None:
+    async with endpoint() as (_, provider):
+        pass
+    with pytest.raises(UpstreamFailed, match="could not be reached"):
+        await all_of(OpenAIProvider(provider._model, ""))
+
+
+def test_a_missing_key_is_told_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SOME_KEY", raising=False)
+    model = OpenAIModel(provider="openai", model="m", api_key_env="SOME_KEY")
+    with pytest.raises(ValueError, match="SOME_KEY"):
+        provider_of(model)
+    monkeypatch.setenv("SOME_KEY", "sesame")
+    assert isinstance(provider_of(model), OpenAIProvider)
+
+
+# --- tools_by: json_schema ---
+
+
+async def test_a_choice_in_constrained_form_becomes_a_tool_call() -> None:
+    answer = streams(chunk(content='{"tool": "look",'), chunk(content=' "arguments": {"a": 1}}'), chunk(reason="stop"))
+    async with endpoint(answer, tools_by="json_schema") as (fake, provider):
+        call, ended = await all_of(provider, turn(tools=(LOOK,)))
+        assert isinstance(call, ToolCallReady)
+        assert (call.call.name, json.loads(call.call.arguments_json)) == ("look", {"a": 1})
+        assert isinstance(ended, TurnEnded)
+        assert ended.finish_reason is FinishReason.TOOL_CALLS
+    sent = fake.requests[0]
+    options = sent["response_format"]["json_schema"]["schema"]["oneOf"]
+    assert [option["properties"]["tool"]["const"] for option in options] == ["look", "answer"]
+    assert options[0]["properties"]["arguments"]["properties"] == LOOK.schema["properties"]
+    assert "tools" not in sent
+    assert "look(a): Looks." in sent["messages"][-1]["content"]
+
+
+@pytest.mark.parametrize("choice", ['{"tool": "answer"}', '{"tool": "look", "argum', '{"tool": "other"}', "[]"])
+async def test_any_other_choice_is_followed_by_a_plain_answer(choice: str) -> None:
+    first = streams(chunk(content=choice), chunk(reason="stop"), chunk(usage=(10, 5)))
+    second = streams(chunk(content="hi"), chunk(reason="stop"), chunk(usage=(7, 1)))
+    async with endpoint(first, second, tools_by="json_schema") as (fake, provider):
+        events = await all_of(provider, turn(tools=(LOOK,)))
+        assert events == [TextDelta("hi"), TurnEnded(FinishReason.STOP, 17, 6)]
+        assert "response_format" not in fake.requests[1]
+        assert all(sent["return_progress"] for sent in fake.requests)
+        assert fake.requests[1]["max_tokens"] == 95
+
+
+async def test_a_required_choice_offers_no_way_out() -> None:
+    answer = streams(chunk(content="{}"), chunk(reason="length"))
+    async with endpoint(answer, tools_by="json_schema") as (fake, provider):
+        with pytest.raises(UpstreamFailed, match="required"):
+            await all_of(provider, turn(tools=(LOOK,), choice=ToolChoice.REQUIRED))
+        assert len(fake.requests[0]["response_format"]["json_schema"]["schema"]["oneOf"]) == 1
+
+
+async def test_a_call_that_was_made_is_not_made_again_and_history_is_spelled_out() -> None:
+    asks = Message(Role.ASSISTANT, "Let me see.", (ToolCall("c1", "look", '{"a": 1}'),))
+    first = streams(chunk(content='{"tool": "look", "arguments": {"a": 1}}'), chunk(reason="stop"))
+    async with endpoint(first, streams(chunk(reason="stop")), tools_by="json_schema") as (fake, provider):
+        events = await all_of(provider, turn(*HELLO, asks, Message(Role.TOOL, "42", (), "c1"), tools=(LOOK,)))
+        assert [type(event) for event in events] == [TurnEnded]
+        assert fake.requests[1]["messages"][1:] == [
+            {"role": "assistant", "content": 'Let me see.\n{"tool": "look", "arguments": {"a": 1}}'},
+            {"role": "user", "content": "Result of look: 42"},
+        ]
+
+
+async def test_closing_while_the_choice_is_written_closes_the_connection() -> None:
+    async with endpoint(streams(chunk(content='{"to'), ends=False), tools_by="json_schema") as (fake, provider):
+        reading = asyncio.ensure_future(all_of(provider, turn(tools=(LOOK,))))
+        await fake.asked.wait()
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        await fake.left()

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+from enum import StrEnum
+from typing import Annotated, Any
+
+import pytest
+from jsonschema import Draft202012Validator
+from pydantic import Field
+
+from deadlinemesh.tool_runner import Progress, tool
+from deadlinemesh.tool_runner.tool import Definition, definition_of
+
+
+class Size(StrEnum):
+    SMALL = "small"
+    LARGE = "large"
+
+
+@dataclass
+class Place:
+    street: str
+    number: int = 1
+
+
+@tool(idempotent=True)
+async def book(
+    place: Place,
+    day: date,
+    progress: Progress,
+    size: Size = Size.SMALL,
+    schema: Annotated[str | None, Field(description="A name that clashes with pydantic's own")] = None,
+) -> str:
+    """Book a table.
+
+    The second paragraph counts as well.
+    """
+    await progress(1.0, "booked")
+    return f"{place.street} {place.number} on {day:%A} {size} {schema}"
+
+
+def definition(function: Callable[..., Any]) -> Definition:
+    found = definition_of(function)
+    assert found is not None
+    return found
+
+
+def test_name_description_and_schema_come_from_the_function() -> None:
+    spec = definition(book).spec
+    assert spec.name == "book"
+    assert spec.description == "Book a table.\n\nThe second paragraph counts as well."
+    assert spec.idempotent
+    Draft202012Validator.check_schema(spec.arguments_schema)
+    properties = spec.arguments_schema["properties"]
+    assert list(properties) == ["place", "day", "size", "schema"]
+    assert properties["schema"]["description"] == "A name that clashes with pydantic's own"
+    assert properties["size"]["default"] == "small"
+    assert spec.arguments_schema["required"] == ["place", "day"]
+    assert spec.arguments_schema["additionalProperties"] is False
+    assert "title" not in properties["day"]
+
+
+def test_arguments_become_the_annotated_types() -> None:
+    bound = definition(book).bind({"place": {"street": "Main"}, "day": "2026-11-24", "size": "large"})
+    assert bound == {"place": Place("Main", 1), "day": date(2026, 11, 24), "size": Size.LARGE, "schema": None}
+
+
+def test_a_progress_parameter_is_no_argument() -> None:
+    assert definition(book).progress == "progress"
+    assert "progress" not in definition(book).spec.arguments_schema["properties"]
+
+
+def test_tools_are_not_idempotent_unless_they_say_so() -> None:
+    @tool
+    async def pay() -> None:
+        """Pay."""
+
+    assert not definition(pay).spec.idempotent
+    assert definition(pay).spec.arguments_schema["properties"] == {}
+
+
+def test_a_decorated_function_is_still_the_function() -> None:
+    assert book.__name__ == "book"
+    assert definition_of(time.sleep) is None
+
+
+def test_a_sync_function_is_refused_with_the_reason_and_the_remedy() -> None:
+    def blocking(url: str) -> str:
+        """Block."""
+        return url
+
+    with pytest.raises(TypeError, match=r"blocking: tools are async; blocking work cannot be stopped .* `async def`"):
+        tool(blocking)  # type: ignore[type-var]
+
+
+def test_a_generator_is_refused() -> None:
+    async def stream() -> Any:
+        """Stream."""
+        yield 1
+
+    with pytest.raises(TypeError, match="without `yield`"):
+        tool(stream)
+
+
+async def undocumented(x: int) -> int:
+    return x
+
+
+async def unannotated(x) -> int:  # type: ignore[no-untyped-def]
+    """Has no types."""
+    return 1
+
+
+async def variadic(*xs: int) -> int:
+    """Takes many."""
+    return 1
+
+
+async def positional(x: int, /) -> int:
+    """Takes one by position."""
+    return x
+
+
+async def Shouting() -> int:
+    """Has a name that is not a tool's."""
+    return 1
+
+
+async def opaque(x: Callable[[], int]) -> int:
+    """Takes what JSON cannot say."""
+    return x()
+
+
+async def two(a: Progress, b: Progress) -> int:
+    """Wants two."""
+    return 1
+
+
+async def unknown(x: Nowhere) -> int:  # type: ignore[name-defined]  # noqa: F821
+    """Has an annotation that does not exist."""
+    return 1
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (undocumented, "needs a docstring"),
+        (unannotated, "annotate 'x'"),
+        (variadic, "arguments come by name"),
+        (positional, "arguments come by name"),
+        (Shouting, "lower case"),
+        (opaque, "JSON Schema"),
+        (two, "one is enough"),
+        (unknown, "top of a module"),
+    ],
+)
+def test_what_cannot_be_a_tool_is_refused_at_import(function: Callable[..., Any], reason: str) -> None:
+    with pytest.raises(TypeError, match=f"{function.__qualname__}: .*{reason}"):
+        tool(function)

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from deadlinemesh.deadline import SYSTEM_CLOCK, DeadlineContext, Scopes
+from deadlinemesh.errors import InvalidRequest, NotFound
+from deadlinemesh.policy.model import Policy
+from deadlinemesh.tool_runner.servicer import ToolRunnerServicer, build
+from deadlinemesh.v1 import common_pb2, tool_runner_pb2
+
+
+def policy(**changes: Any) -> Policy:
+    return Policy.model_validate(
+        {
+            "tiers": {"free": {"run_budget": 30, "iterations": 2}},
+            "tenants": {"acme": {"tier": "free", "api_keys": ["sha256:" + "0" * 64]}},
+            "models": {"scripted": {"provider": "scripted"}},
+        }
+        | changes
+    )
+
+
+@pytest.fixture
+async def servicer() -> AsyncIterator[ToolRunnerServicer]:
+    built = build(policy())
+    yield built
+    await built.aclose()
+
+
+async def call(servicer: ToolRunnerServicer, name: str, **arguments: Any) -> list[tool_runner_pb2.CallToolResponse]:
+    request = tool_runner_pb2.CallToolRequest(call_id="c1", name=name, arguments_json=json.dumps(arguments))
+
+    async def collect() -> list[tool_runner_pb2.CallToolResponse]:
+        async with aclosing(servicer.CallTool(request, None)) as responses:  # type: ignore[type-var]
+            return [response async for response in responses]
+
+    responses: list[tool_runner_pb2.CallToolResponse] = await scoped(collect())
+    return responses
+
+
+async def scoped(work: Any) -> Any:
+    now = SYSTEM_CLOCK.monotonic()
+    return await Scopes("tool-runner").open(DeadlineContext("acme", now + 30, "free", "0" * 32, "run-1", now)).run(work)
+
+
+async def test_a_call_is_started_then_progress_then_one_result_with_its_spend(servicer: ToolRunnerServicer) -> None:
+    responses = await call(servicer, "long_task", seconds=0, steps=2)
+    assert [response.WhichOneof("event") for response in responses] == ["started", "progress", "progress", "result"]
+    assert [(r.progress.fraction, r.progress.message) for r in responses[1:3]] == [
+        (0.5, "step 1 of 2"),
+        (1.0, "step 2 of 2"),
+    ]
+    result = responses[-1].result
+    assert result.status == common_pb2.TOOL_STATUS_OK
+    assert result.content == "done: 0 s in 2 steps"
+    assert result.spend.hop == "tool-runner"
+    phases = {phase.phase: phase.spent_us for phase in result.spend.phases}
+    assert set(phases) <= {common_pb2.PHASE_TOOL_QUEUE, common_pb2.PHASE_TOOL_CALL}
+    assert 0 < sum(phases.values()) <= result.spend.elapsed_us
+    assert responses[0].started.queue_us == phases.get(common_pb2.PHASE_TOOL_QUEUE, 0)
+
+
+async def test_a_failure_is_a_result(servicer: ToolRunnerServicer) -> None:
+    result = (await call(servicer, "calculate", expression="1/0"))[-1].result
+    assert result.status == common_pb2.TOOL_STATUS_FAILED
+    assert "division by zero" in result.content
+    assert (result.transient, result.retry_after_us) == (False, 0)
+
+
+async def test_wrong_arguments_are_a_result(servicer: ToolRunnerServicer) -> None:
+    (response,) = await call(servicer, "calculate", expresion="1")
+    assert response.result.status == common_pb2.TOOL_STATUS_INVALID_ARGUMENTS
+    assert "there is no such argument; the arguments are expression" in response.result.content
+
+
+async def test_an_unknown_tool_is_an_error(servicer: ToolRunnerServicer) -> None:
+    with pytest.raises(NotFound, match="calculate"):
+        await call(servicer, "calc")
+
+
+async def test_tools_are_listed_with_their_schemas(servicer: ToolRunnerServicer) -> None:
+    listed = await scoped(servicer.ListTools(tool_runner_pb2.ListToolsRequest(), None))
+    assert [spec.name for spec in listed.tools] == ["calculate", "current_time", "long_task", "text_stats"]
+    assert [spec.idempotent for spec in listed.tools] == [True, False, True, True]
+    schema = json.loads(listed.tools[0].arguments_schema_json)
+    assert schema["required"] == ["expression"]
+    assert schema["properties"]["expression"]["description"].startswith("Arithmetic")
+
+
+async def test_a_bad_reload_is_refused_and_the_good_policy_stays(servicer: ToolRunnerServicer) -> None:
+    with pytest.raises(InvalidRequest, match="nowhere"):
+        await servicer.reload(policy(tools={"modules": ["nowhere"]}))
+    assert (await call(servicer, "calculate", expression="1+1"))[-1].result.content == "2"
+
+
+async def test_a_good_reload_is_in_force_at_once(servicer: ToolRunnerServicer) -> None:
+    tenants = {"acme": {"tier": "free", "api_keys": ["sha256:" + "0" * 64], "tools": ["text_stats"]}}
+    await servicer.reload(policy(tenants=tenants))
+    with pytest.raises(NotFound, match="one of text_stats"):
+        await call(servicer, "calculate", expression="1+1")
