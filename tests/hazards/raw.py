@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, NoReturn
 
 import grpc
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.trace import SpanKind
 from tests.mesh.rpc import begin, serving_plainly, within_bounds
 
@@ -49,56 +48,73 @@ async def some_round_trips(channel: grpc.aio.Channel, method: str) -> None:
 
 
 async def left_alone(task: asyncio.Task[Any]) -> None:
-    """Cancel `task` and wait for its end, whatever that is."""
+    """Cancel `task` and give it a turn or two to end."""
     task.cancel()
-    with suppress(asyncio.CancelledError, Exception):
-        await task
+    for _ in range(3):
+        await asyncio.sleep(0)
 
 
-def swallowing(times: int) -> tuple[Callable[[bytes, Any], Coroutine[Any, Any, bytes]], list[str], asyncio.Event]:
-    """A handler's work that swallows so many cancels, what befalls it, and the event of each."""
-    befallen: list[str] = []
-    something = asyncio.Event()
+class Swallowing:
+    """A handler's work that swallows so many cancels, and tells what befalls it."""
 
-    def befell(what: str) -> None:
-        befallen.append(what)
-        something.set()
+    def __init__(self, times: int) -> None:
+        self.befallen: list[str] = []
+        self._times = times
+        self._something = asyncio.Event()
+        self._task: asyncio.Task[Any] | None = None
 
-    async def work(request: bytes, context: Any) -> bytes:
-        befell("began")
+    async def __call__(self, request: bytes, context: Any) -> bytes:
+        self._task = asyncio.current_task()
+        self._befell("began")
         try:
-            for _ in range(times):
+            for _ in range(self._times):
                 try:
                     await asyncio.get_running_loop().create_future()
                 except asyncio.CancelledError:
-                    befell("swallowed")
+                    self._befell("swallowed")
             await asyncio.get_running_loop().create_future()
         finally:
-            befell("ended")
+            self._befell("ended")
         return b""
 
-    return work, befallen, something
+    async def until(self, what: str) -> None:
+        """Wait until `what` has befallen it."""
+        while what not in self.befallen:
+            self._something.clear()
+            await within_bounds(self._something.wait())
+
+    async def let_go(self) -> None:
+        """End it whatever it takes: a plain server cannot be stopped before."""
+        assert self._task is not None
+        while not self._task.done():
+            await left_alone(self._task)
+
+    def _befell(self, what: str) -> None:
+        self.befallen.append(what)
+        self._something.set()
 
 
-async def until(what: str, befallen: list[str], something: asyncio.Event) -> None:
-    """Wait until `what` has befallen the work."""
-    while what not in befallen:
-        something.clear()
-        await within_bounds(something.wait())
-
-
-class Spans:
+class Spans(SpanExporter):
     """A tracer provider that keeps in memory what it is told."""
 
     def __init__(self) -> None:
-        self._exporter = InMemorySpanExporter()
+        self.first = {kind: asyncio.Event() for kind in SpanKind}
+        """Set when a span of the kind has ended."""
+        self._ended: list[ReadableSpan] = []
         self.provider = TracerProvider()
-        self.provider.add_span_processor(SimpleSpanProcessor(self._exporter))
+        self.provider.add_span_processor(SimpleSpanProcessor(self))
         self.tracer = self.provider.get_tracer("tests")
 
     def ended(self, kind: SpanKind) -> list[ReadableSpan]:
         """The spans of this kind that have ended."""
-        return [span for span in self._exporter.get_finished_spans() if span.kind is kind]
+        return [span for span in self._ended if span.kind is kind]
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Take spans from the SDK, on the event loop, where they end."""
+        for span in spans:
+            self._ended.append(span)
+            self.first[span.kind].set()
+        return SpanExportResult.SUCCESS
 
     def the(self, kind: SpanKind) -> ReadableSpan:
         """The one span of this kind, which has ended."""

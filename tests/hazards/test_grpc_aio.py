@@ -13,7 +13,7 @@ from typing import Any
 
 import grpc
 import pytest
-from tests.hazards.raw import LONG, cured, left_alone, plain, settled, some_round_trips, swallowing, until
+from tests.hazards.raw import LONG, Swallowing, cured, left_alone, plain, settled, some_round_trips
 from tests.mesh.rpc import (
     ARITIES,
     STREAMING,
@@ -69,24 +69,26 @@ async def test_grpc_29248_a_handler_that_lets_its_own_cancelled_error_escape_sti
 
 @each_arity
 async def test_a_handler_that_swallows_the_only_cancel_runs_on_so_ours_is_cancelled_again(arity: str) -> None:
-    work, befallen, something = swallowing(3)
+    work = Swallowing(3)
     async with plain({**methods(work), **quick()}) as channel:
         call = begin(channel, arity, timeout=LONG)
-        await until("began", befallen, something)
+        await work.until("began")
         call.cancel()
-        await until("swallowed", befallen, something)
+        await work.until("swallowed")
         await some_round_trips(channel, "quick")
-        if befallen != ["began", "swallowed"]:
-            cured("that cancellation comes once", "the rounds of cancellation in `Scope`")
+        befallen = list(work.befallen)
+        await work.let_go()
+    if befallen != ["began", "swallowed"]:
+        cured("that cancellation comes once", "the rounds of cancellation in `Scope`")
 
-    work, befallen, something = swallowing(3)
+    work = Swallowing(3)
     async with serving(methods(work)) as hop:
         with entered(with_seconds(LONG)):
             call = begin(hop.mesh, arity)
-            await until("began", befallen, something)
+            await work.until("began")
             call.cancel()
-        await until("ended", befallen, something)
-        assert befallen == ["began", "swallowed", "swallowed", "swallowed", "ended"]
+        await work.until("ended")
+        assert work.befallen == ["began", "swallowed", "swallowed", "swallowed", "ended"]
         assert (await hop.facts.see(CallEnded)).cause == Cause.CLIENT_CANCELLED
 
 

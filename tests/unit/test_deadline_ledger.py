@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -64,7 +66,7 @@ def test_where_a_tool_works_while_the_model_streams_the_stream_is_charged(clock:
     assert ledger.spent() == {Phase.LLM_STREAM: 3.0, Phase.TOOL_CALL: 4.0}
 
 
-@pytest.mark.parametrize(("first", "second"), zip(Phase, list(Phase)[1:], strict=False))
+@pytest.mark.parametrize(("first", "second"), list(pairwise(Phase)))
 def test_of_two_phases_the_earlier_of_the_list_is_charged_whichever_began_first(
     clock: VirtualClock, first: Phase, second: Phase
 ) -> None:

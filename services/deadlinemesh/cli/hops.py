@@ -37,7 +37,8 @@ def assemble(name: str, settings: HopSettings, stack: AsyncExitStack) -> MeshSer
     traces = tracing_to(settings.traces, name)
     if traces is not None:
         stack.callback(traces.shutdown)
-    parts = _Parts(settings, policy, Telemetry(sinks), traces and traces.get_tracer("deadlinemesh"), stack)
+    tracer = None if traces is None else traces.get_tracer("deadlinemesh")
+    parts = _Parts(settings, policy, Telemetry(sinks), tracer, stack)
     build = {"orchestrator": _orchestrator, "llm-proxy": _llm_proxy, "tool-runner": _tool_runner}[name]
     return build(parts)
 

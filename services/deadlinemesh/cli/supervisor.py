@@ -76,7 +76,7 @@ class Child:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             limit=_LONGEST_LINE,
-            # A Ctrl-C goes to the whole foreground group: out of it, so that the supervisor alone decides who ends when.
+            # A Ctrl-C goes to the whole foreground group: out of it, the supervisor alone decides who ends when.
             start_new_session=True,
         )
         assert process.stdout is not None
@@ -160,7 +160,7 @@ class Child:
 
 
 class Supervisor:
-    """Owns children. `report` is told what a person should know, `log` every line that a program writes, with its name."""
+    """Owns children. `report` is told what a person should know, `log` a program's name and every line it writes."""
 
     def __init__(self, report: Callable[[str], None], log: Callable[[str, str], None]) -> None:
         self.children: dict[str, Child] = {}

@@ -28,7 +28,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A piece of text and what it stands for: a row's kind, or one of `title`, `dim`, `spent`, `left`, `reserve`, `alert`."""
+    """A piece of text and what it is: a row's kind, or one of `title`, `dim`, `spent`, `left`, `reserve`, `alert`."""
 
     text: str
     kind: str = ""
@@ -99,8 +99,8 @@ class Timeline:
         return sorted(self._rows, key=lambda row: (row.start, row.kind == "tool"))
 
     def _close_phase(self, spent: Sequence[common_pb2.PhaseSpend]) -> None:
-        # By what the ledger charged, not by when the next event came: between two phases there may be neither. What it has
-        # charged to the phase that begins, in the instant of telling so, is that one's.
+        # By what the ledger charged, not by when the next event came: between two phases there may be neither. What it
+        # has charged to the phase that begins, in the instant of telling so, is that one's.
         now = {phase_name(one.phase): one.spent_us for one in spent}.get(self.phase, 0)
         charged = now - self._spent.get(self.phase, 0)
         self._spent[self.phase] = now
@@ -188,7 +188,7 @@ def _bar(row: Row, total: float, room: int, marks: _Marks) -> str:
 
 
 def _noted(bar: str, row: Row, room: int) -> list[Span]:
-    """The bar with the row's note behind it, or in front of it where there is more room; left out where there is none."""
+    """The bar with the row's note behind it, or before it where there is more room; left out where there is none."""
     drawn = bar.lstrip(" ")
     before, behind = len(bar) - len(drawn), room - len(bar)
     if len(row.note) < behind:

@@ -70,7 +70,7 @@ class DeadlineMesh:
         """Run an agent and yield what happens; the last event is `finished`.
 
         A run whose time is spent is no error: its `finished` says so and carries the partial answer. Leaving the loop
-        cancels the run: as soon as nobody holds the generator any more, or when `contextlib.aclosing` around it says so.
+        cancels the run: as soon as nobody holds the generator any more, or when an `aclosing` around it says so.
         """
         request = orchestrator_pb2.RunRequest(
             request_id=request_id,

@@ -26,7 +26,7 @@ from deadlinemesh.llm_proxy.service import HOP, ModelService, TurnFinished, Turn
 from deadlinemesh.policy.model import Policy
 from deadlinemesh.v1 import common_pb2, llm_proxy_pb2, llm_proxy_pb2_grpc
 
-__all__ = ["LlmProxyServicer", "build"]
+__all__ = ["HOP", "LlmProxyServicer", "build"]
 
 _ROLES = {
     common_pb2.ROLE_SYSTEM: Role.SYSTEM,

@@ -175,7 +175,8 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # 
                 error = error_from(failed, "an upstream")
             except grpc.aio.AbortError:
                 raise  # the handler wrote its own status
-            except grpc.aio.InternalError:  # an answer could not be written: nobody is there to take it
+            except (grpc.aio.InternalError, asyncio.CancelledError):
+                # An answer could not be written, or the call was cancelled beside its scope: nobody is there any more.
                 if scope is None:
                     raise
                 error = scope.left()

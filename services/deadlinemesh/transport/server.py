@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from deadlinemesh.deadline.scope import own_tasks
 from deadlinemesh.errors import Cause
 from deadlinemesh.transport.channels import KEEPALIVE
 from deadlinemesh.transport.inbound import DeadlineInterceptor
@@ -63,6 +64,7 @@ class MeshServer:
         # Here, because clients import this package too, and only servers need and have reflection.
         from grpc_reflection.v1alpha import reflection
 
+        own_tasks(asyncio.get_running_loop())  # before the first call's task is made
         settings = self._settings
         milliseconds = int(settings.keepalive * 1000)
         self._server = server = grpc.aio.server(

