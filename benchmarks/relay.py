@@ -1,7 +1,7 @@
 """A process with two servers, one behind the mesh's transport and one of plain grpc.aio, with the same methods.
 
-`Echo` and `Stream` answer; `Relay` passes the call on to the next process and adds its own deadline to what comes back. A message is
-JSON in bytes, so that no generated code is measured.
+`Echo` and `Stream` answer; `Relay` passes the call on to the next process and adds its own deadline to what comes back.
+A message is JSON in bytes, so that no generated code is measured.
 """
 
 from __future__ import annotations

@@ -20,7 +20,9 @@ RAMP = 0.03
 class HeldCalls:
     """Makes `count` calls and waits until each is at work, as `at_work` tells from its number and a response."""
 
-    def __init__(self, count: int, call: Callable[[int, float | None], Any], at_work: Callable[[int, Any], bool]) -> None:
+    def __init__(
+        self, count: int, call: Callable[[int, float | None], Any], at_work: Callable[[int, Any], bool]
+    ) -> None:
         self._count = count
         self._call = call
         self._at_work = at_work

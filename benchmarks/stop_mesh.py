@@ -68,7 +68,10 @@ class MeshUnderTest:
         }
         ports: dict[str, int] = {}
         for hop in reversed(HOPS):
-            own = {"DMESH_TRACES": f"file:{self._folder / hop}.spans", "DMESH_EVENTS_FILE": f"{self._folder / hop}.events"}
+            own = {
+                "DMESH_TRACES": f"file:{self._folder / hop}.spans",
+                "DMESH_EVENTS_FILE": f"{self._folder / hop}.events",
+            }
             if hop == "orchestrator":
                 own |= {f"DMESH_{name.upper().replace('-', '_')}": f"127.0.0.1:{port}" for name, port in ports.items()}
             ready = started("deadlinemesh.cli", "serve", hop, "--announce", environment=common | own)
@@ -128,7 +131,8 @@ class MeshUnderTest:
                 unfinished += self._runs - len(runs)
                 late["run"] = [one["ended_at"] - self._due.get(one["run_id"], one["due_at"]) for one in runs.values()]
             late[hop] = [
-                one["ended_at"] - self._due.get(one["run_id"], runs.get(one["run_id"], one).get("due_at", one["deadline_at"]))
+                one["ended_at"]
+                - self._due.get(one["run_id"], runs.get(one["run_id"], one).get("due_at", one["deadline_at"]))
                 for one in ended
                 if one["code"] != "OK" or hop == "orchestrator"
             ]

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import grpc
 import pytest
+from opentelemetry.instrumentation.grpc import aio_client_interceptors, aio_server_interceptor
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.trace import SpanKind
@@ -26,7 +27,7 @@ def cured(hazard: str, workaround: str) -> NoReturn:
 
 @asynccontextmanager
 async def plain(
-    handlers: Mapping[str, grpc.RpcMethodHandler],
+    handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]],
     *,
     server_interceptors: tuple[grpc.aio.ServerInterceptor, ...] = (),
     client_interceptors: tuple[Any, ...] = (),
@@ -128,3 +129,15 @@ async def settled() -> None:
         gc.collect()
         for _ in range(5):
             await asyncio.sleep(0)
+
+
+def otel_client_interceptors(spans: Spans) -> tuple[Any, ...]:
+    """The package's own interceptors for a channel."""
+    make: Any = aio_client_interceptors  # the package is untyped
+    return tuple(make(spans.provider))
+
+
+def otel_server_interceptor(spans: Spans) -> Any:
+    """The package's own interceptor for a server."""
+    make: Any = aio_server_interceptor
+    return make(spans.provider)

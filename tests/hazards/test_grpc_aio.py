@@ -40,7 +40,7 @@ each_arity = pytest.mark.parametrize("arity", ARITIES)
 each_stream = pytest.mark.parametrize("arity", STREAMING)
 
 
-def quick() -> dict[str, grpc.RpcMethodHandler]:
+def quick() -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
     """One more method, for round trips beside the call that is looked at."""
 
     async def answer(request: bytes, context: Any) -> bytes:
@@ -154,8 +154,12 @@ async def test_grpc_36193_a_cancelled_context_says_it_is_not_so_our_telemetry_te
     said: list[bool] = []
     told = asyncio.Event()
 
+    def ask(context: Any) -> None:
+        said.append(context.cancelled())
+        told.set()
+
     async def asks_when_done(request: bytes, context: Any) -> bytes:
-        context.add_done_callback(lambda context: (said.append(context.cancelled()), told.set()))
+        context.add_done_callback(ask)
         return await asleep(request, context)
 
     async with plain(methods(asks_when_done)) as channel:
@@ -201,9 +205,7 @@ async def test_grpc_43502_a_cancel_loses_its_message_on_a_unary_call_so_causes_a
             assert (await outer.facts.see(CallEnded)).cause == Cause.CLIENT_CANCELLED
         with entered(with_seconds(LONG)):
             asleep.began.clear()
-            caller_in_a_scope = asyncio.ensure_future(
-                in_a_scope(LONG, lambda: responses(hop.mesh, "unary_unary"))
-            )
+            caller_in_a_scope = asyncio.ensure_future(in_a_scope(LONG, lambda: responses(hop.mesh, "unary_unary")))
             await within_bounds(asleep.began.wait())
             caller_in_a_scope.cancel("the reason")
             with pytest.raises((ClientCancelled, asyncio.CancelledError)):
@@ -211,8 +213,8 @@ async def test_grpc_43502_a_cancel_loses_its_message_on_a_unary_call_so_causes_a
 
 
 class _PassOn(
-    grpc.aio.UnaryUnaryClientInterceptor,  # type: ignore[misc]
-    grpc.aio.UnaryStreamClientInterceptor,  # type: ignore[misc]
+    grpc.aio.UnaryUnaryClientInterceptor,
+    grpc.aio.UnaryStreamClientInterceptor,
 ):
     async def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
         return await continuation(details, request)

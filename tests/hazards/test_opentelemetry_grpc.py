@@ -14,10 +14,18 @@ from typing import Any
 import grpc
 import pytest
 from opentelemetry import trace
-from opentelemetry.instrumentation.grpc import aio_client_interceptors, aio_server_interceptor
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind, StatusCode
-from tests.hazards.raw import LONG, Spans, cured, plain, settled, some_round_trips
+from tests.hazards.raw import (
+    LONG,
+    Spans,
+    cured,
+    otel_client_interceptors,
+    otel_server_interceptor,
+    plain,
+    settled,
+    some_round_trips,
+)
 from tests.mesh.rpc import (
     ARITIES,
     SERVICE,
@@ -49,7 +57,7 @@ SOON = 0.3
 """Seconds of deadlines that are meant to pass, but not before the handler has begun."""
 
 
-def quick() -> dict[str, grpc.RpcMethodHandler]:
+def quick() -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
     """One more method, for round trips beside the call that is looked at."""
 
     async def answer(request: bytes, context: Any) -> bytes:
@@ -75,7 +83,7 @@ async def test_contrib_3271_a_cancelled_unary_call_never_reaches_the_server_but_
     arity: str,
 ) -> None:
     asleep, spans = Asleep(), Spans()
-    interceptors = tuple(aio_client_interceptors(spans.provider))
+    interceptors = otel_client_interceptors(spans)
     async with plain({**methods(asleep), **quick()}, client_interceptors=interceptors) as channel:
         caller = asyncio.ensure_future(finish(begin(channel, arity, timeout=LONG), arity))
         await within_bounds(asleep.began.wait())
@@ -114,7 +122,7 @@ async def test_contrib_3271_a_unary_call_under_asyncio_timeout_reaches_the_serve
 @each_stream
 async def test_cancelled_client_streams_leave_their_spans_unended_and_ours_end_with_the_true_status(arity: str) -> None:
     asleep, spans = Asleep(), Spans()
-    interceptors = tuple(aio_client_interceptors(spans.provider))
+    interceptors = otel_client_interceptors(spans)
     async with plain({**methods(asleep), **quick()}, client_interceptors=interceptors) as channel:
         call = begin(channel, arity, timeout=LONG)
         async for _ in call:
@@ -157,7 +165,7 @@ async def test_cancelled_client_streams_leave_their_spans_unended_and_ours_end_w
 @each_arity
 async def test_the_server_span_of_a_call_killed_by_its_deadline_says_nothing_of_it_and_ours_does(arity: str) -> None:
     asleep, spans = Asleep(), Spans()
-    interceptor = aio_server_interceptor(spans.provider)
+    interceptor = otel_server_interceptor(spans)
     async with plain(methods(asleep), server_interceptors=(interceptor,)) as channel:
         with pytest.raises(grpc.aio.AioRpcError):
             await within_bounds(finish(begin(channel, arity, timeout=SOON), arity))
@@ -202,7 +210,7 @@ async def test_abort_records_its_exception_twice_and_ours_none(arity: str) -> No
         return b""
 
     spans = Spans()
-    interceptor = aio_server_interceptor(spans.provider)
+    interceptor = otel_server_interceptor(spans)
     async with plain(methods(aborts), server_interceptors=(interceptor,)) as channel:
         with pytest.raises(grpc.aio.AioRpcError):
             await within_bounds(finish(begin(channel, arity, timeout=LONG), arity))
@@ -251,7 +259,7 @@ async def test_contrib_3066_handlers_that_read_and_write_fail_and_ours_do_not() 
         "unary_stream": handler("unary_stream", writes),
         "stream_stream": handler("stream_stream", reads_and_writes),
     }
-    interceptor = aio_server_interceptor(Spans().provider)
+    interceptor = otel_server_interceptor(Spans())
     async with plain(handlers, server_interceptors=(interceptor,)) as channel:
         for arity in STREAMING:
             call = begin(channel, arity, timeout=LONG)
@@ -288,7 +296,7 @@ async def test_contrib_2357_generators_that_are_cut_fail_to_detach_their_context
 
     handlers = {arity: handler(arity, floods)}
     with caplog.at_level(logging.ERROR):
-        async with plain(handlers, server_interceptors=(aio_server_interceptor(Spans().provider),)) as channel:
+        async with plain(handlers, server_interceptors=(otel_server_interceptor(Spans()),)) as channel:
             call = begin(channel, arity, requests=(), timeout=LONG)
             await within_bounds(wrote.wait())
             call.cancel()

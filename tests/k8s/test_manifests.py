@@ -23,7 +23,8 @@ BASE = ROOT / "k8s" / "base"
 def load_script() -> ModuleType:
     # scripts/ is no package: its files are commands. dataclasses look their module up by name, so it must be listed.
     spec = importlib.util.spec_from_file_location("check_manifests", ROOT / "scripts" / "check_manifests.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)

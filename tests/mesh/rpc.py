@@ -91,7 +91,7 @@ async def echo(request: bytes, context: Any) -> bytes:
     return b"re: " + request
 
 
-def methods(act: Act = echo) -> dict[str, grpc.RpcMethodHandler]:
+def methods(act: Act = echo) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
     """Four methods, named after their arities, that do `act`. Streams of responses begin with `first`."""
 
     async def unary_unary(request: bytes, context: Any) -> bytes:
@@ -108,13 +108,13 @@ def methods(act: Act = echo) -> dict[str, grpc.RpcMethodHandler]:
         yield b"first"
         yield await act(b"".join([request async for request in requests]), context)
 
-    behaviours = (unary_unary, unary_stream, stream_unary, stream_stream)
+    behaviours: tuple[Callable[[Any, Any], Any], ...] = (unary_unary, unary_stream, stream_unary, stream_stream)
     return {arity: handler(arity, behaviour) for arity, behaviour in zip(ARITIES, behaviours, strict=True)}
 
 
-def handler(arity: str, behaviour: Callable[[Any, Any], Any]) -> grpc.RpcMethodHandler:
+def handler(arity: str, behaviour: Callable[[Any, Any], Any]) -> grpc.RpcMethodHandler[Any, Any]:
     """A handler of bytes."""
-    made: grpc.RpcMethodHandler = getattr(grpc, f"{arity}_rpc_method_handler")(behaviour)
+    made: grpc.RpcMethodHandler[Any, Any] = getattr(grpc, f"{arity}_rpc_method_handler")(behaviour)
     return made
 
 
@@ -173,7 +173,7 @@ class Served:
 
 @asynccontextmanager
 async def serving(
-    handlers: Mapping[str, grpc.RpcMethodHandler],
+    handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]],
     *,
     tracer: trace.Tracer | None = None,
     message_bytes: int = 4 * 1024 * 1024,
@@ -195,7 +195,7 @@ async def serving(
 
 @asynccontextmanager
 async def serving_plainly(
-    handlers: Mapping[str, grpc.RpcMethodHandler], *, interceptors: Sequence[grpc.aio.ServerInterceptor] = ()
+    handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]], *, interceptors: Sequence[grpc.aio.ServerInterceptor] = ()
 ) -> AsyncIterator[str]:
     """Serve `handlers` as SERVICE with plain grpc.aio; gives the target."""
     server = grpc.aio.server(interceptors=list(interceptors))
@@ -208,7 +208,7 @@ async def serving_plainly(
         await server.stop(grace=None)
 
 
-def register(server: Any, handlers: Mapping[str, grpc.RpcMethodHandler]) -> None:
+def register(server: Any, handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]) -> None:
     """As the generated `add_…_to_server` does."""
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, dict(handlers)),))
     server.add_registered_method_handlers(SERVICE, dict(handlers))

@@ -28,7 +28,7 @@ class Hop:
 
     def __init__(
         self,
-        handlers: Mapping[str, grpc.RpcMethodHandler],
+        handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]],
         *,
         token: str = TOKEN,
         transit: float = 0.0,

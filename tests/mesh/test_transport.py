@@ -493,7 +493,7 @@ async def test_a_call_nobody_waits_for_ends_with_the_scope_it_was_begun_in(arity
 
 
 async def check(channel: grpc.aio.Channel, service: str) -> int:
-    stub = health_pb2_grpc.HealthStub(channel)
+    stub: Any = health_pb2_grpc.HealthStub(channel)
     response: health_pb2.HealthCheckResponse = await within_bounds(
         stub.Check(health_pb2.HealthCheckRequest(service=service))
     )
@@ -514,7 +514,8 @@ async def test_reflection_lists_the_services() -> None:
         yield reflection_pb2.ServerReflectionRequest(list_services="")
 
     async with serving(methods()) as hop:
-        stub = reflection_pb2_grpc.ServerReflectionStub(hop.raw)
+        channel: Any = hop.raw
+        stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
         answers = [answer async for answer in stub.ServerReflectionInfo(ask())]
     names = {service.name for answer in answers for service in answer.list_services_response.service}
     assert names == {SERVICE, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}

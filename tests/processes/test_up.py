@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -40,7 +41,8 @@ async def client(mesh: Up, tier: str = "enterprise") -> AsyncIterator[DeadlineMe
 async def test_every_service_says_it_serves(mesh: Up) -> None:
     for address in (mesh.address, *mesh.inner.values()):
         async with grpc.aio.insecure_channel(address) as channel:
-            answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=GUARD)
+            health: Any = health_pb2_grpc.HealthStub(channel)
+            answer = await health.Check(health_pb2.HealthCheckRequest(), timeout=GUARD)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 

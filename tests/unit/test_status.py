@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import grpc
 import pytest
@@ -78,7 +79,7 @@ def rich(code: int, message: str, *details: Message) -> grpc.aio.AioRpcError:
     return as_received(rpc_status.to_status(status))
 
 
-def details_of(error: grpc.aio.AioRpcError) -> dict[str, Message]:
+def details_of(error: Any) -> dict[str, Message]:
     status = rpc_status.from_call(error)
     assert status is not None
     found: dict[str, Message] = {}

@@ -179,7 +179,7 @@ _ASCII = _Marks("#", "=", "|", "#", ".", "r")
 
 
 def _bar(row: Row, total: float, room: int, marks: _Marks) -> str:
-    begin = min(room - 1, int(row.start / total * room))
+    begin = min(room - 1, round(row.start / total * room))
     cells = row.duration / total * room
     if cells < 0.5:
         return " " * begin + marks.sliver

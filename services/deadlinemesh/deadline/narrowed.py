@@ -53,7 +53,9 @@ class Narrowed:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        assert self._task is not None and self._timer is not None and self._token is not None
+        assert self._task is not None
+        assert self._timer is not None
+        assert self._token is not None
         self._timer.cancel()
         _context._CURRENT.reset(self._token)
         pending = self._cancels_before
@@ -61,7 +63,12 @@ class Narrowed:
             pending = self._task.uncancel()
         # A cancel from outside that came as well must go on. And a block that turned our cancel into an error of another kind,
         # as a task group does whose children fail while they are being cancelled, ended for lack of time all the same.
-        if self.expired and pending <= self._cancels_before and kind is not None and issubclass(kind, (asyncio.CancelledError, Exception)):
+        if (
+            self.expired
+            and pending <= self._cancels_before
+            and kind is not None
+            and issubclass(kind, (asyncio.CancelledError, Exception))
+        ):
             raise DeadlineSpent(f"the time for {self._phase or 'this step'} is spent", phase=self._phase) from (
                 None if isinstance(error, asyncio.CancelledError) else error
             )

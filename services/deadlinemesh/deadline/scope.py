@@ -323,7 +323,7 @@ def own_tasks(loop: asyncio.AbstractEventLoop) -> None:
     if loop.get_task_factory() is not _adopting_factory:
         if loop.get_task_factory() is not None:
             raise RuntimeError("the event loop has a task factory already: scopes need their own to own every task")
-        loop.set_task_factory(_adopting_factory)
+        loop.set_task_factory(_adopting_factory)  # type: ignore[arg-type]  # typeshed asks for a generic protocol
 
 
 def _adopting_factory(

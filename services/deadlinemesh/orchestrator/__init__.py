@@ -1,13 +1,13 @@
 """The orchestrator: the mesh's edge. A run goes edge → servicer → runs → agent → ports → adapters → next hop, forward only.
 
-    edge.py       who is calling and how much time is granted
-    servicer.py   messages to the domain and back
-    runs.py       a run from its registration to its oblivion; who watches it
-    agent.py      the agent loop
-    answers.py    what to say when there was no time to finish
-    ports.py      what the loop needs of models and tools
-    adapters.py   those over gRPC
-    events.py     what a run tells
+edge.py       who is calling and how much time is granted
+servicer.py   messages to the domain and back
+runs.py       a run from its registration to its oblivion; who watches it
+agent.py      the agent loop
+answers.py    what to say when there was no time to finish
+ports.py      what the loop needs of models and tools
+adapters.py   those over gRPC
+events.py     what a run tells
 """
 
 from deadlinemesh.orchestrator.adapters import GrpcModels, GrpcTools

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
+from typing import Any
 
 import grpc
 
@@ -38,7 +39,7 @@ class GrpcModels:
     """`ModelPort` on an llm-proxy."""
 
     def __init__(self, channel: MeshChannel) -> None:
-        self._stub = llm_proxy_pb2_grpc.LlmProxyServiceStub(channel)
+        self._stub: Any = llm_proxy_pb2_grpc.LlmProxyServiceStub(channel)  # its streams are StreamingCalls
 
     async def generate(
         self, model: str, messages: Sequence[Message], tools: Sequence[ToolSpec], max_output_tokens: int
@@ -65,7 +66,7 @@ class GrpcTools:
     """`ToolPort` on a tool-runner."""
 
     def __init__(self, channel: MeshChannel) -> None:
-        self._stub = tool_runner_pb2_grpc.ToolRunnerServiceStub(channel)
+        self._stub: Any = tool_runner_pb2_grpc.ToolRunnerServiceStub(channel)  # its streams are StreamingCalls
 
     async def specs(self) -> tuple[ToolSpec, ...]:
         """See `ToolPort.specs`."""

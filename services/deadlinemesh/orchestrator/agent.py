@@ -130,7 +130,8 @@ class Agent:
 
     async def run(self) -> str:
         """Loop to the answer. Raises a Stopped error of the models or of the deadline; tool failures are the model's affair."""
-        for self.iteration in range(1, self._assignment.max_iterations + 1):
+        for iteration in range(1, self._assignment.max_iterations + 1):
+            self.iteration = iteration
             last = self.iteration == self._assignment.max_iterations
             await self._take_turn(() if last else self._assignment.tools)
             if not self._turn.calls:

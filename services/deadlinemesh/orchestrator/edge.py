@@ -94,8 +94,8 @@ class EdgeGate:
         due -= self._limits.response_reserve
         if arrival.method.endswith("/Run") and due < self._limits.shortest_run:
             raise Doomed(
-                f"a deadline of {granted * 1000:.0f} ms leaves {max(0.0, due) * 1000:.0f} ms to work in, once the answer's way back "
-                f"is set aside; at least {self._limits.shortest_run * 1000:.0f} ms are needed to do anything",
+                f"a deadline of {granted * 1000:.0f} ms leaves {max(0.0, due) * 1000:.0f} ms to work in, once the "
+                f"answer's way back is set aside; at least {self._limits.shortest_run * 1000:.0f} ms are needed to do anything",
                 hop=HOP,
                 phase="admission",
             )

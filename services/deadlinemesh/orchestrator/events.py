@@ -108,6 +108,4 @@ class RunFinished:
         return self.elapsed - sum(self.phases.values())
 
 
-RunEvent = (
-    RunStarted | PhaseChanged | TextDelta | ToolCallStarted | ToolCallProgress | ToolCallFinished | RunFinished
-)
+RunEvent = RunStarted | PhaseChanged | TextDelta | ToolCallStarted | ToolCallProgress | ToolCallFinished | RunFinished

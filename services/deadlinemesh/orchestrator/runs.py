@@ -55,9 +55,7 @@ class AgentRun:
         self.finished: RunFinished | None = None
         self.refused: MeshError | None = None
         """Why the run never began."""
-        self.ledger = Ledger(
-            context.clock, context.started_at, opening=Phase.ADMISSION, on_change=self._phase_changed
-        )
+        self.ledger = Ledger(context.clock, context.started_at, opening=Phase.ADMISSION, on_change=self._phase_changed)
         self.agent: Agent | None = None
         self._events: list[Timed] = []
         self._changed = asyncio.Event()

@@ -74,9 +74,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             async for event in events:
                 yield _response(run, event, attached)
 
-    async def GetRun(
-        self, request: orchestrator_pb2.GetRunRequest, context: Any
-    ) -> orchestrator_pb2.GetRunResponse:
+    async def GetRun(self, request: orchestrator_pb2.GetRunRequest, context: Any) -> orchestrator_pb2.GetRunResponse:
         run = self._runs.get(current_grant().tenant.tenant_id, request.run_id)
         return orchestrator_pb2.GetRunResponse(run=_info(run), messages=[message_to_wire(one) for one in run.history])
 
@@ -196,9 +194,7 @@ def _info(run: AgentRun) -> orchestrator_pb2.RunInfo:
 
 
 def _response(run: AgentRun, timed: Timed, attached: bool) -> orchestrator_pb2.RunResponse:
-    return orchestrator_pb2.RunResponse(
-        elapsed_us=microseconds(timed.elapsed), **_event(run, timed.event, attached)
-    )
+    return orchestrator_pb2.RunResponse(elapsed_us=microseconds(timed.elapsed), **_event(run, timed.event, attached))
 
 
 def _event(run: AgentRun, event: RunEvent, attached: bool) -> dict[str, Any]:

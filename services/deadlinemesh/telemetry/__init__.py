@@ -1,8 +1,8 @@
 """What happened, told once: services record events; sinks turn them into logs, lines and metrics.
 
-    events.py       the events and `Telemetry`, which hands them to sinks
-    sinks.py        the sinks
-    tracing.py      switches OpenTelemetry's tracing on
+events.py       the events and `Telemetry`, which hands them to sinks
+sinks.py        the sinks
+tracing.py      switches OpenTelemetry's tracing on
 """
 
 from deadlinemesh.telemetry.events import (

@@ -12,7 +12,8 @@ import inspect
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from contextvars import Context
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import grpc
 
@@ -21,6 +22,9 @@ __all__ = ["MemoryChannel", "MemoryServer"]
 Metadata = tuple[tuple[str, str | bytes], ...]
 
 _END = object()
+
+
+Handler = grpc.RpcMethodHandler[Any, Any]
 
 
 class _Details(NamedTuple):
@@ -45,28 +49,28 @@ class MemoryServer:
 
     def __init__(self, interceptor: grpc.aio.ServerInterceptor) -> None:
         self._interceptor = interceptor
-        self._handlers: dict[str, grpc.RpcMethodHandler] = {}
+        self._handlers: dict[str, Handler] = {}
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
         """Part of the generated code's protocol; `add_registered_method_handlers` brings the same."""
 
-    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, grpc.RpcMethodHandler]) -> None:
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Handler]) -> None:
         """Offer a service's methods."""
         self._handlers.update({f"/{service}/{name}": handler for name, handler in handlers.items()})
 
-    async def find(self, method: str, metadata: Metadata) -> grpc.RpcMethodHandler | None:
+    async def find(self, method: str, metadata: Metadata) -> Handler | None:
         """The handler behind the interceptor; None where there is none."""
 
-        async def continuation(details: Any) -> grpc.RpcMethodHandler | None:
+        async def continuation(details: Any) -> Handler | None:
             return self._handlers.get(details.method)
 
-        handler: grpc.RpcMethodHandler | None = await self._interceptor.intercept_service(
-            continuation, _Details(method, metadata)
+        handler: Handler | None = await self._interceptor.intercept_service(
+            continuation, cast(grpc.HandlerCallDetails, _Details(method, metadata))
         )
         return handler
 
 
-class MemoryChannel(grpc.aio.Channel):  # type: ignore[misc]  # grpc.aio is partly untyped
+class MemoryChannel(grpc.aio.Channel):
     """A channel to `server`. Wrap it in a `MeshChannel` as a real one."""
 
     def __init__(self, server: MemoryServer, *, transit: float = 0.0, rounding: float = 1.0) -> None:
@@ -175,9 +179,7 @@ class _Call:
         await self._cross()
         self._finish(context.status)
 
-    async def _handle(
-        self, handler: grpc.RpcMethodHandler, parsed: AsyncIterator[Any], context: _ServicerContext
-    ) -> None:
+    async def _handle(self, handler: Handler, parsed: AsyncIterator[Any], context: _ServicerContext) -> None:
         request = parsed if handler.request_streaming else await anext(parsed)
         kind = ("stream" if handler.request_streaming else "unary", "stream" if handler.response_streaming else "unary")
         behaviour = getattr(handler, "_".join(kind))
@@ -218,7 +220,7 @@ class _Call:
             cancel.close()
             return
         task = asyncio.get_running_loop().create_task(cancel, context=Context())
-        self._server_task.add_done_callback(lambda _, keep=task: None)
+        self._server_task.add_done_callback(partial(_keep, task))
 
     def _finish(self, status: _Status) -> None:
         if self._status.done():
@@ -378,3 +380,7 @@ async def _many(requests: Any) -> AsyncIterator[Any]:
     else:
         for request in requests:
             yield request
+
+
+def _keep(task: asyncio.Task[None], _: object) -> None:
+    """Holds `task` until it is called: the event loop alone would not."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from deadlinemesh import orchestrator
 from deadlinemesh.deadline import Clock
@@ -12,7 +13,7 @@ from deadlinemesh.policy import Policy, with_fresh_keys
 from deadlinemesh.telemetry import CountingSink, Telemetry
 from deadlinemesh.testing.memory import MemoryChannel, MemoryServer
 from deadlinemesh.tool_runner import servicer as tool_runner
-from deadlinemesh.transport import DeadlineInterceptor, MeshChannel, MeshGate
+from deadlinemesh.transport import DeadlineInterceptor, Gate, MeshChannel, MeshGate
 from deadlinemesh.v1 import llm_proxy_pb2_grpc, orchestrator_pb2_grpc, tool_runner_pb2_grpc
 
 __all__ = ["MemoryMesh"]
@@ -38,7 +39,7 @@ class MemoryMesh:
         self.policy, self.keys = with_fresh_keys(policy)
         self.events = CountingSink()
         telemetry = Telemetry([self.events])
-        gates = {
+        gates: dict[str, Gate] = {
             orchestrator.HOP: orchestrator.EdgeGate(self.policy, clock),
             llm_proxy.HOP: MeshGate(llm_proxy.HOP, _TOKEN, clock),
             tool_runner.HOP: MeshGate(tool_runner.HOP, _TOKEN, clock),
@@ -46,7 +47,7 @@ class MemoryMesh:
         self.hops = {
             hop: DeadlineInterceptor(hop, gate, clock=clock, telemetry=telemetry) for hop, gate in gates.items()
         }
-        servers = {hop: MemoryServer(interceptor) for hop, interceptor in self.hops.items()}
+        servers: dict[str, Any] = {hop: MemoryServer(interceptor) for hop, interceptor in self.hops.items()}
         channels = {hop: MemoryChannel(server, transit=transit, rounding=rounding) for hop, server in servers.items()}
         llm_proxy_pb2_grpc.add_LlmProxyServiceServicer_to_server(
             llm_proxy.build(self.policy, clock, providers), servers[llm_proxy.HOP]

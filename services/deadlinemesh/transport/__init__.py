@@ -1,13 +1,13 @@
 """The wire: how a deadline and its owner cross from process to process, exactly.
 
-    wire.py           the metadata, encoded and decoded
-    http_deadline.py  the same for HTTP: X-Request-Deadline and X-Request-Timeout-Ms
-    outbound.py       `MeshChannel`: stamps every call, ends it with its caller
-    inbound.py        `DeadlineInterceptor`: context, scope and status of every call; gates decide who may enter
-    status.py         errors to gRPC statuses and back
-    spans.py          OpenTelemetry's gRPC package, corrected
-    channels.py       channels with the right options
-    server.py         `MeshServer`: start, health, reflection, drain, stop
+wire.py           the metadata, encoded and decoded
+http_deadline.py  the same for HTTP: X-Request-Deadline and X-Request-Timeout-Ms
+outbound.py       `MeshChannel`: stamps every call, ends it with its caller
+inbound.py        `DeadlineInterceptor`: context, scope and status of every call; gates decide who may enter
+status.py         errors to gRPC statuses and back
+spans.py          OpenTelemetry's gRPC package, corrected
+channels.py       channels with the right options
+server.py         `MeshServer`: start, health, reflection, drain, stop
 """
 
 from deadlinemesh.transport.channels import mesh_channel, open_channel

@@ -42,7 +42,12 @@ def open_channel(
 
 
 def mesh_channel(
-    target: str, *, mesh_token: str, message_bytes: int, keepalive: float = KEEPALIVE, tracer: trace.Tracer | None = None
+    target: str,
+    *,
+    mesh_token: str,
+    message_bytes: int,
+    keepalive: float = KEEPALIVE,
+    tracer: trace.Tracer | None = None,
 ) -> MeshChannel:
     """A channel to an inner hop of the mesh."""
     return MeshChannel(open_channel(target, message_bytes=message_bytes, keepalive=keepalive), mesh_token, tracer)

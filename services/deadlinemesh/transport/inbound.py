@@ -36,6 +36,7 @@ __all__ = ["Arrival", "DeadlineInterceptor", "Gate", "MeshGate"]
 _LOG = logging.getLogger("deadlinemesh.transport")
 
 Handler = Callable[[Any, Any], Any]
+MethodHandler = grpc.RpcMethodHandler[Any, Any]
 
 # The metadata of the call whose task this is. Asking the call's context for it would decode every header again.
 _METADATA: ContextVar[Iterable[tuple[str, str | bytes]]] = ContextVar("invocation_metadata", default=())
@@ -90,7 +91,7 @@ class MeshGate:
         )
 
 
-class DeadlineInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc.aio is partly untyped
+class DeadlineInterceptor(grpc.aio.ServerInterceptor):
     """The one server interceptor of a hop. It must be the last of a server's, next to the handlers.
 
     `scopes` are the calls being served; `background` spawns work that outlives them. After `drain`, new calls are refused.
@@ -112,7 +113,7 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # 
         self._clock = clock
         self._telemetry = telemetry or Telemetry()
         self._spans = None if tracer is None else ServerSpans(tracer)
-        self._wrapped: dict[str, grpc.RpcMethodHandler] = {}
+        self._wrapped: dict[str, MethodHandler] = {}
         self._answers: set[asyncio.Task[None]] = set()
         self._draining = False
 
@@ -122,9 +123,9 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # 
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler | None]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[MethodHandler | None]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler | None:
+    ) -> MethodHandler | None:
         own_tasks(asyncio.get_running_loop())
         _METADATA.set(handler_call_details.invocation_metadata)
         method: str = handler_call_details.method
@@ -137,7 +138,7 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # 
         wrapped = self._wrapped[method] = self._wrap(method, handler)
         return wrapped
 
-    def _wrap(self, method: str, handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
+    def _wrap(self, method: str, handler: MethodHandler) -> MethodHandler:
         kind = ("stream" if handler.request_streaming else "unary", "stream" if handler.response_streaming else "unary")
         behaviour: Handler = getattr(handler, "_".join(kind))
         run = _streaming(behaviour) if handler.response_streaming else behaviour
@@ -146,7 +147,7 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # 
             return await self._serve(method, run, request, context)
 
         factory = getattr(grpc, "_".join(kind) + "_rpc_method_handler")
-        wrapped: grpc.RpcMethodHandler = factory(serve, handler.request_deserializer, handler.response_serializer)
+        wrapped: MethodHandler = factory(serve, handler.request_deserializer, handler.response_serializer)
         return wrapped
 
     async def _serve(self, method: str, run: Handler, request: Any, context: Any) -> Any:

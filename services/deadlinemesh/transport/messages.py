@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from deadlinemesh.conversation import Message, Role, ToolCall, ToolSpec
 from deadlinemesh.deadline import Phase
@@ -34,7 +35,7 @@ def microseconds(seconds: float) -> int:
     return round(seconds * 1_000_000)
 
 
-def phase_to_wire(phase: Phase) -> common_pb2.Phase:
+def phase_to_wire(phase: Phase) -> Any:
     """The enum's value."""
     return _PHASES_TO_WIRE[phase]
 

@@ -22,7 +22,7 @@ from deadlinemesh.transport.spans import ClientSpans
 __all__ = ["MeshChannel", "StreamingCall"]
 
 
-class MeshChannel(grpc.aio.Channel):  # type: ignore[misc]  # grpc.aio is partly untyped
+class MeshChannel(grpc.aio.Channel):
     """Decorates `channel`. A call made with no current DeadlineContext raises NoDeadline, and one whose time is spent
     DeadlineSpent, before anything is sent. A call's own `timeout=` can only narrow.
     """
@@ -119,7 +119,9 @@ class _Unary:
 class _Streaming(_Unary):
     """Multicallable for a stream of responses."""
 
-    def __call__(self, request: Any = None, *, timeout: float | None = None, metadata: Any = None, **options: Any) -> Any:
+    def __call__(
+        self, request: Any = None, *, timeout: float | None = None, metadata: Any = None, **options: Any
+    ) -> Any:
         return StreamingCall(super().__call__(request, timeout=timeout, metadata=metadata, **options))
 
 

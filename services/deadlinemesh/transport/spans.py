@@ -46,7 +46,7 @@ def _conclude(span: Span, code: grpc.StatusCode, cause: str, description: str) -
     span.set_attributes(attributes)
 
 
-class ServerSpans(OpenTelemetryAioServerInterceptor):  # type: ignore[misc]  # the package is untyped
+class ServerSpans(OpenTelemetryAioServerInterceptor):
     """Server spans for `inbound`. Never installed as an interceptor itself."""
 
     @contextmanager
@@ -64,7 +64,7 @@ class ServerSpans(OpenTelemetryAioServerInterceptor):  # type: ignore[misc]  # t
         _conclude(span, code, cause, description)
 
 
-class ClientSpans(_BaseAioClientInterceptor):  # type: ignore[misc]  # the package is untyped
+class ClientSpans(_BaseAioClientInterceptor):
     """Client spans for `outbound`. Never installed as an interceptor itself."""
 
     def begin(self, method: str, context: DeadlineContext, carrier: dict[str, str]) -> Span:

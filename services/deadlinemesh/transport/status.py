@@ -121,9 +121,7 @@ def error_from(error: grpc.aio.AioRpcError, upstream: str) -> MeshError:
     return kind(message, hop=hop, phase=phase)
 
 
-def _without_details(
-    error: grpc.aio.AioRpcError, upstream: str, message: str, retry_after: float | None
-) -> Stopped:
+def _without_details(error: grpc.aio.AioRpcError, upstream: str, message: str, retry_after: float | None) -> Stopped:
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         own = current_or_none()
         if own is not None and own.is_expired:
@@ -139,7 +137,7 @@ def _details_of(
     violations: tuple[Violation, ...] = ()
     retry_after: float | None = None
     try:
-        status = rpc_status.from_call(error)
+        status = rpc_status.from_call(error)  # type: ignore[arg-type]  # it has all that is read of a call
         for packed in () if status is None else status.details:
             if packed.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
                 candidate = error_details_pb2.ErrorInfo()

@@ -1,0 +1,193 @@
+"""The commands as they are typed: what they print and how they exit."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import deadlinemesh.cli
+from deadlinemesh.cli import bench as benches
+from deadlinemesh.cli.app import _seconds, app
+from deadlinemesh.cli.output import EXIT_CODES
+from deadlinemesh.policy import hash_key
+
+
+@pytest.fixture(autouse=True)
+def _no_mesh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("DMESH_ADDR", "DMESH_API_KEY", "DMESH_MESH_TOKEN", "DMESH_MESH_TOKEN_FILE", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DMESH_STATE_FILE", str(tmp_path / "up.json"))
+
+
+def dmesh(*arguments: str, typed: str = "") -> tuple[int, str, str]:
+    """The exit code, standard output and standard error."""
+    result = CliRunner().invoke(app, arguments, input=typed)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.mark.parametrize("command", [[], ["run"]])
+def test_help_tells_the_exit_codes(command: list[str]) -> None:
+    code, out, _ = dmesh(*command, "--help")
+    assert code == 0
+    assert " ".join(EXIT_CODES.split()) in " ".join(out.split())
+
+
+@pytest.mark.parametrize("command", ["up", "serve", "run", "demo", "bench", "policy"])
+def test_every_command_is_explained_in_one_whole_sentence(command: str) -> None:
+    listed = dmesh("--help")[1]
+    line = next(line for line in listed.splitlines() if line.strip().startswith(command))
+    assert line.rstrip().endswith(".")
+    assert not line.rstrip().endswith("...")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["serve", "nope"], "'nope' is no service: one of orchestrator, llm-proxy, tool-runner"),
+        (["serve", "llm-proxy"], "set DMESH_MESH_TOKEN_FILE (or DMESH_MESH_TOKEN)"),
+        (["up", "--llm", "nope"], "--llm 'nope' is not one of scripted, local, openai"),
+        (["up", "--port", "0", "--no-demo-world", "--llm", "openai"], "set OPENAI_API_KEY"),
+        (["run", "hello"], "start one with `dmesh up`"),
+        (["run", "hello", "--deadline", "soon"], "write 250ms, 30s, 5m, 1h"),
+        (["run", "hello", "--deadline=-2"], "write 500ms, 20s or 2m"),
+        (["bench", "nope"], "'nope' is no benchmark: one of"),
+        (["bench"], "name a benchmark: one of"),
+    ],
+)
+def test_wrong_usage_is_explained_and_exits_with_2(arguments: list[str], complaint: str) -> None:
+    code, out, err = dmesh(*arguments)
+    assert (code, out) == (2, "")
+    assert complaint in err
+    assert "Traceback" not in err
+
+
+def test_settings_that_are_wrong_are_named_by_their_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DMESH_MESH_TOKEN", "t")
+    monkeypatch.setenv("DMESH_DRAIN_SECONDS", "-1")
+    monkeypatch.setenv("DMESH_LOG_LEVEL", "LOUD")
+    code, _, err = dmesh("serve", "tool-runner")
+    assert code == 2
+    assert [line.split(": ")[1] for line in err.splitlines()] == ["DMESH_DRAIN_SECONDS", "DMESH_LOG_LEVEL"]
+
+
+def test_a_service_does_not_start_with_a_wrong_policy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("tiers: {}\n")
+    monkeypatch.setenv("DMESH_MESH_TOKEN", "t")
+    monkeypatch.setenv("DMESH_POLICY_FILE", str(policy))
+    code, _, err = dmesh("serve", "tool-runner")
+    assert code == 2
+    assert f"{policy}:1: tiers" in err
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("20s", 20.0), ("500ms", 0.5), ("2m", 120.0), ("20", 20.0), ("1.5", 1.5), ("0", None), ("0s", None)],
+)
+def test_a_deadline_is_typed_as_in_policy_and_0_leaves_it_to_the_tier(text: str, seconds: float | None) -> None:
+    assert _seconds(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-1", "-1s", "", "soon"])
+def test_what_is_no_deadline_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="write"):
+        _seconds(text)
+
+
+def test_the_embedded_policy_passes_its_own_check(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(dmesh("policy", "show")[1])
+    code, out, err = dmesh("policy", "check", str(policy))
+    assert (code, err) == (0, "")
+    assert out.startswith(f"{policy}: OK: 3 tiers, 3 tenants, 2 models, ")
+    assert json.loads(dmesh("policy", "check", str(policy), "--json")[1])["ok"] is True
+
+
+def test_every_problem_of_a_policy_has_its_line(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    wrong = dmesh("policy", "show")[1].replace("run_budget: 30s", "run_budget: soon").replace("tier: free", "tier: fre")
+    policy.write_text(wrong)
+    code, out, err = dmesh("policy", "check", str(policy))
+    assert (code, out) == (2, "")
+    lines = err.splitlines()
+    numbers = [n for n, line in enumerate(wrong.splitlines(), 1) if "soon" in line or "tier: fre" in line]
+    assert [line.split(": ")[0] for line in lines] == [f"{policy}:{number}" for number in numbers]
+    assert [line.split(": ")[1] for line in lines] == ["tiers.free.run_budget", "tenants.cora.tier"]
+    code, out, _ = dmesh("policy", "check", str(policy), "--json")
+    told = json.loads(out)
+    assert (code, told["ok"]) == (2, False)
+    assert [problem["line"] for problem in told["problems"]] == numbers
+
+
+def test_a_missing_policy_is_one_line(tmp_path: Path) -> None:
+    code, _, err = dmesh("policy", "check", str(tmp_path / "none.yaml"))
+    assert code == 2
+    assert "cannot be read: No such file or directory" in err
+
+
+def test_a_key_is_hashed_as_the_edge_does() -> None:
+    assert dmesh("policy", "hash-key", typed="dm_acme_x\n")[1] == hash_key("dm_acme_x") + "\n"
+    made = json.loads(dmesh("policy", "hash-key", "--tenant", "acme", "--json")[1])
+    assert made["api_key"].startswith("dm_acme_")
+    assert made["hash"] == hash_key(made["api_key"])
+    assert dmesh("policy", "hash-key", typed="\n")[0] == 2
+
+
+def result(holds: bool) -> dict[str, Any]:
+    bar = {"what": "drift p99, ms", "measured": 1.25, "limit": 5.0, "holds": holds}
+    return {"name": "fake", "repetitions": 3, "drift": {"p50_ms": 1.0}, "bars": [bar], "holds": holds}
+
+
+@pytest.fixture
+def fake_benches(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def good(options: Any) -> dict[str, Any]:
+        return result(True) | {"repetitions": options.repetitions, "seed": options.seed}
+
+    def bad(options: Any) -> dict[str, Any]:
+        return result(False)
+
+    monkeypatch.setattr(benches, "_registry", lambda: {"good": good, "bad": bad})
+    report: Any = ModuleType("benchmarks.report")
+    report.Options = lambda repetitions, seed: type("Options", (), {"repetitions": repetitions, "seed": seed})
+    monkeypatch.setitem(sys.modules, "benchmarks.report", report)
+    monkeypatch.setitem(sys.modules, "benchmarks", ModuleType("benchmarks"))
+
+
+@pytest.mark.usefixtures("fake_benches")
+def test_a_benchmark_is_run_and_its_promises_decide_the_exit_code() -> None:
+    assert dmesh("bench", "--list")[1] == "good\nbad\n"
+    code, out, _ = dmesh("bench", "good", "--json", "--repetitions", "3", "--seed", "5")
+    assert code == 0
+    assert json.loads(out)["seed"] == 5
+    code, out, _ = dmesh("bench", "bad")
+    assert code == 3
+    assert "BROKEN" in out
+    assert "drift.p50_ms" in out
+
+
+def test_benchmarks_need_a_checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(deadlinemesh, "__file__", str(tmp_path / "a" / "b" / "__init__.py"))
+    code, _, err = dmesh("bench", "--list")
+    assert code == 2
+    assert "run this from a checkout" in err
+
+
+def test_with_the_client_alone_it_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "typer" else found(name))
+    with pytest.raises(SystemExit) as ended:
+        deadlinemesh.cli.main()
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert 'pip install "deadline-mesh[server]"' in said
+    assert "missing: typer" in said
