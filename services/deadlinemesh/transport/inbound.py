@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from hmac import compare_digest
 from inspect import isasyncgenfunction
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grpc
 from opentelemetry import trace
@@ -36,7 +36,8 @@ __all__ = ["Arrival", "DeadlineInterceptor", "Gate", "MeshGate"]
 _LOG = logging.getLogger("deadlinemesh.transport")
 
 Handler = Callable[[Any, Any], Any]
-MethodHandler = grpc.RpcMethodHandler[Any, Any]
+if TYPE_CHECKING:
+    MethodHandler = grpc.RpcMethodHandler[Any, Any]
 
 # The metadata of the call whose task this is. Asking the call's context for it would decode every header again.
 _METADATA: ContextVar[Iterable[tuple[str, str | bytes]]] = ContextVar("invocation_metadata", default=())
