@@ -124,6 +124,7 @@ def up(folder: Path, *arguments: str) -> Iterator[Up]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,  # a process group of its own, for tests that press Ctrl-C
     )
     with process:
         try:

@@ -101,14 +101,14 @@ def test_ctrl_c_cancels_a_run(mesh: Up) -> None:
     assert complaints.strip() == "cancelled"
 
 
-async def test_a_drain_lets_runs_finish(own: Up) -> None:
+async def test_ctrl_c_in_its_terminal_lets_runs_finish(own: Up) -> None:
     async with client(own) as mesh, aclosing(mesh.run("Run the long task for 1 second", model="fast")) as events:
         async for event in events:
             if event.HasField("tool_call_started"):
-                own.process.send_signal(signal.SIGTERM)
+                os.killpg(own.process.pid, signal.SIGINT)
             if event.HasField("finished"):
                 assert event.finished.outcome == orchestrator_pb2.OUTCOME_COMPLETED
-    assert own.stop() == 0
+    assert own.process.wait(GUARD) == 0
     assert own.processes() == []
     assert not own.state_file.exists()
 
