@@ -21,6 +21,7 @@ output.py       exit codes, JSON, errors as people read them
 from __future__ import annotations
 
 import importlib.util
+import io
 import sys
 
 __all__ = ["main"]
@@ -41,4 +42,8 @@ def main() -> None:
         raise SystemExit(2)
     from deadlinemesh.cli.app import app
 
+    # What models and tools say must not end the command where a character cannot be written.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     app(prog_name="dmesh")

@@ -23,7 +23,7 @@ from deadlinemesh.cli.supervisor import Program, Supervisor
 from deadlinemesh.llm_proxy.local import LocalModelServer
 from deadlinemesh.policy import OpenAIModel, Policy, default_policy, load, with_fresh_keys, with_http_base
 
-__all__ = ["Llm", "RunningMesh", "UpOptions", "running_mesh"]
+__all__ = ["Llm", "RunningMesh", "UpOptions", "WrongOption", "running_mesh"]
 
 Llm = Literal["scripted", "local", "openai"]
 
@@ -35,6 +35,10 @@ DEMO_BASE = "http://127.0.0.1:8800"
 
 OPENAI_MODEL = "gpt-4o-mini"
 LOCAL_SLOTS = 2
+
+
+class WrongOption(Exception):
+    """What was asked for cannot be started. The message says what would be right."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,7 @@ async def running_mesh(
 ) -> AsyncIterator[RunningMesh]:
     """Start a mesh, give it when it is ready, drain it in the end: the orchestrator first, because it needs the others.
 
-    Raises PolicyError for a wrong policy, ValueError for other wrong options, ProgramFailed where nothing starts.
+    Raises PolicyError for a wrong policy, WrongOption for other wrong options, ProgramFailed where nothing starts.
     """
     policy, keys = with_fresh_keys(_policy(options))
     supervisor = Supervisor(report, log)
@@ -142,7 +146,7 @@ async def _with_llm(policy: Policy, supervisor: Supervisor, options: UpOptions, 
             return with_default_model(policy, "local", _local_policy(child.port))
         case "openai":
             if not settings.openai_api_key:
-                raise ValueError("--llm openai: set OPENAI_API_KEY, and OPENAI_BASE_URL for another endpoint")
+                raise WrongOption("--llm openai: set OPENAI_API_KEY, and OPENAI_BASE_URL for another endpoint")
             fields: dict[str, Any] = {"provider": "openai", "model": options.model}
             if settings.openai_base_url:
                 fields["base_url"] = settings.openai_base_url
