@@ -73,6 +73,18 @@ def test_a_pipe_gets_plain_text(mesh: Up) -> None:
     assert max(map(len, done.stdout.partition("phase / tool")[2].splitlines())) <= 80
 
 
+def test_where_a_character_cannot_be_written_another_stands_for_it(mesh: Up) -> None:
+    done = subprocess.run(
+        [*DMESH, "run", "Tell me about the café", "--model", "fast"],
+        env=environment(mesh.state_file) | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        timeout=GUARD,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"caf?" in done.stdout
+    assert b"\nadmission" in done.stdout
+
+
 def test_a_spent_deadline_is_a_partial_answer_and_success(mesh: Up) -> None:
     done = mesh.dmesh("run", "Run the long task for 20 seconds", "--deadline", "1s", "--model", "fast", "--json")
     run = json.loads(done.stdout)

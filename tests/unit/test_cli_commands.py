@@ -69,6 +69,14 @@ def test_wrong_usage_is_explained_and_exits_with_2(arguments: list[str], complai
     assert "Traceback" not in err
 
 
+def test_an_endpoint_that_is_none_is_wrong_usage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    monkeypatch.setenv("OPENAI_BASE_URL", "example.com/v1")
+    code, _, err = dmesh("up", "--port", "0", "--no-demo-world", "--llm", "openai")
+    assert code == 2
+    assert "--llm openai: this is not an HTTP URL" in err
+
+
 def test_settings_that_are_wrong_are_named_by_their_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DMESH_MESH_TOKEN", "t")
     monkeypatch.setenv("DMESH_DRAIN_SECONDS", "-1")

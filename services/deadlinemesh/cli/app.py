@@ -14,7 +14,7 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from deadlinemesh.cli.output import EXIT_CODES, Exit, complain
+from deadlinemesh.cli.output import EXIT_CODES, Exit, WrongUsage, complain
 from deadlinemesh.cli.policy_commands import policy_app
 from deadlinemesh.cli.settings import HOPS, CommandSettings, HopSettings
 from deadlinemesh.errors import InvalidRequest, choices
@@ -168,7 +168,7 @@ def _exit(work: Callable[[], Coroutine[Any, Any, Exit]]) -> NoReturn:
         code = Exit.CANCELLED
     except PolicyError as error:
         _wrong(*map(str, error.problems))
-    except ValueError as error:
+    except WrongUsage as error:
         _wrong(str(error))
     raise typer.Exit(code)
 

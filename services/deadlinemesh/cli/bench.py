@@ -16,12 +16,13 @@ from rich.table import Table
 from rich.text import Text
 
 import deadlinemesh
+from deadlinemesh.cli.output import WrongUsage
 from deadlinemesh.errors import choices
 
 __all__ = ["NoBenchmarks", "benchmark_names", "run_bench", "show"]
 
 
-class NoBenchmarks(Exception):
+class NoBenchmarks(WrongUsage):
     """There are no benchmarks here, or none of that name. The message says what would be right."""
 
 

@@ -15,15 +15,17 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import yaml
+from pydantic import ValidationError
 
 import deadlinemesh
+from deadlinemesh.cli.output import WrongUsage
 from deadlinemesh.cli.settings import CommandSettings
 from deadlinemesh.cli.state import MeshState, TenantState, write_private
 from deadlinemesh.cli.supervisor import Program, Supervisor
 from deadlinemesh.llm_proxy.local import LocalModelServer
 from deadlinemesh.policy import OpenAIModel, Policy, default_policy, load, with_fresh_keys, with_http_base
 
-__all__ = ["Llm", "RunningMesh", "UpOptions", "WrongOption", "running_mesh"]
+__all__ = ["Llm", "RunningMesh", "UpOptions", "running_mesh"]
 
 Llm = Literal["scripted", "local", "openai"]
 
@@ -35,10 +37,6 @@ DEMO_BASE = "http://127.0.0.1:8800"
 
 OPENAI_MODEL = "gpt-4o-mini"
 LOCAL_SLOTS = 2
-
-
-class WrongOption(Exception):
-    """What was asked for cannot be started. The message says what would be right."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +73,7 @@ async def running_mesh(
 ) -> AsyncIterator[RunningMesh]:
     """Start a mesh, give it when it is ready, drain it in the end: the orchestrator first, because it needs the others.
 
-    Raises PolicyError for a wrong policy, WrongOption for other wrong options, ProgramFailed where nothing starts.
+    Raises PolicyError for a wrong policy, WrongUsage for other wrong options, ProgramFailed where nothing starts.
     """
     policy, keys = with_fresh_keys(_policy(options))
     supervisor = Supervisor(report, log)
@@ -146,11 +144,14 @@ async def _with_llm(policy: Policy, supervisor: Supervisor, options: UpOptions, 
             return with_default_model(policy, "local", _local_policy(child.port))
         case "openai":
             if not settings.openai_api_key:
-                raise WrongOption("--llm openai: set OPENAI_API_KEY, and OPENAI_BASE_URL for another endpoint")
+                raise WrongUsage("--llm openai: set OPENAI_API_KEY, and OPENAI_BASE_URL for another endpoint")
             fields: dict[str, Any] = {"provider": "openai", "model": options.model}
             if settings.openai_base_url:
                 fields["base_url"] = settings.openai_base_url
-            return with_default_model(policy, "openai", OpenAIModel(**fields))
+            try:
+                return with_default_model(policy, "openai", OpenAIModel(**fields))
+            except ValidationError as error:
+                raise WrongUsage(f"--llm openai: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
         case _:
             return policy
 

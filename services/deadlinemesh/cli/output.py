@@ -10,7 +10,17 @@ from deadlinemesh.cli.waterfall import Timeline, phase_name
 from deadlinemesh.errors import Draining, InvalidRequest, MeshError, Shed, Unauthenticated, UpstreamFailed
 from deadlinemesh.v1 import common_pb2, orchestrator_pb2
 
-__all__ = ["EXIT_CODES", "Exit", "complain", "error_json", "exit_of_error", "exit_of_run", "ledger_ms", "run_json"]
+__all__ = [
+    "EXIT_CODES",
+    "Exit",
+    "WrongUsage",
+    "complain",
+    "error_json",
+    "exit_of_error",
+    "exit_of_run",
+    "ledger_ms",
+    "run_json",
+]
 
 
 class Exit(IntEnum):
@@ -22,6 +32,10 @@ class Exit(IntEnum):
     REFUSED = 3
     UNAVAILABLE = 4
     CANCELLED = 130
+
+
+class WrongUsage(Exception):
+    """What was asked for makes no sense, or is not there. The message says what would be right."""
 
 
 EXIT_CODES = (

@@ -12,7 +12,16 @@ from rich.text import Text
 
 from deadlinemesh.cli import state as states
 from deadlinemesh.cli.live import LiveView, PlainView, View, can_draw, colour_of_outcome, style_of
-from deadlinemesh.cli.output import Exit, complain, error_json, exit_of_error, exit_of_run, explain, run_json
+from deadlinemesh.cli.output import (
+    Exit,
+    WrongUsage,
+    complain,
+    error_json,
+    exit_of_error,
+    exit_of_run,
+    explain,
+    run_json,
+)
 from deadlinemesh.cli.settings import CommandSettings
 from deadlinemesh.cli.waterfall import Timeline, waterfall
 from deadlinemesh.client import DeadlineMesh
@@ -22,7 +31,7 @@ from deadlinemesh.v1 import orchestrator_pb2
 __all__ = ["NoMesh", "Order", "Target", "find_mesh", "print_finished", "run", "run_to_end"]
 
 
-class NoMesh(Exception):
+class NoMesh(WrongUsage):
     """There is nothing to call, or no key for it. The message says what would be right."""
 
 

@@ -28,7 +28,7 @@ ORCHESTRATOR = "deadlinemesh.v1.OrchestratorService"
 async def up(options: UpOptions, settings: CommandSettings, *, as_json: bool) -> Exit:
     """Run a mesh until SIGINT, SIGTERM or SIGHUP, then drain it. A second signal ends it at once.
 
-    Raises PolicyError or WrongOption for what cannot be started.
+    Raises PolicyError or WrongUsage for what cannot be started.
     """
     told, hurried = asyncio.Event(), asyncio.Event()
 

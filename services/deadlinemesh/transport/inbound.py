@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from contextlib import aclosing, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from functools import partial
 from hmac import compare_digest
 from inspect import isasyncgenfunction
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -144,9 +145,7 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
         behaviour: Handler = getattr(handler, "_".join(kind))
         run = _streaming(behaviour) if handler.response_streaming else behaviour
 
-        async def serve(request: Any, context: Any) -> Any:
-            return await self._serve(method, run, request, context)
-
+        serve = partial(self._serve, method, run)  # a coroutine function, as grpc.aio asks
         factory = getattr(grpc, "_".join(kind) + "_rpc_method_handler")
         wrapped: MethodHandler = factory(serve, handler.request_deserializer, handler.response_serializer)
         return wrapped
