@@ -21,9 +21,7 @@ def grpcurl(mesh: Mesh, *arguments: str, options: tuple[str, ...] = ()) -> subpr
 def run(mesh: Mesh, prompt: str, *options: str) -> list[dict[str, Any]]:
     """The events of a run."""
     credentials = ("-H", f"authorization: Bearer {mesh.api_key('professional')}")
-    done = grpcurl(
-        mesh, f"{ORCHESTRATOR}/Run", options=(*options, *credentials, "-d", json.dumps({"prompt": prompt}))
-    )
+    done = grpcurl(mesh, f"{ORCHESTRATOR}/Run", options=(*options, *credentials, "-d", json.dumps({"prompt": prompt})))
     assert done.returncode == 0, done.stderr
     decoder, events, text = json.JSONDecoder(), [], done.stdout.strip()
     while text:
