@@ -59,7 +59,7 @@ async def demo(seed: int, *, as_json: bool) -> Exit:
     """Start a mesh of its own, play every scene in parallel, and show where each one's time went."""
     console = Console(highlight=False)
     tell: Callable[[str], None] = _nothing if as_json else lambda what: console.print(Text(what, style="dim"))
-    tell("starting the orchestrator, the llm-proxy, the tool-runner and a world of upstreams …")
+    tell("starting three services and a world of upstreams …")
     options = UpOptions(port=0, seed=seed)
     try:
         async with running_mesh(options, CommandSettings(), lambda what: complain(what), _pass_on) as mesh:

@@ -6,17 +6,14 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any
 
+from deadlinemesh.conversation import ToolSpec
 from deadlinemesh.deadline import SYSTEM_CLOCK, Clock
 from deadlinemesh.errors import Violation
 from deadlinemesh.llm_proxy.conversation import (
     FinishReason,
-    Message,
-    Role,
     TextDelta,
-    ToolCall,
     ToolCallReady,
     ToolChoice,
-    ToolSpec,
     TurnRequest,
     check,
     parsed_schema,
@@ -24,16 +21,11 @@ from deadlinemesh.llm_proxy.conversation import (
 from deadlinemesh.llm_proxy.providers import Provider, provider_of
 from deadlinemesh.llm_proxy.service import HOP, ModelService, TurnFinished, TurnProgress, TurnStarted
 from deadlinemesh.policy.model import Policy
+from deadlinemesh.transport.messages import hop_spend, message_from_wire, microseconds, tool_call_to_wire
 from deadlinemesh.v1 import common_pb2, llm_proxy_pb2, llm_proxy_pb2_grpc
 
 __all__ = ["HOP", "LlmProxyServicer", "build"]
 
-_ROLES = {
-    common_pb2.ROLE_SYSTEM: Role.SYSTEM,
-    common_pb2.ROLE_USER: Role.USER,
-    common_pb2.ROLE_ASSISTANT: Role.ASSISTANT,
-    common_pb2.ROLE_TOOL: Role.TOOL,
-}
 _CHOICES = {
     llm_proxy_pb2.TOOL_CHOICE_NONE: ToolChoice.NONE,
     llm_proxy_pb2.TOOL_CHOICE_REQUIRED: ToolChoice.REQUIRED,
@@ -92,7 +84,7 @@ def _turn(request: llm_proxy_pb2.GenerateRequest) -> TurnRequest:
     found: list[Violation] = []
     turn = TurnRequest(
         model=request.model,
-        messages=tuple(_message(message) for message in request.messages),
+        messages=tuple(message_from_wire(message) for message in request.messages),
         tools=tuple(_tool(tool, f"tools[{index}]", found) for index, tool in enumerate(request.tools)),
         tool_choice=_CHOICES.get(request.tool_choice, ToolChoice.AUTO),
         max_output_tokens=request.max_output_tokens,
@@ -100,15 +92,6 @@ def _turn(request: llm_proxy_pb2.GenerateRequest) -> TurnRequest:
     if found:
         check(turn, found)
     return turn
-
-
-def _message(message: common_pb2.Message) -> Message:
-    return Message(
-        role=_ROLES.get(message.role),
-        content=message.content,
-        tool_calls=tuple(ToolCall(call.id, call.name, call.arguments_json) for call in message.tool_calls),
-        tool_call_id=message.tool_call_id,
-    )
 
 
 def _tool(tool: common_pb2.ToolSpec, field: str, found: list[Violation]) -> ToolSpec:
@@ -121,12 +104,10 @@ def _response(event: TurnProgress) -> llm_proxy_pb2.GenerateResponse:
         case TextDelta(text):
             return llm_proxy_pb2.GenerateResponse(text=llm_proxy_pb2.TextDelta(text=text))
         case ToolCallReady(call):
-            return llm_proxy_pb2.GenerateResponse(
-                tool_call=common_pb2.ToolCall(id=call.id, name=call.name, arguments_json=call.arguments_json)
-            )
+            return llm_proxy_pb2.GenerateResponse(tool_call=tool_call_to_wire(call))
         case TurnStarted(model, queued):
             return llm_proxy_pb2.GenerateResponse(
-                started=llm_proxy_pb2.GenerateStarted(model=model, queue_us=_microseconds(queued))
+                started=llm_proxy_pb2.GenerateStarted(model=model, queue_us=microseconds(queued))
             )
         case TurnFinished():
             return llm_proxy_pb2.GenerateResponse(finished=_finished(event))
@@ -138,16 +119,5 @@ def _finished(event: TurnFinished) -> llm_proxy_pb2.GenerateFinished:
         usage=common_pb2.Usage(
             input_tokens=event.ended.input_tokens, output_tokens=event.ended.output_tokens, model_calls=1
         ),
-        spend=common_pb2.HopSpend(
-            hop=HOP,
-            elapsed_us=_microseconds(event.elapsed),
-            phases=[
-                common_pb2.PhaseSpend(phase=f"PHASE_{phase.value.upper()}", spent_us=_microseconds(seconds))
-                for phase, seconds in event.spent.items()
-            ],
-        ),
+        spend=hop_spend(HOP, event.elapsed, event.spent),
     )
-
-
-def _microseconds(seconds: float) -> int:
-    return round(seconds * 1_000_000)

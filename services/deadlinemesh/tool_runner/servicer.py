@@ -12,6 +12,7 @@ from deadlinemesh.policy.model import Policy
 from deadlinemesh.tool_runner.outcome import ToolSpec
 from deadlinemesh.tool_runner.registry import Registry
 from deadlinemesh.tool_runner.service import Event, Finished, Progressed, Started, ToolService
+from deadlinemesh.transport.messages import hop_spend, microseconds
 from deadlinemesh.v1 import common_pb2, tool_runner_pb2, tool_runner_pb2_grpc
 
 __all__ = ["HOP", "ToolRunnerServicer", "build"]
@@ -57,7 +58,9 @@ def build(policy: Policy, clock: Clock = SYSTEM_CLOCK) -> ToolRunnerServicer:
 def _response(event: Event) -> tool_runner_pb2.CallToolResponse:
     match event:
         case Started():
-            return tool_runner_pb2.CallToolResponse(started=tool_runner_pb2.ToolStarted(queue_us=_us(event.queue)))
+            return tool_runner_pb2.CallToolResponse(
+                started=tool_runner_pb2.ToolStarted(queue_us=microseconds(event.queue))
+            )
         case Progressed():
             progress = tool_runner_pb2.ToolProgress(message=event.message, fraction=event.fraction)
             return tool_runner_pb2.CallToolResponse(progress=progress)
@@ -66,16 +69,12 @@ def _response(event: Event) -> tool_runner_pb2.CallToolResponse:
 
 
 def _result(event: Finished) -> tool_runner_pb2.ToolResult:
-    phases = [
-        common_pb2.PhaseSpend(phase=f"PHASE_{phase.name}", spent_us=_us(seconds))
-        for phase, seconds in event.spent.items()
-    ]
     return tool_runner_pb2.ToolResult(
         status=f"TOOL_STATUS_{event.outcome.status.name}",
         content=event.outcome.content,
-        spend=common_pb2.HopSpend(hop=HOP, elapsed_us=_us(event.elapsed), phases=phases),
+        spend=hop_spend(HOP, event.elapsed, event.spent),
         transient=event.outcome.transient,
-        retry_after_us=_us(event.outcome.retry_after or 0.0),
+        retry_after_us=microseconds(event.outcome.retry_after or 0.0),
     )
 
 
@@ -86,7 +85,3 @@ def _spec(spec: ToolSpec) -> common_pb2.ToolSpec:
         arguments_schema_json=json.dumps(spec.arguments_schema, ensure_ascii=False),
         idempotent=spec.idempotent,
     )
-
-
-def _us(seconds: float) -> int:
-    return round(seconds * 1_000_000)

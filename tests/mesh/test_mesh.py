@@ -1,0 +1,181 @@
+"""The three services in memory, in virtual time: whole runs, of up to five minutes, in milliseconds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import grpc
+import pytest
+
+from deadlinemesh.conversation import history_violations
+from deadlinemesh.policy import default_policy
+from deadlinemesh.testing import virtual_time
+from deadlinemesh.testing.mesh import MemoryMesh
+from deadlinemesh.transport.messages import message_from_wire
+from deadlinemesh.v1 import orchestrator_pb2, orchestrator_pb2_grpc
+
+LONG_TASK = "Run the long task for {} seconds"
+ACME, BOLT, CORA = "acme", "bolt", "cora"  # enterprise, professional, free
+
+
+class Client:
+    """Calls a mesh as a tenant."""
+
+    def __init__(self, mesh: MemoryMesh) -> None:
+        self.mesh = mesh
+        self.stub = orchestrator_pb2_grpc.OrchestratorServiceStub(mesh.channel)
+
+    async def run(
+        self, tenant: str, prompt: str, timeout: float | None = None, **request: str
+    ) -> list[orchestrator_pb2.RunResponse]:
+        call = self.call(tenant, prompt, timeout, **request)
+        return [event async for event in call]
+
+    def call(self, tenant: str, prompt: str, timeout: float | None = None, **request: str):  # type: ignore[no-untyped-def]
+        message = orchestrator_pb2.RunRequest(prompt=prompt, **request)
+        return self.stub.Run(message, timeout=timeout, metadata=self.mesh.credentials(tenant))
+
+
+def in_memory(test: Callable[[Client], Awaitable[None]]) -> None:
+    """Run `test` against a fresh mesh, and see that nothing is at work afterwards."""
+
+    async def main() -> None:
+        client = Client(MemoryMesh(default_policy(), virtual_time.clock(), transit=0.0005, rounding=1.03))
+        await test(client)
+        await client.mesh.idle()
+        counts = client.mesh.events.counts
+        assert counts["CallStarted"] == counts["CallEnded"]
+        assert counts["OrphanReported"] == 0
+
+    virtual_time.run(main())
+
+
+def test_a_run_of_five_minutes_ends_inside_its_tiers_budget() -> None:
+    async def test(client: Client) -> None:
+        began = virtual_time.clock().monotonic()
+        finished = (await client.run(ACME, LONG_TASK.format(1000)))[-1].finished
+        assert 299.5 < virtual_time.clock().monotonic() - began < 300
+        assert finished.outcome == orchestrator_pb2.OUTCOME_DEADLINE_SPENT
+        assert finished.partial
+
+    in_memory(test)
+
+
+@pytest.mark.parametrize(("tenant", "budget", "iterations"), [(ACME, 300, 10), (BOLT, 120, 5), (CORA, 30, 2)])
+def test_each_tier_is_granted_its_own_budget(tenant: str, budget: int, iterations: int) -> None:
+    async def test(client: Client) -> None:
+        grant = (await client.run(tenant, "What is 2+2?", timeout=1000))[0].started.grant
+        assert grant.granted_us == budget * 1_000_000
+        assert grant.max_iterations == iterations
+        assert grant.clipped
+
+    in_memory(test)
+
+
+def test_the_ledger_adds_up_to_the_elapsed_time() -> None:
+    async def test(client: Client) -> None:
+        ledger = (await client.run(ACME, "What is (17+25)*3?"))[-1].finished.ledger
+        spent = sum(phase.spent_us for phase in ledger.phases)
+        assert spent + ledger.unattributed_us == pytest.approx(ledger.elapsed_us, abs=20)
+        assert ledger.unattributed_us < 0.02 * ledger.elapsed_us
+
+    in_memory(test)
+
+
+def test_a_client_is_answered_before_its_own_timer_though_the_core_stretched_its_deadline() -> None:
+    async def test(client: Client) -> None:
+        for timeout in (0.5, 2.0, 7.3, 29.0):
+            finished = (await client.run(ACME, LONG_TASK.format(60), timeout=timeout))[-1].finished
+            assert finished.outcome == orchestrator_pb2.OUTCOME_DEADLINE_SPENT
+            assert finished.answer
+
+    in_memory(test)
+
+
+def test_history_is_valid_after_a_cut() -> None:
+    async def test(client: Client) -> None:
+        events = await client.run(ACME, LONG_TASK.format(60), timeout=3.0)
+        run = await client.stub.GetRun(
+            orchestrator_pb2.GetRunRequest(run_id=events[0].started.run_id),
+            timeout=1.0,
+            metadata=client.mesh.credentials(ACME),
+        )
+        messages = [message_from_wire(message) for message in run.messages]
+        assert any(message.tool_calls for message in messages)
+        assert history_violations(messages, "messages") == []
+
+    in_memory(test)
+
+
+def test_a_second_call_with_the_request_id_attaches_to_the_same_run() -> None:
+    async def test(client: Client) -> None:
+        both = await asyncio.gather(
+            client.run(ACME, "What is 2+2?", request_id="once"), client.run(ACME, "What is 2+2?", request_id="once")
+        )
+        assert {events[0].started.run_id for events in both} == {both[0][0].started.run_id}
+        assert both[0][-1].finished == both[1][-1].finished
+        assert client.mesh.events.counts["RunEnded"] == 1
+
+    in_memory(test)
+
+
+def test_a_run_ends_with_its_last_watcher() -> None:
+    async def test(client: Client) -> None:
+        call = client.call(ACME, LONG_TASK.format(60))
+        async for event in call:
+            if event.HasField("tool_call_started"):
+                call.cancel()
+                break
+        await client.mesh.idle()
+        ended = [one for one in client.mesh.events.events if type(one).__name__ == "RunEnded"]
+        assert [one.cause for one in ended] == ["CLIENT_CANCELLED"]  # type: ignore[union-attr]
+
+    in_memory(test)
+
+
+def test_a_tenant_sees_only_its_own_runs() -> None:
+    async def test(client: Client) -> None:
+        events = await client.run(ACME, "What is 2+2?")
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await client.stub.GetRun(
+                orchestrator_pb2.GetRunRequest(run_id=events[0].started.run_id),
+                timeout=1.0,
+                metadata=client.mesh.credentials(BOLT),
+            )
+        assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+
+    in_memory(test)
+
+
+def test_cancel_run_returns_when_the_run_has_stopped() -> None:
+    async def test(client: Client) -> None:
+        call = client.call(ACME, LONG_TASK.format(60))
+        run_id = ""
+        async for event in call:
+            run_id = event.started.run_id or run_id
+            if event.HasField("tool_call_started"):
+                cancelled = await client.stub.CancelRun(
+                    orchestrator_pb2.CancelRunRequest(run_id=run_id),
+                    timeout=1.0,
+                    metadata=client.mesh.credentials(ACME),
+                )
+                assert cancelled.run.state == orchestrator_pb2.RUN_STATE_FINISHED
+            last = event
+        assert last.finished.outcome == orchestrator_pb2.OUTCOME_CANCELLED
+
+    in_memory(test)
+
+
+def test_the_last_turn_answers_because_it_is_offered_no_tools() -> None:
+    async def test(client: Client) -> None:
+        message = orchestrator_pb2.RunRequest(
+            prompt="What is 2+2?", limits=orchestrator_pb2.RunLimits(max_iterations=1)
+        )
+        call = client.stub.Run(message, metadata=client.mesh.credentials(ACME))
+        finished = [event async for event in call][-1].finished
+        assert finished.iterations == 1
+        assert finished.usage.tool_calls == 0
+        assert finished.answer
+
+    in_memory(test)
