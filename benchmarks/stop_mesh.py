@@ -131,8 +131,7 @@ class MeshUnderTest:
                 unfinished += self._runs - len(runs)
                 late["run"] = [one["ended_at"] - self._due.get(one["run_id"], one["due_at"]) for one in runs.values()]
             late[hop] = [
-                one["ended_at"]
-                - self._due.get(one["run_id"], runs.get(one["run_id"], one).get("due_at", one["deadline_at"]))
+                one["ended_at"] - self._due.get(one["run_id"], one["deadline_at"])
                 for one in ended
                 if one["code"] != "OK" or hop == "orchestrator"
             ]

@@ -26,7 +26,8 @@ def environment(state_file: Path) -> dict[str, str]:
     """For a `dmesh` of the tests: this checkout's package, and no mesh but the one that `state_file` tells of."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("DMESH_")}
     path = os.pathsep.join(filter(None, (str(Path(deadlinemesh.__file__).parents[1]), os.environ.get("PYTHONPATH"))))
-    return own | {"PYTHONPATH": path, "DMESH_STATE_FILE": str(state_file)}
+    # A killed `dmesh up` cannot remove its folder: pytest does.
+    return own | {"PYTHONPATH": path, "DMESH_STATE_FILE": str(state_file), "TMPDIR": str(state_file.parent)}
 
 
 def dmesh(state_file: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
