@@ -40,8 +40,9 @@ Handler = Callable[[Any, Any], Any]
 if TYPE_CHECKING:
     MethodHandler = grpc.RpcMethodHandler[Any, Any]
 
-# The metadata of the call whose task this is. Asking the call's context for it would decode every header again.
-_METADATA: ContextVar[Iterable[tuple[str, str | bytes]]] = ContextVar("invocation_metadata", default=())
+# The metadata of the call whose task this is, and when it came. Asking the call's context would decode every header again, and
+# when the handler begins, the request has been awaited as well.
+_ARRIVED: ContextVar[tuple[Iterable[tuple[str, str | bytes]], float]] = ContextVar("arrived")
 
 # Health checks and reflection belong to no tenant and need no deadline.
 _OPEN_SERVICES = ("/grpc.health.", "/grpc.reflection.")
@@ -129,7 +130,7 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> MethodHandler | None:
         own_tasks(asyncio.get_running_loop())
-        _METADATA.set(handler_call_details.invocation_metadata)
+        _ARRIVED.set((handler_call_details.invocation_metadata, self._clock.monotonic()))
         method: str = handler_call_details.method
         wrapped = self._wrapped.get(method)
         if wrapped is not None:
@@ -151,7 +152,7 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
         return wrapped
 
     async def _serve(self, method: str, run: Handler, request: Any, context: Any) -> Any:
-        at = self._clock.monotonic()
+        metadata, at = _ARRIVED.get()
         deadline: DeadlineContext | None = None
         error: MeshError | None = None
         scope: Scope | None = None
@@ -159,7 +160,7 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
         spans = self._spans
         with no_span() if spans is None else spans.serving(_Details(method), context) as span:
             try:
-                deadline = self._admit(method, context, at)
+                deadline = self._admit(method, dict(metadata), self._native_remaining(context, at), at)
                 if spans is not None:
                     deadline = replace(deadline, trace_id=f"{span.get_span_context().trace_id:032x}")
                     spans.describe(span, method, deadline)
@@ -211,11 +212,14 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
             self._answers.add(task)
             task.add_done_callback(self._answers.discard)
 
-    def _admit(self, method: str, context: Any, at: float) -> DeadlineContext:
+    def _native_remaining(self, context: Any, at: float) -> float | None:
+        """What `grpc-timeout` left at the instant `at`; the request may have taken a while to follow its headers."""
+        now: float | None = context.time_remaining()
+        return None if now is None else now + self._clock.monotonic() - at
+
+    def _admit(self, method: str, metadata: dict[str, str | bytes], native: float | None, at: float) -> DeadlineContext:
         if self._draining:
             raise Draining(f"{self.hop} is shutting down; another instance will serve you", hop=self.hop)
-        metadata = dict(_METADATA.get())
-        native = context.time_remaining()
         incoming = wire.decode(metadata, native)
         if incoming.malformed_remaining is not None:
             self._telemetry.record(MalformedRemaining(self.hop, method, incoming.malformed_remaining))
