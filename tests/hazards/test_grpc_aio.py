@@ -32,6 +32,7 @@ from tests.mesh.rpc import (
 )
 
 from deadlinemesh.deadline import entered
+from deadlinemesh.deadline.scope import current_scope
 from deadlinemesh.errors import Cause, ClientCancelled, Draining, InternalFailure
 from deadlinemesh.telemetry import CallEnded, CallStarted
 from deadlinemesh.transport import error_from
@@ -342,3 +343,42 @@ async def test_grpc_41531_30424_24809_the_mesh_sets_no_limit_of_grpcs_own_on_con
             for call in begun:
                 call.cancel()
         await within_bounds(hop.interceptor.scopes.emptied())
+
+
+@pytest.mark.parametrize("sent", ["a message", "metadata"])
+@each_stream
+async def test_an_answer_that_is_cut_in_its_first_message_loses_its_status_and_ours_does_not(
+    arity: str, sent: str
+) -> None:
+    async def send(context: Any) -> None:
+        if sent == "metadata":
+            await context.send_initial_metadata([("key", "value")])
+        else:
+            await context.write(b"first")
+
+    async def is_cut(request: Any, context: Any) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().call_soon(task.cancel)  # before the core can have told that it was sent
+        try:
+            await send(context)
+        except asyncio.CancelledError:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "was cut")
+
+    async with plain({arity: handler(arity, is_cut)}) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await within_bounds(finish(begin(channel, arity, requests=(), timeout=0.3), arity))
+    if raised.value.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:  # which only the client's own timer says
+        cured("that a status is lost after a cut", "`_Answer` in `transport.inbound`")
+
+    async def is_stopped(request: Any, context: Any) -> None:
+        scope = current_scope()
+        assert scope is not None
+        asyncio.get_running_loop().call_soon(scope.stop, Cause.DRAINING)
+        await send(context)
+        await asyncio.get_running_loop().create_future()
+
+    async with serving({arity: handler(arity, is_stopped)}) as hop:
+        with entered(with_seconds(LONG)), pytest.raises(grpc.aio.AioRpcError) as raised:
+            await within_bounds(finish(begin(hop.mesh, arity, requests=()), arity))
+    assert isinstance(error_from(raised.value, "hop-a"), Draining)

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from contextlib import aclosing, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from functools import partial
 from hmac import compare_digest
 from inspect import isasyncgenfunction
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -118,7 +117,15 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
         self._spans = None if tracer is None else ServerSpans(tracer)
         self._wrapped: dict[str, MethodHandler] = {}
         self._answers: set[asyncio.Task[None]] = set()
+        self._unanswered = 0
+        self._all_answered: asyncio.Event | None = None
         self._draining = False
+
+    async def answered(self) -> None:
+        """Return once no call is left whose status is still to be sent."""
+        while self._unanswered:
+            self._all_answered = asyncio.Event()
+            await self._all_answered.wait()
 
     def drain(self) -> None:
         """Refuse every new call from now on."""
@@ -146,7 +153,15 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
         behaviour: Handler = getattr(handler, "_".join(kind))
         run = _streaming(behaviour) if handler.response_streaming else behaviour
 
-        serve = partial(self._serve, method, run)  # a coroutine function, as grpc.aio asks
+        async def serve(request: Any, context: Any) -> Any:
+            self._unanswered += 1
+            try:
+                return await self._serve(method, run, request, context)
+            finally:
+                self._unanswered -= 1
+                if not self._unanswered and self._all_answered is not None:
+                    self._all_answered.set()
+
         factory = getattr(grpc, "_".join(kind) + "_rpc_method_handler")
         wrapped: MethodHandler = factory(serve, handler.request_deserializer, handler.response_serializer)
         return wrapped
@@ -157,6 +172,7 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
         error: MeshError | None = None
         scope: Scope | None = None
         result: Any = None
+        answer = _Answer(context)
         spans = self._spans
         with no_span() if spans is None else spans.serving(_Details(method), context) as span:
             try:
@@ -169,8 +185,8 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
                         CallStarted(self.hop, method, deadline.run_id, at, deadline.absolute_deadline)
                     )
                 scope = opened = self.scopes.open(deadline)
-                scope.on_overdue = lambda: self._answer_for(opened, context)
-                result = await scope.run(_call(run, request, context))
+                scope.on_overdue = lambda: self._answer_for(opened, answer)
+                result = await scope.run(_call(run, request, answer))
             except MeshError as refused:
                 error = refused
             except grpc.aio.AioRpcError as failed:
@@ -197,17 +213,19 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
         if error is not None and not context.done():
             error.hop = error.hop or self.hop
             with suppress(grpc.aio.InternalError):  # the peer has left already
+                await answer.opened()
                 await context.abort_with_status(status_of(error, deadline))
         return result
 
-    def _answer_for(self, scope: Scope, context: Any) -> None:
+    def _answer_for(self, scope: Scope, answer: _Answer) -> None:
         """Send the status of a call whose handler will not end: its client must not wait for that."""
 
         async def abort() -> None:
             with suppress(grpc.aio.AbortError, grpc.aio.InternalError):
-                await context.abort_with_status(status_of(scope.stopped(), scope.context))
+                await answer.opened()
+                await answer.abort_with_status(status_of(scope.stopped(), scope.context))
 
-        if not context.done():
+        if not answer.done():
             task = asyncio.get_running_loop().create_task(abort(), context=outside_any_scope())
             self._answers.add(task)
             task.add_done_callback(self._answers.discard)
@@ -242,6 +260,40 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
     def _report(self, orphan: Orphan) -> None:
         owner = orphan.context
         self._telemetry.record(OrphanReported(orphan.hop, owner.tenant_id, owner.run_id, orphan.task, orphan.age))
+
+
+class _Answer:
+    """A call's context as its handler sees it.
+
+    What is sent first carries the response's headers, and is never cut in the middle: grpc.aio would take the headers for
+    unsent and send them again with the status, the core would refuse both, and the client would be left without a status.
+    """
+
+    __slots__ = ("_context", "_opening", "write")
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+        self._opening: asyncio.Task[None] | None = None
+        self.write: Callable[[Any], Awaitable[None]] = self._write_first
+
+    async def _write_first(self, message: Any) -> None:
+        await self._open(self._context.write(message))
+
+    async def send_initial_metadata(self, metadata: Any) -> None:
+        await self._open(self._context.send_initial_metadata(metadata))
+
+    async def _open(self, sending: Coroutine[Any, Any, None]) -> None:
+        self._opening = asyncio.get_running_loop().create_task(sending, context=outside_any_scope())
+        await asyncio.shield(self._opening)
+        self.write = self._context.write
+
+    async def opened(self) -> None:
+        """Wait until what was sent first, if anything was, has left."""
+        if self._opening is not None and not self._opening.done():
+            await asyncio.wait({self._opening})
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,6 +118,10 @@ class MeshServer:
         assert self._server is not None
         self.interceptor.drain()
         self.interceptor.scopes.stop_all(Cause.DRAINING)
+        # grpc.aio's own grace does not wait for a status that is being sent when it begins.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_WORDS):
+                await self.interceptor.answered()
         await self._server.stop(grace=_LAST_WORDS)
         await self._server.wait_for_termination()
 
