@@ -9,9 +9,11 @@ import grpc
 import pytest
 
 from deadlinemesh.conversation import history_violations
+from deadlinemesh.errors import ClientCancelled
 from deadlinemesh.policy import default_policy
 from deadlinemesh.testing import virtual_time
 from deadlinemesh.testing.mesh import MemoryMesh
+from deadlinemesh.transport import error_from
 from deadlinemesh.transport.messages import message_from_wire
 from deadlinemesh.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 
@@ -177,5 +179,19 @@ def test_the_last_turn_answers_because_it_is_offered_no_tools() -> None:
         assert finished.iterations == 1
         assert finished.usage.tool_calls == 0
         assert finished.answer
+
+    in_memory(test)
+
+
+def test_who_attached_to_a_run_that_its_first_client_left_before_it_began_is_told_so() -> None:
+    async def test(client: Client) -> None:
+        first = client.call(ACME, "What is 2+2?", request_id="once")
+        second = asyncio.ensure_future(client.run(ACME, "What is 2+2?", request_id="once"))
+        await asyncio.sleep(0.0008)  # virtual: both calls have arrived, and the tools are still being asked for
+        first.cancel()
+        with pytest.raises(grpc.aio.AioRpcError) as told:
+            await second
+        assert told.value.code() is grpc.StatusCode.CANCELLED
+        assert isinstance(error_from(told.value, "orchestrator"), ClientCancelled)
 
     in_memory(test)

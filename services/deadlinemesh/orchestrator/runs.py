@@ -16,6 +16,7 @@ from deadlinemesh.errors import (
     Cause,
     DeadlineSpent,
     DeadlineSpentUpstream,
+    InternalFailure,
     MeshError,
     NotFound,
     Stopped,
@@ -23,7 +24,7 @@ from deadlinemesh.errors import (
 )
 from deadlinemesh.orchestrator.agent import Agent, Assignment
 from deadlinemesh.orchestrator.answers import partial_answer
-from deadlinemesh.orchestrator.edge import Grant
+from deadlinemesh.orchestrator.edge import HOP, Grant
 from deadlinemesh.orchestrator.events import Outcome, PhaseChanged, RunEvent, RunFinished, RunStarted, TextDelta, Usage
 from deadlinemesh.orchestrator.ports import ModelPort, ToolPort
 from deadlinemesh.policy import Limits
@@ -217,7 +218,7 @@ class Runs:
             assignment = await prepare(run)
         except BaseException as error:
             del self._by_id[run.run_id], self._by_request[key]
-            run.refuse(error if isinstance(error, MeshError) else DeadlineSpent("the call that began this run was cut"))
+            run.refuse(_refusal(error))
             raise
         run.model = assignment.model
         run.begin(self._background, lambda: self._execute(run, assignment))
@@ -256,7 +257,7 @@ class Runs:
         self._ended.setdefault(context.tenant_id, deque()).append((now, run))
         self._telemetry.record(
             RunEnded(
-                hop="orchestrator",
+                hop=HOP,
                 tenant_id=context.tenant_id,
                 tier=context.tier,
                 run_id=run.run_id,
@@ -279,6 +280,16 @@ class Runs:
                 return
             ended.popleft()
             del self._by_id[run.run_id], self._by_request[(tenant_id, run.request_id)]
+
+
+def _refusal(error: BaseException) -> MeshError:
+    """What those who attached to a run are told when it could not be prepared: why, and never another cause."""
+    if isinstance(error, MeshError):
+        return error
+    scope = current_scope()
+    if isinstance(error, asyncio.CancelledError) and scope is not None and scope.cause is not None:
+        return scope.stopped()
+    return InternalFailure("the orchestrator could not prepare this run; its log says why", hop=HOP)
 
 
 _OUTCOMES = {
