@@ -7,7 +7,7 @@
     drift.py      how far a deadline moves over six hops
     overhead.py   what the mesh's transport costs a call
     stop.py       how soon every hop is idle after the end
-    stop_*.py     its parts: the mesh, the plain chain, the broken connections
+    stop_*.py     its parts: the clients and how they end, the mesh, the plain chain
 
 Naive code lives here only.
 """

@@ -1,20 +1,25 @@
-"""The clients of the stop benchmark: as many calls as runs, held until all are at work."""
+"""What both sides of the stop benchmark share: the calls, the four ways in which they end, and a network that falls silent."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import grpc
 
-__all__ = ["HeldCalls", "SilentRelay", "events_of"]
+__all__ = ["KEEPALIVE", "HeldCalls", "Scenarios", "events_of"]
 
 RAMP = 0.03
 """Seconds that one run may take to get to work while all the others do."""
+
+KEEPALIVE = 1.0
+"""Seconds of silence before a server asks for a sign of life, and as many until it gives its peer up."""
 
 
 class HeldCalls:
@@ -111,6 +116,79 @@ class SilentRelay:
                 target.write_eof()
         except (ConnectionError, RuntimeError):
             pass
+
+
+class Scenarios(ABC):
+    """The four ways in which `runs` calls to the server at `_port` end. Instants are kept by the call's number."""
+
+    def __init__(self, runs: int) -> None:
+        self._runs = runs
+        self._port = 0
+        self._stack = AsyncExitStack()
+        self._deadlines: dict[int, float] = {}
+        """When each client's own time was spent."""
+        self._stopped: dict[int, float] = {}
+        """When work should have ended for another reason than its deadline."""
+
+    @abstractmethod
+    def _held(self, channels: Sequence[grpc.aio.Channel]) -> HeldCalls:
+        """The calls, dealt out to the channels."""
+
+    @abstractmethod
+    def _ended(self) -> bool:
+        """Whether every handler has written down its end."""
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def deadlines_spread(self) -> None:
+        """Deadlines evenly over one second."""
+        first = time.monotonic() + 3 + self._runs * RAMP
+        await self._run_to_deadline([first + number / self._runs for number in range(self._runs)])
+
+    async def deadlines_at_once(self) -> None:
+        """One deadline for all."""
+        await self._run_to_deadline([time.monotonic() + 3 + self._runs * RAMP] * self._runs)
+
+    async def cancelled(self) -> None:
+        """Every client cancels at once."""
+        async with _channel(self._port) as channel:
+            held = self._held([channel])
+            await held.begin(None)
+            self._stopped = held.cancel()
+            await held.end()
+
+    async def broken(self) -> None:
+        """Every client has a connection of its own, and the network goes silent under all of them."""
+        relay = SilentRelay(self._port)
+        port = await relay.listen()
+        channels = [_channel(port) for _ in range(self._runs)]
+        held = self._held(channels)
+        await held.begin(None)
+        due = relay.fall_silent() + 2 * KEEPALIVE
+        self._stopped = dict.fromkeys(range(self._runs), due)
+        await self._all_ended(within=due + 10)
+        held.cancel()
+        await held.end()
+        for channel in channels:
+            await channel.close()
+        await relay.close()
+
+    async def _run_to_deadline(self, deadlines: list[float]) -> None:
+        self._deadlines = dict(enumerate(deadlines))
+        async with _channel(self._port) as channel:
+            held = self._held([channel])
+            await held.begin(deadlines)
+            await held.end()
+
+    async def _all_ended(self, within: float) -> None:
+        """Return when every handler has ended, or at the instant `within`."""
+        while not self._ended() and time.monotonic() < within:  # noqa: ASYNC110  # the facts stand in other processes' files
+            await asyncio.sleep(0.2)
+
+
+def _channel(port: int) -> grpc.aio.Channel:
+    return grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.use_local_subchannel_pool", 1)])
 
 
 def events_of(path: Path) -> list[dict[str, Any]]:

@@ -7,16 +7,14 @@ import asyncio
 import json
 import tempfile
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import grpc
 
 from benchmarks.process import started
-from benchmarks.stop_client import RAMP, HeldCalls, SilentRelay, events_of
-from benchmarks.stop_mesh import KEEPALIVE
+from benchmarks.stop_client import KEEPALIVE, HeldCalls, Scenarios, events_of
 
 __all__ = ["PlainUnderTest"]
 
@@ -24,13 +22,11 @@ SERVICE = "benchmark.Chain"
 LENGTH = 3
 
 
-class PlainUnderTest:
+class PlainUnderTest(Scenarios):
     """A fresh chain for one scenario."""
 
     def __init__(self, runs: int) -> None:
-        self._runs = runs
-        self._stack = AsyncExitStack()
-        self._due: dict[int, float] = {}
+        super().__init__(runs)
         self._files: list[Path] = []
 
     async def __aenter__(self) -> Self:
@@ -43,64 +39,19 @@ class PlainUnderTest:
             self._port = (await self._stack.enter_async_context(ready))["port"]
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        await self._stack.aclose()
-
-    async def deadlines_spread(self) -> None:
-        """Deadlines evenly over one second."""
-        first = time.monotonic() + 3 + self._runs * RAMP
-        await self._run_to_deadline([first + number / self._runs for number in range(self._runs)])
-
-    async def deadlines_at_once(self) -> None:
-        """One deadline for all."""
-        await self._run_to_deadline([time.monotonic() + 3 + self._runs * RAMP] * self._runs)
-
-    async def cancelled(self) -> None:
-        """Every client cancels at once."""
-        async with self._channel(self._port) as channel:
-            held = self._held([channel])
-            await held.begin(None)
-            self._due = held.cancel()
-            await held.end()
-
-    async def broken(self) -> None:
-        """Every client has a connection of its own, and the network goes silent under all of them."""
-        relay = SilentRelay(self._port)
-        port = await relay.listen()
-        channels = [self._channel(port) for _ in range(self._runs)]
-        held = self._held(channels)
-        await held.begin(None)
-        due = relay.fall_silent() + 2 * KEEPALIVE
-        self._due = dict.fromkeys(range(self._runs), due)
-        await self._all_ended(within=due + 10)
-        held.cancel()
-        await held.end()
-        for channel in channels:
-            await channel.close()
-        await relay.close()
-
     async def lateness(self) -> tuple[dict[str, list[float]], int]:
         """As the mesh's: seconds late by hop, and how many handlers never ended."""
         await self._all_ended(within=time.monotonic() + 10)
+        due = self._stopped or self._deadlines
         late, unfinished = {}, 0
         for path in sorted(self._files):
             events = events_of(path)
             ended = [event for event in events if event["event"] == "ended"]
             unfinished += len(events) - 2 * len(ended)
-            late[path.stem] = [event["at"] - self._due[event["call"]] for event in ended]
+            late[path.stem] = [event["at"] - due[event["call"]] for event in ended]
         return late, unfinished
 
-    async def _run_to_deadline(self, deadlines: list[float]) -> None:
-        self._due = dict(enumerate(deadlines))
-        async with self._channel(self._port) as channel:
-            held = self._held([channel])
-            await held.begin(deadlines)
-            await held.end()
-
-    def _channel(self, port: int) -> grpc.aio.Channel:
-        return grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.use_local_subchannel_pool", 1)])
-
-    def _held(self, channels: list[grpc.aio.Channel]) -> HeldCalls:
+    def _held(self, channels: Sequence[grpc.aio.Channel]) -> HeldCalls:
         methods = [channel.unary_stream(f"/{SERVICE}/Work") for channel in channels]
 
         def call(number: int, timeout: float | None) -> Any:
@@ -108,11 +59,8 @@ class PlainUnderTest:
 
         return HeldCalls(self._runs, call, lambda number, response: bool(response == b"working"))
 
-    async def _all_ended(self, within: float) -> None:
-        while time.monotonic() < within:
-            if all(2 * self._runs == len(events_of(path)) for path in self._files):
-                return
-            await asyncio.sleep(0.2)
+    def _ended(self) -> bool:
+        return all(2 * self._runs == len(events_of(path)) for path in self._files)
 
 
 async def main() -> None:
