@@ -62,7 +62,9 @@ async def test_time_remaining_is_none_without_a_timeout_and_the_mesh_refuses_suc
 
     async with serving(methods()) as hop:
         with pytest.raises(grpc.aio.AioRpcError) as raised:
-            await within_bounds(begin(hop.raw, "unary_unary", metadata=[(wire.MESH_TOKEN, TOKEN)]))
+            await within_bounds(
+                begin(hop.raw, "unary_unary", metadata=[(wire.IDENTITY, f"token={TOKEN};tenant=;tier=;run=;trace=")])
+            )
     assert isinstance(error_from(raised.value, "hop-a"), NoDeadline)
 
 

@@ -211,7 +211,7 @@ async def test_a_handler_may_abort_by_itself(arity: str) -> None:
 @in_virtual_time
 async def test_a_status_sent_at_the_deadline_reaches_a_caller_that_has_no_timer(arity: str) -> None:
     hop = Hop(methods(AsleepSince()))
-    metadata = {"deadline-remaining-us": "3000000", "mesh-token": TOKEN}
+    metadata = {"deadline-remaining-us": "3000000", "mesh-identity": f"token={TOKEN};tenant=;tier=;run=;trace="}
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await finish(begin(hop.raw, arity, metadata=metadata.items()), arity)
     assert now() == 3.0
@@ -225,7 +225,12 @@ async def test_a_native_timeout_alone_ends_a_call_as_spent(arity: str) -> None:
     asleep = AsleepSince()
     hop = Hop(methods(asleep))
     with pytest.raises(grpc.aio.AioRpcError):
-        await finish(begin(hop.raw, arity, metadata=[("mesh-token", TOKEN)], timeout=3.0), arity)
+        await finish(
+            begin(
+                hop.raw, arity, metadata=[("mesh-identity", f"token={TOKEN};tenant=;tier=;run=;trace=")], timeout=3.0
+            ),
+            arity,
+        )
     ended = await hop.facts.see(CallEnded)
     assert (asleep.ended, ended.cause) == ([3.0], Cause.DEADLINE_SPENT)
 
@@ -235,7 +240,9 @@ async def test_a_native_timeout_alone_ends_a_call_as_spent(arity: str) -> None:
 async def test_strangers_and_calls_without_a_deadline_are_refused(arity: str) -> None:
     hop = Hop(methods())
     with pytest.raises(grpc.aio.AioRpcError) as raised:
-        await finish(begin(hop.raw, arity, metadata=[("mesh-token", TOKEN)]), arity)
+        await finish(
+            begin(hop.raw, arity, metadata=[("mesh-identity", f"token={TOKEN};tenant=;tier=;run=;trace=")]), arity
+        )
     assert isinstance(error_from(raised.value, "hop-a"), NoDeadline)
     stranger = Hop(methods(), token="wrong")
     with entered(with_seconds(10.0)):
@@ -348,7 +355,7 @@ async def test_a_handler_that_will_not_end_is_an_orphan_and_its_client_is_answer
         return b""
 
     hop = Hop(methods(stubborn))
-    metadata = {"deadline-remaining-us": "3000000", "mesh-token": TOKEN}
+    metadata = {"deadline-remaining-us": "3000000", "mesh-identity": f"token={TOKEN};tenant=;tier=;run=;trace="}
     with pytest.raises(grpc.aio.AioRpcError):
         await finish(begin(hop.raw, arity, metadata=metadata.items()), arity)
     assert now() == pytest.approx(3.25)

@@ -44,7 +44,15 @@ from deadlinemesh.errors import (
     Violation,
 )
 from deadlinemesh.telemetry import CallEnded, CallStarted, MalformedRemaining, OrphanReported
-from deadlinemesh.transport import DeadlineInterceptor, MeshGate, MeshServer, ServerSettings, error_from, wire
+from deadlinemesh.transport import (
+    DeadlineInterceptor,
+    MeshChannel,
+    MeshGate,
+    MeshServer,
+    ServerSettings,
+    error_from,
+    wire,
+)
 from deadlinemesh.transport.server import LIVENESS
 from deadlinemesh.transport.status import info_metadata
 
@@ -61,7 +69,7 @@ each_stream = pytest.mark.parametrize("arity", STREAMING)
 
 def stamped(seconds: float, *, token: str = TOKEN, remaining: str | None = None) -> list[tuple[str, str]]:
     """A call's metadata, written by hand for a plain channel."""
-    metadata = dict(wire.encode(with_seconds(seconds), token))
+    metadata = dict(wire.encode(with_seconds(seconds), max(0.0, seconds), token))
     if remaining is not None:
         metadata[wire.REMAINING_US] = remaining
     return list(metadata.items())
@@ -359,9 +367,13 @@ async def test_a_stranger_is_refused_before_the_handler_runs(arity: str, token: 
     assert not asleep.began.is_set()
 
 
-def test_a_gate_without_a_secret_is_refused() -> None:
-    with pytest.raises(ValueError, match="must not be empty"):
-        MeshGate("hop-a", "")
+@pytest.mark.parametrize("token", ["", "a;b", "geheimni\u00df", "two\nlines"])
+async def test_a_secret_that_cannot_travel_is_refused_at_both_ends(token: str) -> None:
+    with pytest.raises(ValueError, match="printable ASCII without `;`, and not empty"):
+        MeshGate("hop-a", token)
+    async with grpc.aio.insecure_channel("127.0.0.1:1") as channel:
+        with pytest.raises(ValueError, match="printable ASCII without `;`, and not empty"):
+            MeshChannel(channel, token)
 
 
 @each_arity

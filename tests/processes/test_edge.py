@@ -46,9 +46,8 @@ async def started(mesh: Up, *metadata: tuple[str, str], timeout: float | None) -
 
 async def test_who_one_says_to_be_and_how_long_one_may_is_dropped(mesh: Up) -> None:
     forged = (
-        ("mesh-identity", "tenant=acme;tier=enterprise;run=run_forged"),
+        ("mesh-identity", f"token={mesh.mesh_token};tenant=acme;tier=enterprise;run=run_forged;trace={'ab' * 16}"),
         ("deadline-remaining-us", "1000"),
-        ("mesh-token", "guessed"),
     )
     key = ("authorization", f"Bearer {mesh.api_key('free')}")
     begun = await started(mesh, key, *forged, timeout=None)
@@ -70,15 +69,17 @@ async def test_without_a_known_key_nobody_enters(mesh: Up, key: str) -> None:
 async def test_inner_hops_want_the_mesh_token_and_a_deadline(mesh: Up) -> None:
     async with grpc.aio.insecure_channel(mesh.inner["llm-proxy"]) as channel:
         stub = llm_proxy_pb2_grpc.LlmProxyServiceStub(channel)
-        identity = ("mesh-identity", "tenant=acme;tier=enterprise;run=by-hand")
+        guessed, known = (
+            ("mesh-identity", f"token={token};tenant=acme;tier=enterprise;run=by-hand;trace=")
+            for token in ("guessed", mesh.mesh_token)
+        )
         with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await stub.ListModels(llm_proxy_pb2.ListModelsRequest(), timeout=GUARD, metadata=(identity,))
+            await stub.ListModels(llm_proxy_pb2.ListModelsRequest(), timeout=GUARD, metadata=(guessed,))
         assert isinstance(error_from(refused.value, "llm-proxy"), Unauthenticated)
-        token = ("mesh-token", mesh.mesh_token)
         with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await stub.ListModels(llm_proxy_pb2.ListModelsRequest(), metadata=(identity, token))
+            await stub.ListModels(llm_proxy_pb2.ListModelsRequest(), metadata=(known,))
         assert isinstance(error_from(refused.value, "llm-proxy"), NoDeadline)
-        listed = await stub.ListModels(llm_proxy_pb2.ListModelsRequest(), timeout=GUARD, metadata=(identity, token))
+        listed = await stub.ListModels(llm_proxy_pb2.ListModelsRequest(), timeout=GUARD, metadata=(known,))
     assert [model.name for model in listed.models] == ["demo", "fast"]
 
 

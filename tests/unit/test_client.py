@@ -171,6 +171,9 @@ class Replaying(grpc.aio.Channel):
     def cancel(self) -> bool:
         return False
 
+    def done(self) -> bool:
+        return True
+
     async def close(self, grace: float | None = None) -> None: ...
     def get_state(self, try_to_connect: bool = False) -> Any: ...
     async def wait_for_state_change(self, last_observed_state: Any) -> None: ...

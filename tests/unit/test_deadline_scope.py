@@ -671,7 +671,7 @@ async def test_stubborn_work_is_told_of_once_so_that_the_client_can_be_answered(
     stubborn = Stubborn()
     scope = hop.open(1.0)
     told: list[float] = []
-    scope.on_overdue = lambda: told.append(now())
+    scope.on_overdue = lambda scope: told.append(now())
     asyncio.get_running_loop().call_later(3.0, setattr, stubborn, "let_go", True)
     with pytest.raises(DeadlineSpent):
         await scope.run(stubborn())
@@ -682,7 +682,7 @@ async def test_stubborn_work_is_told_of_once_so_that_the_client_can_be_answered(
 async def test_work_that_goes_in_time_is_never_told_of() -> None:
     told: list[float] = []
     scope = Hop().open(1.0)
-    scope.on_overdue = lambda: told.append(now())
+    scope.on_overdue = lambda scope: told.append(now())
     with pytest.raises(DeadlineSpent):
         await scope.run(asleep())
     await asyncio.sleep(1.0)
@@ -922,7 +922,7 @@ async def test_an_orphan_is_reported_in_time_wherever_the_clock_stands(start: fl
     began = now()
     scope = hop.open(1.0)
     told: list[float] = []
-    scope.on_overdue = lambda: told.append(now() - began)
+    scope.on_overdue = lambda scope: told.append(now() - began)
     asyncio.get_running_loop().call_later(2.0, setattr, stubborn, "let_go", True)
     with pytest.raises(DeadlineSpent):
         await scope.run(stubborn())

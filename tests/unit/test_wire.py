@@ -10,14 +10,10 @@ from hypothesis import strategies as st
 
 from deadlinemesh.deadline import DeadlineContext, VirtualClock
 from deadlinemesh.transport import wire
-from deadlinemesh.transport.wire import IDENTITY, MESH_TOKEN, REMAINING_US, TRACEPARENT
+from deadlinemesh.transport.wire import IDENTITY, REMAINING_US, TRACEPARENT, Identity
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 CONTEXT = DeadlineContext("acme", 10.0, "free", TRACE_ID, "run-1", 0.0, VirtualClock())
-
-
-def with_remaining(seconds: float) -> DeadlineContext:
-    return replace(CONTEXT, absolute_deadline=seconds)
 
 
 @pytest.mark.parametrize(
@@ -27,33 +23,33 @@ def with_remaining(seconds: float) -> DeadlineContext:
         (1.0000019, "1000001"),
         (0.0000009, "0"),
         (0.0, "0"),
-        (-5.0, "0"),
         (300.0, "300000000"),
         (31_536_000.0, "31536000000000"),
     ],
 )
 def test_the_rest_is_sent_in_whole_microseconds_rounded_down(seconds: float, sent: str) -> None:
-    assert dict(wire.encode(with_remaining(seconds), "secret"))[REMAINING_US] == sent
+    assert dict(wire.encode(CONTEXT, seconds, "secret"))[REMAINING_US] == sent
 
 
 @given(st.floats(0.0, 1e6))
 def test_the_rest_never_grows_on_the_way_and_loses_less_than_two_microseconds(seconds: float) -> None:
-    arrived = wire.decode(dict(wire.encode(with_remaining(seconds), "secret")), None).remaining
+    arrived, _, _ = wire.decode(dict(wire.encode(CONTEXT, seconds, "secret")), None)
     assert arrived is not None
     assert arrived <= seconds + 1e-9
     assert arrived > seconds - 2e-6
 
 
 def test_everything_that_is_sent_arrives() -> None:
-    sent = {**dict(wire.encode(CONTEXT, "secret")), **dict([wire.traceparent(TRACE_ID)])}
-    assert wire.decode(sent, None) == wire.Incoming(10.0, None, "acme", "free", "run-1", TRACE_ID, "secret")
+    sent = dict(wire.encode(CONTEXT, CONTEXT.remaining, "secret"))
+    identity = Identity("secret", "acme", "free", "run-1", TRACE_ID)
+    assert wire.decode(sent, None) == (10.0, identity, None)
 
 
 @given(tenant=st.text("abc-._:/@ ="), tier=st.text("abc-"), run=st.text("abc-0123"))
 def test_identities_arrive_as_they_were_sent(tenant: str, tier: str, run: str) -> None:
     context = replace(CONTEXT, tenant_id=tenant, tier=tier, run_id=run)
-    arrived = wire.decode(dict(wire.encode(context, "secret")), None)
-    assert (arrived.tenant_id, arrived.tier, arrived.run_id) == (tenant, tier, run)
+    _, identity, _ = wire.decode(dict(wire.encode(context, 1.0, "secret")), None)
+    assert identity == ("secret", tenant, tier, run, TRACE_ID)
 
 
 @pytest.mark.parametrize(
@@ -71,8 +67,8 @@ def test_identities_arrive_as_they_were_sent(tenant: str, tier: str, run: str) -
 def test_the_tighter_of_the_two_deadlines_counts(
     exact: str | None, native: float | None, remaining: float | None
 ) -> None:
-    incoming = wire.decode({} if exact is None else {REMAINING_US: exact}, native)
-    assert (incoming.remaining, incoming.malformed_remaining) == (remaining, None)
+    left, _, malformed = wire.decode({} if exact is None else {REMAINING_US: exact}, native)
+    assert (left, malformed) == (remaining, None)
 
 
 @pytest.mark.parametrize(
@@ -87,31 +83,42 @@ def test_the_tighter_of_the_two_deadlines_counts(
 def test_a_rest_that_is_none_is_told_of_and_only_the_native_timeout_counts(
     malformed: str | bytes, native: float | None
 ) -> None:
-    incoming = wire.decode({REMAINING_US: malformed}, native)
-    assert (incoming.remaining, incoming.malformed_remaining) == (native, repr(malformed))
+    remaining, _, ignored = wire.decode({REMAINING_US: malformed}, native)
+    assert (remaining, ignored) == (native, repr(malformed))
 
 
 @given(st.one_of(st.text(), st.binary()), st.one_of(st.none(), st.floats(0, 1e9)))
 def test_no_value_makes_decoding_fail_or_the_deadline_later_than_the_native_one(
     value: str | bytes, native: float | None
 ) -> None:
-    incoming = wire.decode(dict.fromkeys((REMAINING_US, IDENTITY, MESH_TOKEN, TRACEPARENT), value), native)
+    remaining, _, _ = wire.decode(dict.fromkeys((REMAINING_US, IDENTITY, TRACEPARENT), value), native)
     if native is not None:
-        assert incoming.remaining is not None
-        assert incoming.remaining <= native
+        assert remaining is not None
+        assert remaining <= native
 
 
 @pytest.mark.parametrize(
     "malformed",
     [
-        *("", "acme", "tenant=acme", "tenant=acme;tier=free", "tier=free;tenant=acme;run=1"),
-        *("tenant=a;tier=b;run=c;more=d", "tenant=a;b;tier=free;run=1", " tenant=a;tier=b;run=c"),
-        b"tenant=a;tier=b;run=c",
+        *(
+            "",
+            "acme",
+            "tenant=acme",
+            "token=t;tenant=acme;tier=free;run=1",
+            "tenant=acme;token=t;tier=free;run=1;trace=",
+        ),
+        *("token=t;tenant=a;tier=b;run=c;trace=;more=d", "token=t;tenant=a;b;tier=free;run=1;trace="),
+        *(" token=t;tenant=a;tier=b;run=c;trace=", "token=t;tenant=a;tier=b;run=c;trace=ABC"),
+        b"token=t;tenant=a;tier=b;run=c;trace=",
     ],
 )
 def test_an_identity_that_is_none_is_nobodys(malformed: str | bytes) -> None:
-    incoming = wire.decode({IDENTITY: malformed}, None)
-    assert (incoming.tenant_id, incoming.tier, incoming.run_id) == ("", "", "")
+    assert wire.decode({IDENTITY: malformed}, None)[1] == ("", "", "", "", "")
+
+
+def test_an_identity_needs_no_trace() -> None:
+    _, identity, _ = wire.decode({IDENTITY: "token=t;tenant=a;tier=b;run=c;trace="}, None)
+    assert identity == ("t", "a", "b", "c", "")
 
 
 @pytest.mark.parametrize(
@@ -130,21 +137,9 @@ def test_an_identity_that_is_none_is_nobodys(malformed: str | bytes) -> None:
     ],
 )
 def test_a_trace_context_is_read_as_w3c_version_00(value: str | bytes, trace_id: str) -> None:
-    assert wire.decode({TRACEPARENT: value}, None).trace_id == trace_id
-
-
-def test_a_trace_that_no_span_describes_goes_on_unsampled_under_its_id() -> None:
-    key, value = wire.traceparent(TRACE_ID)
-    assert (key, value[:36], value[-3:]) == (TRACEPARENT, f"00-{TRACE_ID}-", "-00")
-    assert wire.decode({key: value}, None).trace_id == TRACE_ID
+    assert wire.trace_id_of({TRACEPARENT: value}) == trace_id
 
 
 def test_a_new_trace_id_is_a_valid_one() -> None:
     for _ in range(100):
-        _, value = wire.traceparent(wire.new_trace_id())
-        assert wire.decode({TRACEPARENT: value}, None).trace_id
-
-
-@pytest.mark.parametrize(("sent", "token"), [("secret", "secret"), (b"secret", ""), (None, "")])
-def test_a_token_is_text_or_missing(sent: str | bytes | None, token: str) -> None:
-    assert wire.decode({} if sent is None else {MESH_TOKEN: sent}, None).mesh_token == token
+        assert wire.trace_id_of({TRACEPARENT: f"00-{wire.new_trace_id()}-00f067aa0ba902b7-01"})

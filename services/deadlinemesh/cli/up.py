@@ -137,7 +137,8 @@ def _examples(state: MeshState) -> dict[str, list[str]]:
     name, tenant = next(iter(state.tenants.items()))
     proxy = state.inner["llm-proxy"]
     key = f"-H 'authorization: Bearer {tenant.api_key}'"
-    inside = f"-H 'mesh-token: {state.mesh_token}' -H 'mesh-identity: tenant={name};tier={tenant.tier};run=by-hand'"
+    identity = f"token={state.mesh_token};tenant={name};tier={tenant.tier};run=by-hand;trace="
+    inside = f"-H 'mesh-identity: {identity}'"
     return {
         "Run an agent": [
             f"""dmesh run 'Look up the customer "northwind" and calculate 1299 * 12' --tenant {name} --deadline 20s""",

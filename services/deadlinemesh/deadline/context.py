@@ -6,9 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from deadlinemesh.deadline.clock import SYSTEM_CLOCK, Clock
 from deadlinemesh.errors import NoDeadline
+
+if TYPE_CHECKING:
+    from deadlinemesh.deadline.scope import Scope
 
 __all__ = ["DeadlineContext", "current", "current_or_none", "entered"]
 
@@ -61,12 +65,15 @@ class DeadlineContext:
         return self.tightened_to(self.clock.monotonic() + seconds)
 
 
-_CURRENT: ContextVar[DeadlineContext | None] = ContextVar("deadline_context", default=None)
+_NOWHERE: tuple[None, None] = (None, None)
+
+# The current context, and the scope that owns what the running task starts: one variable, as every call sets and resets both.
+_HERE: ContextVar[tuple[DeadlineContext | None, Scope | None]] = ContextVar("deadline", default=_NOWHERE)
 
 
 def current() -> DeadlineContext:
     """The context of the running task. Raises NoDeadline where there is none."""
-    context = _CURRENT.get()
+    context = _HERE.get()[0]
     if context is None:
         raise NoDeadline(
             "no DeadlineContext is current: call from a mesh handler, or enter one with deadlinemesh.deadline.entered(...)"
@@ -76,14 +83,14 @@ def current() -> DeadlineContext:
 
 def current_or_none() -> DeadlineContext | None:
     """The context of the running task, or None."""
-    return _CURRENT.get()
+    return _HERE.get()[0]
 
 
 @contextmanager
 def entered(context: DeadlineContext) -> Iterator[DeadlineContext]:
     """Make `context` current for the block. It enforces nothing by itself: scopes and `narrowed_*` do."""
-    token = _CURRENT.set(context)
+    token = _HERE.set((context, _HERE.get()[1]))
     try:
         yield context
     finally:
-        _CURRENT.reset(token)
+        _HERE.reset(token)

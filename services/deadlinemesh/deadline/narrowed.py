@@ -11,9 +11,8 @@ from contextvars import Token
 from types import TracebackType
 from typing import Self
 
-from deadlinemesh.deadline import context as _context
-from deadlinemesh.deadline.context import DeadlineContext
-from deadlinemesh.deadline.scope import CANCEL_AGAIN_AFTER
+from deadlinemesh.deadline.context import _HERE, DeadlineContext, current
+from deadlinemesh.deadline.scope import CANCEL_AGAIN_AFTER, Scope, current_scope
 from deadlinemesh.errors import DeadlineSpent
 
 __all__ = ["Narrowed", "narrowed_after", "narrowed_at"]
@@ -29,7 +28,7 @@ class Narrowed:
         self._phase = phase
         self._task: asyncio.Task[object] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._token: Token[DeadlineContext | None] | None = None
+        self._token: Token[tuple[DeadlineContext | None, Scope | None]] | None = None
         self._cancels_before = 0
         self._cancels = 0
 
@@ -39,7 +38,7 @@ class Narrowed:
             raise RuntimeError("narrowed_at and narrowed_after need a running task")
         self._task = task
         self._cancels_before = task.cancelling()
-        self._token = _context._CURRENT.set(self.context)
+        self._token = _HERE.set((self.context, current_scope()))
         self._timer = asyncio.get_running_loop().call_later(self.context.remaining, self._spend)
         return self
 
@@ -57,7 +56,7 @@ class Narrowed:
         assert self._timer is not None
         assert self._token is not None
         self._timer.cancel()
-        _context._CURRENT.reset(self._token)
+        _HERE.reset(self._token)
         pending = self._cancels_before
         for _ in range(self._cancels):
             pending = self._task.uncancel()
@@ -79,9 +78,9 @@ def narrowed_at(instant: float, phase: str = "") -> Narrowed:
 
     Raises NoDeadline where no context is current, and DeadlineSpent, naming `phase`, when the block's time was spent.
     """
-    return Narrowed(_context.current().tightened_to(instant), phase)
+    return Narrowed(current().tightened_to(instant), phase)
 
 
 def narrowed_after(seconds: float, phase: str = "") -> Narrowed:
     """Run a block for `seconds` at most, or until the current deadline if that is earlier. Raises as `narrowed_at`."""
-    return Narrowed(_context.current().tightened_after(seconds), phase)
+    return Narrowed(current().tightened_after(seconds), phase)

@@ -11,11 +11,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
-from contextvars import Context, ContextVar, copy_context
+from contextvars import Context, Token, copy_context
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
-from deadlinemesh.deadline.context import _CURRENT, DeadlineContext
+from deadlinemesh.deadline.context import _HERE, _NOWHERE, DeadlineContext
 from deadlinemesh.errors import Cause, ClientCancelled, DeadlineSpent, Draining, InternalFailure, Stopped
 
 __all__ = ["CANCEL_AGAIN_AFTER", "REPORT_ORPHAN_AFTER", "Orphan", "Scope", "Scopes", "current_scope", "own_tasks"]
@@ -32,8 +33,6 @@ _EXPIRES_WITH = 0.005
 """A cancel from outside this close to the deadline, in seconds, is the peer's timer for the same deadline: so far may a
 deadline move between hops (the deadline contract, point 2)."""
 
-_SCOPE: ContextVar[Scope | None] = ContextVar("deadline_scope", default=None)
-
 
 @dataclass(frozen=True, slots=True)
 class Orphan:
@@ -48,7 +47,12 @@ class Orphan:
 
 
 class Scope:
-    """Runs one coroutine and owns all that it starts. Made by `Scopes.open`; good for one run."""
+    """Owns all that is started in its `async with` block. Made by `Scopes.open`; good for one block."""
+
+    __slots__ = (
+        *("_cancels_before", "_closers", "_emptied", "_ending_since", "_outer", "_over", "_overdue", "_owner", "_task"),
+        *("_tasks", "_timer", "_token", "caller_left", "cause", "context", "on_overdue"),
+    )
 
     def __init__(self, context: DeadlineContext, owner: Scopes) -> None:
         self.context = context
@@ -56,10 +60,12 @@ class Scope:
         """Why the scope was stopped; None while it was not."""
         self.caller_left = False
         """Whether the caller itself ended its wait, so that nobody is there to be told anything."""
-        self.on_overdue: Callable[[], None] | None = None
+        self.on_overdue: Callable[[Scope], None] | None = None
         """Called once, REPORT_ORPHAN_AFTER after the stop, if the work itself, which `run` waits for, still lives."""
         self._owner = owner
-        self._main: _OwnedTask | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._cancels_before: int
+        self._token: Token[tuple[DeadlineContext | None, Scope | None]]
         self._outer: Scope | None = None
         self._over = False
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -70,44 +76,59 @@ class Scope:
         self._overdue = False
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run `work` in the calling task and return its result.
+        """Run `work` in the calling task, as the block of `async with`, and return its result."""
+        try:
+            async with self:
+                return await work
+        finally:
+            work.close()  # it may never have begun
 
-        Raises what `work` raises; or, when the scope was stopped, the `Stopped` error of the cause. It returns when all that
-        was started under the scope is gone, or REPORT_ORPHAN_AFTER after its end if something will not go: that something is
-        cancelled on in the background.
+    async def __aenter__(self) -> Self:
+        """Begin; the running task's work is the scope's until the block is left. Raises the `Stopped` error of the cause if the
+        scope was stopped before, or the time is spent: then nothing begins.
         """
         if self.context.is_expired:
             self.stop(Cause.DEADLINE_SPENT)
         if self.cause is not None:
-            self._never_begin(work)
+            self._over = True
+            self._owner._closed(self)
             raise self.stopped()
-        loop = asyncio.get_running_loop()
         task = asyncio.current_task()
-        if not isinstance(task, _OwnedTask):
-            own_tasks(loop)
-            try:
-                return await loop.create_task(self.run(work))
-            finally:
-                if self._main is None and not self._over:  # cancelled before its first step
-                    self._never_begin(work)
-        self._main, self._outer, cancels = task, task.runs, task.cancelling()
-        task.runs = self
-        context_token, scope_token = _CURRENT.set(self.context), _SCOPE.set(self)
-        self._timer = loop.call_later(self.context.remaining, self.stop, Cause.DEADLINE_SPENT)
-        failure: BaseException | None = None
-        try:
-            result = await work
-        except BaseException as error:
-            failure = error
-        self._main, self._over = None, True
+        assert task is not None
+        loop = task.get_loop()
+        if loop is not self._owner._loop:
+            self._owner._live_on(loop)
+        outer = _HERE.get()[1]
+        if outer is not None and outer._task is task:
+            self._outer = outer
+        self._task, self._cancels_before = task, task.cancelling()
+        task.cancel = self._cancel  # type: ignore[method-assign]
+        self._token = _HERE.set((self.context, self))
+        self._timer = loop.call_at(self.context.absolute_deadline, self.stop, Cause.DEADLINE_SPENT)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, failure: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Wait until all that was started under the scope is gone, or REPORT_ORPHAN_AFTER after its end if something will not
+        go: that something is cancelled on in the background.
+
+        Raises what the block raised; or, when the scope was stopped, the `Stopped` error of the cause.
+        """
+        task, cancels = self._task, self._cancels_before
+        assert task is not None
+        assert self._timer is not None
+        self._over = True
         if self._tasks or self._closers:
-            await self._end_what_is_left(task)
+            await self._end_what_is_left()
         if not self._tasks:
             self._timer.cancel()
             self._owner._closed(self)
-        _SCOPE.reset(scope_token)
-        _CURRENT.reset(context_token)
-        task.runs = self._outer
+        _HERE.reset(self._token)
+        if self._outer is None:
+            del task.cancel
+        else:
+            task.cancel = self._outer._cancel  # type: ignore[method-assign]
         if self.cause is not None:
             while task.cancelling() > cancels:
                 task.uncancel()  # it goes on as the error of its cause, not as a cancellation
@@ -118,9 +139,6 @@ class Scope:
         if isinstance(failure, asyncio.CancelledError) and task.cancelling() == cancels:
             # The work raised it by itself, nobody cancelled it: grpc.aio would send no status for that.
             raise InternalFailure("the handler cancelled itself", hop=self._owner.hop) from failure
-        if failure is not None:
-            raise failure
-        return result
 
     def stop(self, cause: Cause) -> None:
         """End everything under the scope because of `cause`. The first cause stands; a scope that is over ignores it.
@@ -129,7 +147,7 @@ class Scope:
         """
         if self.cause is None and not self._over:
             self.cause = cause
-            if self._main is not None:
+            if self._task is not None:
                 self._end()
 
     def adopt(self, task: asyncio.Task[Any]) -> None:
@@ -150,28 +168,32 @@ class Scope:
         self._closers.add(close)
         return lambda: self._closers.discard(close)
 
-    def cancelled_by(self, canceller: asyncio.Task[Any] | None) -> None:
-        """The task that runs the scope is being cancelled by `canceller`, None meaning a callback of the event loop.
+    def _cancel(self, msg: Any | None = None) -> bool:
+        """Stands for `cancel` of the task that runs the scope, so that work which swallows a cancellation cannot hide it.
 
-        A task outside the scope is the caller leaving. Callbacks are timeouts and task groups inside the work, which know
-        how to take their cancellation back.
+        A task of its own for each scope would tell as much and cost every call two more turns of the event loop.
         """
-        if canceller is None or canceller is self._main or canceller in self._tasks:
+        task = self._task
+        assert task is not None
+        if not task.done():
+            self._cancelled_by(asyncio.current_task(task.get_loop()))  # which may have stopped running
+        return asyncio.Task.cancel(task, msg)
+
+    def _cancelled_by(self, canceller: asyncio.Task[Any] | None) -> None:
+        """A task outside the scope that cancels is the caller leaving. None means a callback of the event loop: these are
+        timeouts and task groups inside the work, which know how to take their cancellation back.
+        """
+        if canceller is None or canceller is self._task or canceller in self._tasks:
             return
         self.caller_left = True
         self.stop(self._why_left())
         if self._outer is not None:
-            self._outer.cancelled_by(canceller)
+            self._outer._cancelled_by(canceller)
 
     def _why_left(self) -> Cause:
         return Cause.DEADLINE_SPENT if self.context.remaining <= _EXPIRES_WITH else Cause.CLIENT_CANCELLED
 
-    def _never_begin(self, work: Coroutine[Any, Any, Any]) -> None:
-        work.close()
-        self._over = True
-        self._owner._closed(self)
-
-    async def _end_what_is_left(self, task: asyncio.Task[Any]) -> None:
+    async def _end_what_is_left(self) -> None:
         if self._ending_since is None:
             self._end()
         while self._tasks and not self._overdue:
@@ -189,8 +211,8 @@ class Scope:
     def _cancel_all(self) -> None:
         assert self._timer is not None
         self._timer.cancel()
-        if self._main is not None:
-            asyncio.Task.cancel(self._main)
+        if self._task is not None and not self._over:
+            asyncio.Task.cancel(self._task)
         for task in tuple(self._tasks):
             task.cancel()
         loop = asyncio.get_running_loop()
@@ -209,15 +231,15 @@ class Scope:
         if age > REPORT_ORPHAN_AFTER - CANCEL_AGAIN_AFTER / 2 and not self._overdue:
             self._overdue = True
             self._wake_up()
-            alive: set[asyncio.Task[Any]] = self._tasks if self._main is None else {self._main, *self._tasks}
+            alive = self._tasks if self._over or self._task is None else {self._task, *self._tasks}
             for task in alive:
                 self._owner._report(Orphan(self.context, self._owner.hop, _describe(task), age))
-            if self._main is not None and self.on_overdue is not None:
-                self.on_overdue()
+            if not self._over and self.on_overdue is not None:
+                self.on_overdue(self)
 
     def _gone(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        if not self._tasks and self._main is None:
+        if not self._tasks and self._over:
             if self._timer is not None:
                 self._timer.cancel()
             self._owner._closed(self)
@@ -255,6 +277,7 @@ class Scopes:
         self._on_orphan = on_orphan
         self._live: set[Scope] = set()
         self._emptied: asyncio.Event | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def open(self, context: DeadlineContext) -> Scope:
         """A new scope for `context`. It counts as live until all its tasks are gone."""
@@ -273,6 +296,10 @@ class Scopes:
             self._emptied = self._emptied or asyncio.Event()
             self._emptied.clear()
             await self._emptied.wait()
+
+    def _live_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        own_tasks(loop)
+        self._loop = loop
 
     def _report(self, orphan: Orphan) -> None:
         self._on_orphan(orphan)
@@ -294,28 +321,14 @@ class Scopes:
 
 def current_scope() -> Scope | None:
     """The scope that owns what the running task starts; None outside any."""
-    return _SCOPE.get()
+    return _HERE.get()[1]
 
 
 def outside_any_scope() -> Context:
     """A copy of the current context in which no scope adopts what is started."""
     outside = copy_context()
-    outside.run(_SCOPE.set, None)
+    outside.run(_HERE.set, (_HERE.get()[0], None))
     return outside
-
-
-class _OwnedTask(asyncio.Task[Any]):
-    """A task that tells the scope it runs who cancels it, so that code which swallows a cancellation cannot hide it.
-
-    A task of its own for each scope would tell as much and cost every call two more turns of the event loop.
-    """
-
-    runs: Scope | None = None
-
-    def cancel(self, msg: Any | None = None) -> bool:
-        if self.runs is not None and not self.done():
-            self.runs.cancelled_by(asyncio.current_task(self.get_loop()))  # which may have stopped running
-        return super().cancel(msg)
 
 
 def own_tasks(loop: asyncio.AbstractEventLoop) -> None:
@@ -327,11 +340,14 @@ def own_tasks(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def _adopting_factory(
-    loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], **options: Any
+    loop: asyncio.AbstractEventLoop,
+    coroutine: Coroutine[Any, Any, Any],
+    *,
+    context: Context | None = None,
+    **options: Any,
 ) -> asyncio.Task[Any]:
-    task = _OwnedTask(coroutine, loop=loop, **options)
-    context: Context | None = options.get("context")
-    scope = _SCOPE.get() if context is None else context.get(_SCOPE)
+    task = asyncio.Task(coroutine, loop=loop, context=context, **options)
+    scope = (_HERE.get() if context is None else context.get(_HERE, _NOWHERE))[1]
     if scope is not None:
         scope.adopt(task)
     return task

@@ -69,7 +69,7 @@ class EdgeGate:
             tenant_id=grant.tenant.tenant_id,
             absolute_deadline=arrival.at + grant.granted,
             tier=grant.tenant.tier,
-            trace_id=arrival.incoming.trace_id or wire.new_trace_id(),
+            trace_id=wire.trace_id_of(arrival.metadata) or wire.new_trace_id(),
             run_id=f"run_{uuid4().hex[:20]}",
             started_at=arrival.at,
             clock=self._clock,

@@ -6,14 +6,14 @@ A decorator around `grpc.aio.Channel` rather than client interceptors: those hav
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
 from opentelemetry import trace
 
-from deadlinemesh.deadline import DeadlineContext, current
+from deadlinemesh.deadline import current
 from deadlinemesh.deadline.scope import current_scope
 from deadlinemesh.errors import DeadlineSpent
 from deadlinemesh.transport import wire
@@ -29,19 +29,19 @@ class MeshChannel(grpc.aio.Channel):
 
     def __init__(self, channel: grpc.aio.Channel, mesh_token: str, tracer: trace.Tracer | None = None) -> None:
         self._channel = channel
-        self._stamp = _Stamp(mesh_token, None if tracer is None else ClientSpans(tracer))
+        self._stamp = wire.checked_token(mesh_token), None if tracer is None else ClientSpans(tracer)
 
     def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return _Unary(self._channel.unary_unary(method, *args, **kwargs), method, self._stamp)
+        return _Unary(self._channel.unary_unary(method, *args, **kwargs), method, *self._stamp)
 
     def stream_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return _Unary(self._channel.stream_unary(method, *args, **kwargs), method, self._stamp)
+        return _Unary(self._channel.stream_unary(method, *args, **kwargs), method, *self._stamp)
 
     def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return _Streaming(self._channel.unary_stream(method, *args, **kwargs), method, self._stamp)
+        return _Streaming(self._channel.unary_stream(method, *args, **kwargs), method, *self._stamp)
 
     def stream_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return _Streaming(self._channel.stream_stream(method, *args, **kwargs), method, self._stamp)
+        return _Streaming(self._channel.stream_stream(method, *args, **kwargs), method, *self._stamp)
 
     async def close(self, grace: float | None = None) -> None:
         await self._channel.close(grace)
@@ -64,65 +64,71 @@ class MeshChannel(grpc.aio.Channel):
         await self.close()
 
 
-class _Stamp:
-    """What is written on each call."""
+class _Pairs(tuple[tuple[str, str | bytes], ...], grpc.aio.Metadata):  # type: ignore[misc]  # the tuple's methods win
+    """A tuple of pairs, as they are sent, that grpc.aio takes for its own Metadata.
 
-    def __init__(self, mesh_token: str, spans: ClientSpans | None) -> None:
-        self._mesh_token = mesh_token
-        self._spans = spans
+    That one sorts them into lists by key and puts them together again, which costs a call as much as all that is done here.
+    """
 
-    def begin(self, invoke: Any, method: str, request: Any, timeout: float | None, metadata: Any, options: Any) -> Any:
-        context = current()
-        if timeout is not None:
-            context = context.tightened_after(timeout)
-        if context.is_expired:
-            raise DeadlineSpent(f"no time is left to call {method}")
-        stamped = (*(metadata or ()), *wire.encode(context, self._mesh_token))
-        if self._spans is None:
-            trace_header = wire.traceparent(context.trace_id)
-            return invoke(request, timeout=context.remaining, metadata=(*stamped, trace_header), **options)
-        return self._begin_traced(self._spans, invoke, method, request, context, stamped, options)
-
-    def _begin_traced(
-        self,
-        spans: ClientSpans,
-        invoke: Any,
-        method: str,
-        request: Any,
-        context: DeadlineContext,
-        stamped: Sequence[tuple[str, str]],
-        options: Any,
-    ) -> Any:
-        carrier: dict[str, str] = {}
-        span = spans.begin(method, context, carrier)
-        try:
-            call = invoke(request, timeout=context.remaining, metadata=(*stamped, *carrier.items()), **options)
-        except BaseException as error:
-            spans.end_unsent(span, error)
-            raise
-        spans.end_with(span, call, context)
-        return call
+    __slots__ = ()
+    __init__ = object.__init__
 
 
 class _Unary:
     """Multicallable for one response. grpc.aio's own call object cancels itself when whoever awaits it is cancelled."""
 
-    def __init__(self, invoke: Any, method: str, stamp: _Stamp) -> None:
+    def __init__(self, invoke: Any, method: str, mesh_token: str, spans: ClientSpans | None) -> None:
         self._invoke = invoke
         self._method = method
-        self._stamp = stamp
+        self._mesh_token = mesh_token
+        self._spans = spans
 
-    def __call__(self, request: Any, *, timeout: float | None = None, metadata: Any = None, **options: Any) -> Any:
-        return self._stamp.begin(self._invoke, self._method, request, timeout, metadata, options)
+    def __call__(
+        self,
+        request: Any = None,
+        *,
+        timeout: float | None = None,
+        metadata: Any = None,
+        credentials: grpc.CallCredentials | None = None,
+        wait_for_ready: bool | None = None,
+        compression: grpc.Compression | None = None,
+    ) -> Any:
+        context = current()
+        if timeout is not None:
+            context = context.tightened_after(timeout)
+        remaining = context.remaining
+        if not remaining:
+            raise DeadlineSpent(f"no time is left to call {self._method}")
+        stamped = wire.encode(context, remaining, self._mesh_token)
+        if metadata:
+            stamped = (*metadata, *stamped)
+        span = None
+        if self._spans is not None:
+            span = self._spans.begin(self._method, context)
+            stamped = (*stamped, *span.carrier.items())
+        try:
+            call = self._invoke(
+                request,
+                timeout=remaining,
+                metadata=_Pairs(stamped),
+                credentials=credentials,
+                wait_for_ready=wait_for_ready,
+                compression=compression,
+            )
+        except BaseException as error:
+            if span is not None:
+                span.end_unsent(error)
+            raise
+        if span is not None:
+            span.end_with(call)
+        return call
 
 
 class _Streaming(_Unary):
     """Multicallable for a stream of responses."""
 
-    def __call__(
-        self, request: Any = None, *, timeout: float | None = None, metadata: Any = None, **options: Any
-    ) -> Any:
-        return StreamingCall(super().__call__(request, timeout=timeout, metadata=metadata, **options))
+    def __call__(self, request: Any = None, **options: Any) -> StreamingCall:
+        return StreamingCall(super().__call__(request, **options))
 
 
 class StreamingCall:
@@ -155,20 +161,23 @@ class StreamingCall:
         return getattr(self._call, name)
 
 
-class _Responses(AsyncIterator[Any]):
+class _Responses:
     """The responses of `call`, and its end when nobody iterates any more: a loop drops its iterator as it is left.
 
     An async generator would do the same a turn of the event loop later, and cost each message a frame.
     """
 
-    __slots__ = ("_call", "_next")
+    __slots__ = ("__anext__", "_call")
+    __anext__: Callable[[], Awaitable[Any]]
+    """The call's own, in place of a method that would call it: no frame for each message."""
 
     def __init__(self, call: Any) -> None:
         self._call = call
-        self._next = call.__aiter__().__anext__
+        self.__anext__ = call.__aiter__().__anext__
 
-    def __anext__(self) -> Awaitable[Any]:
-        return self._next()  # type: ignore[no-any-return]
+    def __aiter__(self) -> Self:
+        return self
 
     def __del__(self) -> None:
-        self._call.cancel()
+        if not self._call.done():
+            self._call.cancel()

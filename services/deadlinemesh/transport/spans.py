@@ -8,9 +8,10 @@ open and close the spans themselves, where the true status is known.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import NamedTuple
 
 import grpc
 from opentelemetry import trace
@@ -22,7 +23,7 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from deadlinemesh.deadline import DeadlineContext
 from deadlinemesh.errors import Cause
 
-__all__ = ["ClientSpans", "ServerSpans"]
+__all__ = ["ClientSpan", "ClientSpans", "ServerSpan", "ServerSpans"]
 
 
 def _describe(span: Span, method: str, context: DeadlineContext) -> None:
@@ -49,26 +50,52 @@ def _conclude(span: Span, code: grpc.StatusCode, cause: str, description: str) -
 class ServerSpans(OpenTelemetryAioServerInterceptor):
     """Server spans for `inbound`. Never installed as an interceptor itself."""
 
-    @contextmanager
-    def serving(self, details: Any, context: Any) -> Iterator[Span]:
-        """The span of the call, current for the block. Close the block before aborting: an abort is not an exception."""
-        with self._set_remote_context(context), self._start_span(details, context) as span:
-            yield span
+    def begin(self, method: str, metadata: Sequence[tuple[str, str | bytes]], peer: str) -> ServerSpan:
+        """Open the span of a call, and make it current in the running task until it ends."""
+        call = _Call(method, metadata, peer)
+        opened = ExitStack()
+        opened.enter_context(self._set_remote_context(call))
+        return ServerSpan(method, opened, opened.enter_context(self._start_span(call, call)))
 
-    def describe(self, span: Span, method: str, context: DeadlineContext) -> None:
-        """Say whose call it is and how much time it came with."""
-        _describe(span, method.lstrip("/"), context)
 
-    def conclude(self, span: Span, code: grpc.StatusCode, cause: str = "", description: str = "") -> None:
-        """Give the span the status that the client will see."""
-        _conclude(span, code, cause, description)
+class ServerSpan:
+    """The span of one call."""
+
+    def __init__(self, method: str, opened: ExitStack, span: Span) -> None:
+        self._method = method
+        self._opened = opened
+        self._span = span
+
+    def describe(self, context: DeadlineContext) -> DeadlineContext:
+        """Say whose call it is and how much time it came with. Gives the context under this span's trace id."""
+        _describe(self._span, self._method.lstrip("/"), context)
+        return replace(context, trace_id=f"{self._span.get_span_context().trace_id:032x}")
+
+    def end(self, code: grpc.StatusCode, cause: str = "", description: str = "") -> None:
+        """End it with the status that the client will see."""
+        _conclude(self._span, code, cause, description)
+        self._opened.close()
+
+
+class _Call(NamedTuple):
+    """A call as OpenTelemetry's package asks about it, with its metadata read once."""
+
+    method: str
+    metadata: Sequence[tuple[str, str | bytes]]
+    from_peer: str
+
+    def invocation_metadata(self) -> Sequence[tuple[str, str | bytes]]:
+        return self.metadata
+
+    def peer(self) -> str:
+        return self.from_peer
 
 
 class ClientSpans(_BaseAioClientInterceptor):
     """Client spans for `outbound`. Never installed as an interceptor itself."""
 
-    def begin(self, method: str, context: DeadlineContext, carrier: dict[str, str]) -> Span:
-        """Open the span of a call, and write its trace context into `carrier`."""
+    def begin(self, method: str, context: DeadlineContext) -> ClientSpan:
+        """Open the span of a call."""
         service, name = method.lstrip("/").split("/", 1)
         span: Span = self._tracer.start_span(
             name=method,
@@ -76,25 +103,33 @@ class ClientSpans(_BaseAioClientInterceptor):
             attributes={"rpc.system": "grpc", "rpc.service": service, "rpc.method": name},
         )
         _describe(span, method.lstrip("/"), context)
-        inject(carrier, context=trace.set_span_in_context(span))
-        return span
+        return ClientSpan(span, context)
 
-    def end_with(self, span: Span, call: grpc.aio.Call, context: DeadlineContext) -> None:
-        """End `span` with the status of `call`, whenever and however it ends: answered, failed, cut or cancelled."""
 
-        def ended(done: grpc.aio.Call) -> None:
-            code = _code_of_done(done)
-            cut = code is grpc.StatusCode.CANCELLED and context.is_expired
-            _conclude(span, code, Cause.DEADLINE_SPENT.value if cut else "", "")
-            span.end()
+class ClientSpan:
+    """The span of one call; `carrier` is its trace context as the call is to carry it."""
 
-        call.add_done_callback(ended)
+    def __init__(self, span: Span, context: DeadlineContext) -> None:
+        self._span = span
+        self._context = context
+        self.carrier: dict[str, str] = {}
+        inject(self.carrier, context=trace.set_span_in_context(span))
 
-    def end_unsent(self, span: Span, error: BaseException) -> None:
-        """End the `span` of a call that could not even be begun."""
-        span.set_attribute("error.type", type(error).__qualname__)
-        span.set_status(Status(StatusCode.ERROR, str(error)))
-        span.end()
+    def end_with(self, call: grpc.aio.Call) -> None:
+        """End it with the status of `call`, whenever and however that ends: answered, failed, cut or cancelled."""
+        call.add_done_callback(self._ended)
+
+    def end_unsent(self, error: BaseException) -> None:
+        """End it for a call that could not even be begun."""
+        self._span.set_attribute("error.type", type(error).__qualname__)
+        self._span.set_status(Status(StatusCode.ERROR, str(error)))
+        self._span.end()
+
+    def _ended(self, call: grpc.aio.Call) -> None:
+        code = _code_of_done(call)
+        cut = code is grpc.StatusCode.CANCELLED and self._context.is_expired
+        _conclude(self._span, code, Cause.DEADLINE_SPENT.value if cut else "", "")
+        self._span.end()
 
 
 def _code_of_done(call: grpc.aio.Call) -> grpc.StatusCode:
@@ -111,19 +146,3 @@ def _code_of_done(call: grpc.aio.Call) -> grpc.StatusCode:
 def tracer_enabled() -> bool:
     """Whether a tracing SDK is configured in this process."""
     return not isinstance(trace.get_tracer_provider(), (trace.NoOpTracerProvider, trace.ProxyTracerProvider))
-
-
-def no_span() -> AbstractContextManager[Span]:
-    """Stands for `ServerSpans.serving` while tracing is off."""
-    return _NO_SPAN
-
-
-class _NoSpan(AbstractContextManager[Span]):
-    def __enter__(self) -> Span:
-        return trace.INVALID_SPAN
-
-    def __exit__(self, *_: object) -> None:
-        return None
-
-
-_NO_SPAN = _NoSpan()

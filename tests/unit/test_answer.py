@@ -1,0 +1,126 @@
+"""What is sent first to a client is never cut in the middle."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from tests.virtual import in_virtual_time
+
+from deadlinemesh.transport.answer import Answer
+
+
+class Context:
+    """A call's context whose sendings end when the test says so, in `turns` awaits each."""
+
+    def __init__(self, turns: int = 1) -> None:
+        self.batches: list[asyncio.Future[None]] = []
+        self.sent: list[Any] = []
+        self._turns = turns
+
+    async def write(self, message: Any) -> None:
+        for _ in range(self._turns):
+            batch = asyncio.get_running_loop().create_future()
+            self.batches.append(batch)
+            await batch
+        self.sent.append(message)
+
+    async def send_initial_metadata(self, metadata: Any) -> None:
+        await self.write(metadata)
+
+    def code(self) -> int:
+        return 7
+
+
+async def turns(count: int = 5) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def begun(sending: Any) -> asyncio.Task[None]:
+    async def wait() -> None:
+        await sending
+
+    task = asyncio.create_task(wait())
+    await turns()
+    return task
+
+
+@in_virtual_time
+async def test_a_sending_that_is_not_disturbed_is_simply_awaited() -> None:
+    context = Context()
+    task = await begun(Answer(context).write("first"))
+    context.batches[0].set_result(None)
+    await task
+    assert context.sent == ["first"]
+
+
+@pytest.mark.parametrize("opening", ["write", "send_initial_metadata"])
+@pytest.mark.parametrize("awaits", [1, 3])
+@in_virtual_time
+async def test_a_cancelled_first_sending_lets_its_task_go_at_once_and_goes_on(opening: str, awaits: int) -> None:
+    context = Context(awaits)
+    answer = Answer(context)
+    task = await begun(getattr(answer, opening)("first"))
+    task.cancel()
+    await turns()
+    assert task.cancelled()
+    assert not context.batches[0].cancelled()
+
+    opened = asyncio.create_task(answer.opened())
+    for number in range(awaits):
+        await turns()
+        assert not opened.done()
+        context.batches[number].set_result(None)
+    await opened
+    assert context.sent == ["first"]
+
+
+@in_virtual_time
+async def test_a_later_sending_is_cut_like_any_other() -> None:
+    context = Context()
+    answer = Answer(context)
+    first = await begun(answer.write("first"))
+    context.batches[0].set_result(None)
+    await first
+    second = await begun(answer.write("second"))
+    second.cancel()
+    await turns()
+    assert context.batches[1].cancelled()
+    await answer.opened()
+
+
+@in_virtual_time
+async def test_a_sending_that_fails_raises_and_one_that_fails_after_a_cancel_is_silent() -> None:
+    context = Context()
+    failing = await begun(Answer(context).write("first"))
+    context.batches[0].set_exception(ConnectionError("gone"))
+    with pytest.raises(ConnectionError, match="gone"):
+        await failing
+
+    answer = Answer(context)
+    cut = await begun(answer.write("first"))
+    cut.cancel()
+    await turns()
+    context.batches[1].set_exception(ConnectionError("gone"))
+    await answer.opened()
+    assert cut.cancelled()
+    assert context.sent == []
+
+
+@in_virtual_time
+async def test_a_cancel_that_comes_with_the_end_of_the_sending_loses_neither() -> None:
+    context = Context()
+    answer = Answer(context)
+    task = await begun(answer.write("first"))
+    context.batches[0].set_result(None)
+    task.cancel()
+    await turns()
+    assert task.cancelled()
+    await answer.opened()
+    assert context.sent == ["first"]
+
+
+def test_everything_else_is_the_contexts_own() -> None:
+    assert Answer(Context()).code() == 7
