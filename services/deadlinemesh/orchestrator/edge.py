@@ -5,6 +5,8 @@ Whatever a caller says of its tenant, tier, run or remaining time is dropped; on
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from uuid import uuid4
@@ -21,6 +23,10 @@ HOP = "orchestrator"
 C_CORE_STRETCH = 1.045
 """A `grpc-timeout` from the C core may be this much longer than the caller's own timer: it is rounded up to three digits and then
 one of the last values, up to 3% longer, may be sent instead (seen: 10.0 s arriving as 10.4 s)."""
+
+C_CORE_SPREAD = 0.003
+"""The part of a C core's timeout over which the runs that it bunches are spread again: of those that its clients made a few
+hundredths of a second apart, dozens arrive with the very same deadline, and would all have to be ended at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +61,18 @@ def current_grant() -> Grant:
 
 
 class EdgeGate:
-    """The gate of the orchestrator: authenticates by API key and grants the earlier of the caller's deadline and its tier's."""
+    """The gate of the orchestrator: authenticates by API key and grants the earlier of the caller's deadline and its tier's.
 
-    def __init__(self, policy: Policy, clock: Clock = SYSTEM_CLOCK) -> None:
+    `jitter` gives numbers from 0 to 1.
+    """
+
+    def __init__(
+        self, policy: Policy, clock: Clock = SYSTEM_CLOCK, jitter: Callable[[], float] = random.random
+    ) -> None:
         self._credentials = Credentials(policy)
         self._limits = policy.limits
         self._clock = clock
+        self._jitter = jitter
 
     def __call__(self, arrival: Arrival) -> DeadlineContext:
         grant = self._grant(self._authenticated(arrival), arrival)
@@ -90,7 +102,7 @@ class EdgeGate:
         granted = due = budget
         if requested is not None:
             granted = min(budget, requested)
-            due = min(budget, requested / _stretch(arrival.metadata.get("user-agent", "")))
+            due = min(budget, requested / self._stretch(arrival.metadata.get("user-agent", "")))
         due -= self._limits.response_reserve
         if arrival.method.endswith("/Run") and due < self._limits.shortest_run:
             raise Doomed(
@@ -101,11 +113,10 @@ class EdgeGate:
             )
         return Grant(tenant, granted, due, requested)
 
+    def _stretch(self, user_agent: str | bytes) -> float:
+        """How much longer the timeout may have become on its way, judged by who encoded it.
 
-def _stretch(user_agent: str | bytes) -> float:
-    """How much longer the timeout may have become on its way, judged by who encoded it.
-
-    The C core names itself as `grpc-c/`; Go, Java and Node send what they were given.
-    """
-    exact = isinstance(user_agent, str) and user_agent and "grpc-c/" not in user_agent
-    return 1.0 if exact else C_CORE_STRETCH
+        The C core names itself as `grpc-c/`; Go, Java and Node send what they were given.
+        """
+        exact = isinstance(user_agent, str) and user_agent and "grpc-c/" not in user_agent
+        return 1.0 if exact else C_CORE_STRETCH + C_CORE_SPREAD * self._jitter()
