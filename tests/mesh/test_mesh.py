@@ -15,7 +15,7 @@ from deadlinemesh.testing import virtual_time
 from deadlinemesh.testing.mesh import MemoryMesh
 from deadlinemesh.transport import error_from
 from deadlinemesh.transport.messages import message_from_wire
-from deadlinemesh.v1 import orchestrator_pb2, orchestrator_pb2_grpc
+from deadlinemesh.v1 import common_pb2, orchestrator_pb2, orchestrator_pb2_grpc
 
 LONG_TASK = "Run the long task for {} seconds"
 ACME, BOLT, CORA = "acme", "bolt", "cora"  # enterprise, professional, free
@@ -81,6 +81,17 @@ def test_the_ledger_adds_up_to_the_elapsed_time() -> None:
         spent = sum(phase.spent_us for phase in ledger.phases)
         assert spent + ledger.unattributed_us == pytest.approx(ledger.elapsed_us, abs=20)
         assert ledger.unattributed_us < 0.02 * ledger.elapsed_us
+
+    in_memory(test)
+
+
+def test_each_phase_but_the_answer_itself_is_told_as_it_begins() -> None:
+    async def test(client: Client) -> None:
+        events = await client.run(ACME, LONG_TASK.format(60), timeout=3.0)
+        told = [event.phase_changed.phase for event in events if event.HasField("phase_changed")]
+        assert {common_pb2.PHASE_LLM_FIRST_TOKEN, common_pb2.PHASE_TOOL_CALL} <= set(told)
+        assert common_pb2.PHASE_RESPONSE not in told  # `finished` tells it
+        assert events[-1].HasField("finished")
 
     in_memory(test)
 

@@ -158,6 +158,8 @@ class AgentRun:
         return self.finished
 
     def _phase_changed(self, phase: Phase) -> None:
+        if phase is Phase.RESPONSE:
+            return  # that the run has finished is told in the same breath, and says more
         iteration = 0 if self.agent is None else self.agent.iteration
         remaining = max(0.0, self.due_at - self.context.clock.monotonic())
         self.emit(PhaseChanged(phase, iteration, remaining, self.ledger.spent()))

@@ -532,7 +532,7 @@ type RunResponse_Started struct {
 }
 
 type RunResponse_PhaseChanged struct {
-	// The run entered another phase.
+	// The run entered another phase. PHASE_RESPONSE is not told: finished follows at once.
 	PhaseChanged *PhaseChanged `protobuf:"bytes,3,opt,name=phase_changed,json=phaseChanged,proto3,oneof"`
 }
 

@@ -122,7 +122,8 @@ export function phaseToNumber(object: Phase): number {
 
 /**
  * Cause says why work stopped before it was done. Causes are never folded into one another. In a `google.rpc.ErrorInfo`
- * of the domain `deadlinemesh`, `reason` is the value's name without the prefix `CAUSE_`.
+ * of the domain `deadlinemesh`, `reason` is the value's name without the prefix `CAUSE_`. A request that was refused for what it
+ * is, rather than stopped, has a reason of its own: INVALID_REQUEST, NOT_FOUND, UNAUTHENTICATED, NO_DEADLINE or TOO_LARGE.
  */
 export enum Cause {
   /** UNSPECIFIED - Work was not stopped. */

@@ -203,7 +203,7 @@ export interface RunResponse {
     /** First: the run and its grant. */
     { $case: "started"; value: RunStarted }
     | //
-    /** The run entered another phase. */
+    /** The run entered another phase. PHASE_RESPONSE is not told: finished follows at once. */
     { $case: "phaseChanged"; value: PhaseChanged }
     | //
     /** A piece of the model's text. */
