@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter, SpanExportResult
 
 __all__ = ["tracing_to"]
 
@@ -28,17 +30,52 @@ def tracing_to(destination: str, hop: str) -> TracerProvider | None:
     return provider
 
 
+class Unhurried(SpanExporter):
+    """Exports in small pieces, and leaves the interpreter to the event loop between two of them.
+
+    A batch is turned into text by a thread that takes every other turn of the interpreter, for as long as it lasts: whatever
+    ends meanwhile ends half as fast.
+    """
+
+    def __init__(self, exporter: SpanExporter, piece: int, pause: Callable[[float], None] = time.sleep) -> None:
+        self._exporter = exporter
+        self._piece = piece
+        self._pause = pause
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Export `spans`; the first piece that fails ends it."""
+        for first in range(0, len(spans), self._piece):
+            if first:
+                self._pause(_PAUSE)
+            result = self._exporter.export(spans[first : first + self._piece])
+            if result is not SpanExportResult.SUCCESS:
+                return result
+        return SpanExportResult.SUCCESS
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Whatever the exporter itself does."""
+        return self._exporter.force_flush(timeout_millis)
+
+    def shutdown(self) -> None:
+        """Close the exporter."""
+        self._exporter.shutdown()
+
+
+_PAUSE = 0.003
+"""Seconds between two pieces: enough for what is due on the event loop to have its turn."""
+
+
 def _exporter(destination: str) -> SpanExporter:
     kind, _, path = destination.partition(":")
     if kind == "file" and path:
-        return ConsoleSpanExporter(out=Path(path).open("a", encoding="utf-8"), formatter=_line)
+        # A piece is about a millisecond's work.
+        return Unhurried(ConsoleSpanExporter(out=Path(path).open("a", encoding="utf-8"), formatter=_line), piece=8)
     if destination == "otlp":
         try:
             from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
         except ImportError:
             raise ValueError("traces: otlp needs the package opentelemetry-exporter-otlp-proto-grpc") from None
-        exporter: SpanExporter = OTLPSpanExporter()
-        return exporter
+        return Unhurried(OTLPSpanExporter(), piece=128)  # each is a request of its own
     raise ValueError(f"traces: {destination!r} is not one of off, file:PATH, otlp")
 
 
