@@ -1,7 +1,8 @@
 """What the mesh's transport costs a call, against plain grpc.aio: latency one at a time, throughput at concurrency 32.
 
-Both are measured in alternating batches against servers in processes of their own, and compared batch by batch, so that a
-machine that is now slow and now fast slows both.
+Each round has fresh server processes: where the system happens to put one's threads and memory moves a stream by more than the
+transport costs it. Within a round the peers are compared with one another, so that a machine that is now slow and now fast slows
+all of them; the median of the rounds is reported.
 """
 
 from __future__ import annotations
@@ -10,21 +11,22 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 
 from benchmarks.process import started
-from benchmarks.relay import SERVICE, TOKEN, traced
+from benchmarks.relay import SERVICE, channel_to, traced
 from benchmarks.report import Options, Result, bar, median, result
 from deadlinemesh.deadline import DeadlineContext, entered
-from deadlinemesh.transport import MeshChannel
 
 __all__ = ["overhead"]
 
 CONCURRENCY = 32
-CALLS = {"unary": 150, "stream": 60}
-BURST = {"unary": 1500, "stream": 160}
+TURNS = 6
+CALLS = {"unary": 40, "stream": 20}
+BURST = {"unary": 384, "stream": 32}
+"""Calls of each kind in a turn of one peer, one at a time and 32 at once."""
 MESSAGES = {"latency": b"10", "throughput": b"100"}
 
 Call = Callable[[bytes], Awaitable[None]]
@@ -33,63 +35,73 @@ Call = Callable[[bytes], Awaitable[None]]
 async def overhead(options: Options) -> Result:
     """Measure unary and streaming calls, with tracing off and, beside them, on."""
     rounds = options.repetitions or 15
-    async with AsyncExitStack() as stack:
-        off = await stack.enter_async_context(started("benchmarks.relay"))
-        on = await stack.enter_async_context(started("benchmarks.relay", "--traced"))
-        peers = {
-            "plain": await stack.enter_async_context(_plain(off["plain"])),
-            "mesh": await stack.enter_async_context(_mesh(off["mesh"], None)),
-            "traced": await stack.enter_async_context(_mesh(on["mesh"], traced())),
-        }
-        now = time.monotonic()
-        with entered(DeadlineContext("bench", now + 3600, "enterprise", f"{1:032x}", "run", now)):
-            figures = {kind: await _compare(peers, kind, rounds) for kind in ("unary", "stream")}
+    measured: list[_Round] = []
+    now = time.monotonic()
+    with entered(DeadlineContext("bench", now + 3600, "enterprise", f"{1:032x}", "run", now)):
+        for _ in range(rounds):
+            async with _peers() as peers:
+                measured.append({kind: await _compare(peers, kind) for kind in CALLS})
+    figures = {kind: _figures([one[kind] for one in measured]) for kind in CALLS}
     bars = []
-    for kind, measured in figures.items():
-        bars.append(bar(f"{kind}: added at p50, µs a hop", measured["added_us_p50"], 60.0))
-        bars.append(bar(f"{kind}: throughput over plain's", measured["throughput_ratio"], 0.9, at_least=True))
+    for kind, found in figures.items():
+        bars.append(bar(f"{kind}: added at p50, µs a hop", found["added_us_p50"], 60.0))
+        bars.append(bar(f"{kind}: throughput over plain's", found["throughput_ratio"], 0.9, at_least=True))
     return result("overhead", rounds, figures, bars)
 
 
-async def _compare(peers: dict[str, dict[str, Call]], kind: str, rounds: int) -> dict[str, Any]:
-    latency: dict[str, list[float]] = {name: [] for name in peers}
-    throughput: dict[str, list[float]] = {name: [] for name in peers}
-    for turn in range(rounds + 1):
-        for name, calls in peers.items():
-            seconds = await _latency(calls[kind], kind)
-            rate = await _throughput(calls[kind], kind)
-            if turn:  # the first round warms up
-                latency[name].append(seconds * 1e6)
-                throughput[name].append(rate)
+class _Measured(NamedTuple):
+    """What one peer did in one round."""
 
+    latency_us: float
+    per_s: float
+
+
+_Round = dict[str, dict[str, _Measured]]
+"""By kind of call and name of peer."""
+
+
+async def _compare(peers: dict[str, dict[str, Call]], kind: str) -> dict[str, _Measured]:
+    latency: dict[str, list[float]] = {name: [] for name in peers}
+    rates: dict[str, list[float]] = {name: [] for name in peers}
+    for turn in range(TURNS + 1):
+        for name, calls in peers.items():
+            taken = await _latency(calls[kind], CALLS[kind])
+            rate = await _throughput(calls[kind], BURST[kind])
+            if turn:  # the first warms up
+                latency[name] += taken
+                rates[name].append(rate)
+    return {name: _Measured(1e6 * median(latency[name]), median(rates[name])) for name in peers}
+
+
+def _figures(rounds: list[dict[str, _Measured]]) -> dict[str, Any]:
     def added(name: str) -> float:
-        return median([mine - plain for mine, plain in zip(latency[name], latency["plain"], strict=True)])
+        return round(median([peers[name].latency_us - peers["plain"].latency_us for peers in rounds]), 1)
 
     def ratio(name: str) -> float:
-        return median([mine / plain for mine, plain in zip(throughput[name], throughput["plain"], strict=True)])
+        return round(median([peers[name].per_s / peers["plain"].per_s for peers in rounds]), 3)
 
     return {
-        "added_us_p50": round(added("mesh"), 1),
-        "throughput_ratio": round(ratio("mesh"), 3),
-        "plain_us_p50": round(median(latency["plain"]), 1),
-        "plain_per_s": round(median(throughput["plain"]), 1),
-        "traced": {"added_us_p50": round(added("traced"), 1), "throughput_ratio": round(ratio("traced"), 3)},
+        "added_us_p50": added("mesh"),
+        "throughput_ratio": ratio("mesh"),
+        "plain_us_p50": round(median([peers["plain"].latency_us for peers in rounds]), 1),
+        "plain_per_s": round(median([peers["plain"].per_s for peers in rounds]), 1),
+        "traced": {"added_us_p50": added("traced"), "throughput_ratio": ratio("traced")},
     }
 
 
-async def _latency(call: Call, kind: str) -> float:
-    """Median seconds of a call while there is no other."""
+async def _latency(call: Call, calls: int) -> list[float]:
+    """Seconds of each call while there is no other."""
     taken = []
-    for _ in range(CALLS[kind]):
+    for _ in range(calls):
         began = time.perf_counter()
         await call(MESSAGES["latency"])
         taken.append(time.perf_counter() - began)
-    return median(taken)
+    return taken
 
 
-async def _throughput(call: Call, kind: str) -> float:
+async def _throughput(call: Call, calls: int) -> float:
     """Calls a second at concurrency 32."""
-    pending = iter(range(BURST[kind]))
+    pending = iter(range(calls))
 
     async def caller() -> None:
         for _ in pending:
@@ -97,7 +109,19 @@ async def _throughput(call: Call, kind: str) -> float:
 
     began = time.perf_counter()
     await asyncio.gather(*(caller() for _ in range(CONCURRENCY)))
-    return BURST[kind] / (time.perf_counter() - began)
+    return calls / (time.perf_counter() - began)
+
+
+@asynccontextmanager
+async def _peers() -> AsyncIterator[dict[str, dict[str, Call]]]:
+    async with AsyncExitStack() as stack:
+        off = await stack.enter_async_context(started("benchmarks.relay"))
+        on = await stack.enter_async_context(started("benchmarks.relay", "--traced"))
+        yield {
+            "plain": await stack.enter_async_context(_plain(off["plain"])),
+            "mesh": await stack.enter_async_context(_mesh(off["mesh"], None)),
+            "traced": await stack.enter_async_context(_mesh(on["mesh"], traced())),
+        }
 
 
 @asynccontextmanager
@@ -108,8 +132,8 @@ async def _plain(port: int) -> AsyncIterator[dict[str, Call]]:
 
 @asynccontextmanager
 async def _mesh(port: int, tracer: Any) -> AsyncIterator[dict[str, Call]]:
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield _calls(MeshChannel(channel, TOKEN, tracer), {})
+    async with channel_to(port, tracer) as channel:
+        yield _calls(channel, {})
 
 
 def _calls(channel: grpc.aio.Channel, options: dict[str, Any]) -> dict[str, Call]:

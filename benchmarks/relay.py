@@ -10,7 +10,7 @@ import argparse
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
@@ -18,11 +18,12 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
 from deadlinemesh.deadline import current
-from deadlinemesh.transport import DeadlineInterceptor, MeshChannel, MeshGate
+from deadlinemesh.transport import DeadlineInterceptor, MeshChannel, MeshGate, MeshServer, ServerSettings, mesh_channel
 
-__all__ = ["TOKEN", "traced"]
+__all__ = ["channel_to", "traced"]
 
 TOKEN = "benchmark"
+MESSAGE_BYTES = 4 * 1024 * 1024
 SERVICE = "benchmark.Relay"
 
 
@@ -68,7 +69,7 @@ class _PlainRelay:
         return json.dumps([deadline, *below]).encode()
 
 
-async def _serve(relay: Any, interceptors: list[grpc.aio.ServerInterceptor]) -> tuple[grpc.aio.Server, int]:
+def _registration(relay: Any) -> Callable[[grpc.aio.Server], None]:
     async def forward(request: bytes, context: Any) -> bytes:
         answer: bytes = await relay(request, context)
         return answer
@@ -78,11 +79,13 @@ async def _serve(relay: Any, interceptors: list[grpc.aio.ServerInterceptor]) -> 
         "Stream": grpc.unary_stream_rpc_method_handler(_stream),
         "Relay": grpc.unary_unary_rpc_method_handler(forward),
     }
-    server = grpc.aio.server(interceptors=interceptors)
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    return server, port
+    generic = grpc.method_handlers_generic_handler(SERVICE, handlers)
+    return lambda server: server.add_generic_rpc_handlers((generic,))
+
+
+def channel_to(port: int, tracer: Any = None) -> MeshChannel:
+    """The mesh's own channel, as its services open it."""
+    return mesh_channel(f"127.0.0.1:{port}", mesh_token=TOKEN, message_bytes=MESSAGE_BYTES, tracer=tracer)
 
 
 async def main() -> None:
@@ -95,11 +98,16 @@ async def main() -> None:
     plain = mesh = None
     if options.next_plain:
         plain = grpc.aio.insecure_channel(f"127.0.0.1:{options.next_plain}")
-        mesh = MeshChannel(grpc.aio.insecure_channel(f"127.0.0.1:{options.next_mesh}"), TOKEN, tracer)
-    gate = DeadlineInterceptor("relay", MeshGate("relay", TOKEN), tracer=tracer)
-    plain_server, plain_port = await _serve(_PlainRelay(plain), [])
-    _mesh_server, mesh_port = await _serve(_MeshRelay(mesh), [gate])
-    print(json.dumps({"plain": plain_port, "mesh": mesh_port}), flush=True)
+        mesh = channel_to(options.next_mesh, tracer)
+    plain_server = grpc.aio.server()
+    _registration(_PlainRelay(plain))(plain_server)
+    plain_port = plain_server.add_insecure_port("127.0.0.1:0")
+    await plain_server.start()
+    door = DeadlineInterceptor("relay", MeshGate("relay", TOKEN), tracer=tracer)
+    mesh_server = MeshServer(
+        ServerSettings("127.0.0.1:0", MESSAGE_BYTES), door, [(SERVICE, _registration(_MeshRelay(mesh)))]
+    )
+    print(json.dumps({"plain": plain_port, "mesh": await mesh_server.start()}), flush=True)
     await plain_server.wait_for_termination()
 
 

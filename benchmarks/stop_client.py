@@ -1,4 +1,4 @@
-"""What both sides of the stop benchmark share: the calls, the four ways in which they end, and a network that falls silent."""
+"""What both sides of the stop benchmark share: the calls, the ways in which they end, and a network that falls silent."""
 
 from __future__ import annotations
 
@@ -54,10 +54,12 @@ class HeldCalls:
         """Return when every call has ended, however."""
         await asyncio.gather(*self._readers)
 
-    def cancel(self) -> dict[int, float]:
-        """Cancel every call; the instant for each."""
-        instants = {}
+    async def cancel(self, within: float = 0.0) -> dict[int, float]:
+        """Cancel every call, evenly over `within` seconds; the instant for each."""
+        began, instants = time.monotonic(), {}
         for number, call in enumerate(self.calls):
+            if within:
+                await asyncio.sleep(began + within * number / self._count - time.monotonic())
             instants[number] = time.monotonic()
             call.cancel()
         return instants
@@ -119,7 +121,7 @@ class SilentRelay:
 
 
 class Scenarios(ABC):
-    """The four ways in which `runs` calls to the server at `_port` end. Instants are kept by the call's number."""
+    """The ways in which `runs` calls to the server at `_port` end. Instants are kept by the call's number."""
 
     def __init__(self, runs: int) -> None:
         self._runs = runs
@@ -150,13 +152,13 @@ class Scenarios(ABC):
         """One deadline for all."""
         await self._run_to_deadline([time.monotonic() + 3 + self._runs * RAMP] * self._runs)
 
-    async def cancelled(self) -> None:
+    async def cancels_spread(self) -> None:
+        """The clients cancel one after the other, evenly over one second."""
+        await self._cancelled(within=1.0)
+
+    async def cancels_at_once(self) -> None:
         """Every client cancels at once."""
-        async with _channel(self._port) as channel:
-            held = self._held([channel])
-            await held.begin(None)
-            self._stopped = held.cancel()
-            await held.end()
+        await self._cancelled(within=0.0)
 
     async def broken(self) -> None:
         """Every client has a connection of its own, and the network goes silent under all of them."""
@@ -168,7 +170,7 @@ class Scenarios(ABC):
         due = relay.fall_silent() + 2 * KEEPALIVE
         self._stopped = dict.fromkeys(range(self._runs), due)
         await self._all_ended(within=due + 10)
-        held.cancel()
+        await held.cancel()
         await held.end()
         for channel in channels:
             await channel.close()
@@ -179,6 +181,13 @@ class Scenarios(ABC):
         async with _channel(self._port) as channel:
             held = self._held([channel])
             await held.begin(deadlines)
+            await held.end()
+
+    async def _cancelled(self, within: float) -> None:
+        async with _channel(self._port) as channel:
+            held = self._held([channel])
+            await held.begin(None)
+            self._stopped = await held.cancel(within)
             await held.end()
 
     async def _all_ended(self, within: float) -> None:
