@@ -122,5 +122,33 @@ async def test_a_cancel_that_comes_with_the_end_of_the_sending_loses_neither() -
     assert context.sent == ["first"]
 
 
+@in_virtual_time
+async def test_a_second_opening_does_not_make_the_status_overtake_the_first() -> None:
+    context = Context()
+    answer = Answer(context)
+    first = await begun(answer.send_initial_metadata("headers"))
+    first.cancel()
+    await turns()
+    again = await begun(answer.send_initial_metadata("headers again"))
+    again.cancel()
+    opened = asyncio.create_task(answer.opened())
+    await turns()
+    assert not opened.done()
+    context.batches[0].set_result(None)
+    await opened
+
+
+@in_virtual_time
+async def test_every_sending_is_a_coroutine_as_grpc_aios_own_are() -> None:
+    context = Context()
+    answer = Answer(context)
+    for number, message in enumerate(("first", "second")):
+        task = asyncio.create_task(answer.write(message))
+        await turns()
+        context.batches[number].set_result(None)
+        await task
+    assert context.sent == ["first", "second"]
+
+
 def test_everything_else_is_the_contexts_own() -> None:
     assert Answer(Context()).code() == 7

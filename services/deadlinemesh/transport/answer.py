@@ -28,16 +28,18 @@ class Answer:
         """`write` for those who know that something was sent already."""
         self._opening: _Uncut | None = None
 
-    def write(self, message: Any) -> Awaitable[None]:
-        sending = self._context.write(message)
-        if self._opening is not None:
-            return sending  # type: ignore[no-any-return]
-        self._opening = _Uncut(sending)
-        return self._opening
+    def write(self, message: Any) -> Coroutine[Any, Any, None]:
+        return self._guarded(self._context.write(message))
 
-    def send_initial_metadata(self, metadata: Any) -> Awaitable[None]:
-        self._opening = _Uncut(self._context.send_initial_metadata(metadata))
-        return self._opening
+    def send_initial_metadata(self, metadata: Any) -> Coroutine[Any, Any, None]:
+        return self._guarded(self._context.send_initial_metadata(metadata))
+
+    def _guarded(self, sending: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None]:
+        return self._open(sending) if self._opening is None else sending
+
+    async def _open(self, sending: Coroutine[Any, Any, None]) -> None:
+        self._opening = _Uncut(sending)
+        await self._opening
 
     async def opened(self) -> None:
         """Wait until what was sent first, if anything was, has left."""
