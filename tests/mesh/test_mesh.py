@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 
 import grpc
@@ -102,6 +103,7 @@ def test_a_client_is_answered_before_its_own_timer_though_the_core_stretched_its
             finished = (await client.run(ACME, LONG_TASK.format(60), timeout=timeout))[-1].finished
             assert finished.outcome == orchestrator_pb2.OUTCOME_DEADLINE_SPENT
             assert finished.answer
+            assert re.fullmatch(r"the [0-9.]+ s that the run may use are spent", finished.detail)
 
     in_memory(test)
 

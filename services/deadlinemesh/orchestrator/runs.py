@@ -233,7 +233,10 @@ class Runs:
             async with narrowed_at(run.due_at, "run"):
                 answer = await agent.run()
             self._finish(run, Outcome.COMPLETED, None, "", answer, agent.truncated)
-        except (DeadlineSpent, DeadlineSpentUpstream) as spent:
+        except DeadlineSpent:  # of the run, or of the step at work just then: the client knows of the run
+            detail = f"the {run.grant.due:.3f} s that the run may use are spent"
+            self._finish(run, Outcome.DEADLINE_SPENT, Cause.DEADLINE_SPENT, detail, partial_answer(agent), True)
+        except DeadlineSpentUpstream as spent:
             self._finish(run, Outcome.DEADLINE_SPENT, spent.cause, str(spent), partial_answer(agent), True)
         except MeshError as failed:
             cause = failed.cause if isinstance(failed, Stopped) else Cause.UPSTREAM_FAILED
