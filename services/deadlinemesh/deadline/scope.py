@@ -61,7 +61,7 @@ class Scope:
         self.caller_left = False
         """Whether the caller itself ended its wait, so that nobody is there to be told anything."""
         self.on_overdue: Callable[[Scope], None] | None = None
-        """Called once, REPORT_ORPHAN_AFTER after the stop, if the work itself, which `run` waits for, still lives."""
+        """Called once, REPORT_ORPHAN_AFTER after the stop, if the block itself still runs."""
         self._owner = owner
         self._task: asyncio.Task[Any] | None = None
         self._cancels_before: int

@@ -141,8 +141,3 @@ def _code_of_done(call: grpc.aio.Call) -> grpc.StatusCode:
         code: grpc.StatusCode = result.value
         return code
     return grpc.StatusCode.UNKNOWN
-
-
-def tracer_enabled() -> bool:
-    """Whether a tracing SDK is configured in this process."""
-    return not isinstance(trace.get_tracer_provider(), (trace.NoOpTracerProvider, trace.ProxyTracerProvider))
