@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from deadlinemesh.deadline import VirtualClock
 from deadlinemesh.orchestrator import EdgeGate
-from deadlinemesh.orchestrator.edge import C_CORE_SPREAD, C_CORE_STRETCH, Grant, current_grant
+from deadlinemesh.orchestrator.edge import APART, C_CORE_STRETCH, STAGGER, Grant, current_grant
+from deadlinemesh.orchestrator.stagger import Stagger
 from deadlinemesh.policy import default_policy, with_fresh_keys
 from deadlinemesh.transport import Arrival
 from deadlinemesh.transport.wire import Identity
@@ -15,34 +18,65 @@ POLICY, KEYS = with_fresh_keys(default_policy())
 C_CORE, GO = "grpc-python-asyncio/1.85.1 grpc-c/53.0.0 (linux; chttp2)", "grpc-go/1.80.0"
 
 
-def grant(seconds: float | None, user_agent: str, jitter: float = 0.0, tenant: str = "acme") -> Grant:
-    """What a call with this timeout is granted."""
+def grants(count: int, seconds: float | None, user_agent: str = C_CORE, tenant: str = "acme") -> list[Grant]:
+    """What as many calls are granted that arrive at once with this timeout."""
     metadata = {"authorization": f"Bearer {KEYS[tenant]}", "user-agent": user_agent}
     nobody = Identity("", "", "", "", "")
-    gate = EdgeGate(POLICY, VirtualClock(), jitter=lambda: jitter)
-    gate(Arrival("/deadlinemesh.v1.OrchestratorService/Run", metadata, seconds, nobody, seconds, 0.0))
-    return current_grant()
+    gate = EdgeGate(POLICY, VirtualClock())
+    given = []
+    for _ in range(count):
+        gate(Arrival("/deadlinemesh.v1.OrchestratorService/Run", metadata, seconds, nobody, seconds, 0.0))
+        given.append(current_grant())
+    return given
 
 
-@pytest.mark.parametrize("jitter", [0.0, 0.25, 1.0])
-def test_runs_whose_timeouts_the_core_bunched_are_due_apart(jitter: float) -> None:
-    given = grant(20.0, C_CORE, jitter)
+def test_a_timeout_of_the_c_core_is_taken_for_as_long_as_it_may_have_been() -> None:
+    (given,) = grants(1, 20.0, C_CORE)
     assert given.granted == 20.0
-    due = 20.0 / (C_CORE_STRETCH + C_CORE_SPREAD * jitter) - POLICY.limits.response_reserve
-    assert given.due == pytest.approx(due)
+    assert given.due == pytest.approx(20.0 / C_CORE_STRETCH - POLICY.limits.response_reserve)
 
 
 def test_a_timeout_that_came_as_it_was_given_is_not_shortened_for_what_the_core_does() -> None:
-    assert grant(20.0, GO, 1.0).due == pytest.approx(20.0 - POLICY.limits.response_reserve)
+    (given,) = grants(1, 20.0, GO)
+    assert given.due == pytest.approx(20.0 - POLICY.limits.response_reserve)
+
+
+def test_runs_with_the_same_deadline_are_due_apart() -> None:
+    given = grants(50, 20.0, GO)
+    assert {one.granted for one in given} == {20.0}
+    dues = sorted((one.due for one in given), reverse=True)
+    assert dues == pytest.approx([20.0 - POLICY.limits.response_reserve - APART * place for place in range(50)])
+
+
+def test_no_run_gives_more_than_its_part_to_be_apart() -> None:
+    given = grants(2000, 20.0, GO)
+    latest = 20.0 - POLICY.limits.response_reserve
+    assert all(latest * (1 - STAGGER) <= one.due <= latest for one in given)
+    crowds = Counter(round(one.due / APART) for one in given)
+    assert max(crowds.values()) - min(crowds.values()) <= 1
+
+
+def test_a_run_that_is_only_just_long_enough_gives_nothing() -> None:
+    shortest = POLICY.limits.shortest_run
+    assert [one.due for one in grants(3, shortest + POLICY.limits.response_reserve, GO)] == pytest.approx(
+        [shortest] * 3
+    )
 
 
 @pytest.mark.parametrize("user_agent", [C_CORE, GO])
 def test_a_call_without_a_timeout_has_the_whole_budget_of_its_tier(user_agent: str) -> None:
-    given = grant(None, user_agent, 1.0)
+    (given,) = grants(1, None, user_agent)
     assert (given.granted, given.clipped) == (300.0, False)
     assert given.due == pytest.approx(300.0 - POLICY.limits.response_reserve)
 
 
 def test_a_longer_timeout_is_clipped() -> None:
-    given = grant(1000.0, C_CORE)
+    (given,) = grants(1, 1000.0, C_CORE)
     assert (given.granted, given.clipped) == (300.0, True)
+
+
+def test_the_ends_of_past_runs_are_forgotten() -> None:
+    stagger = Stagger(0.002)
+    for second in range(10_000):
+        assert stagger.place(second + 1.0, second + 0.9, second) == second + 1.0
+    assert len(stagger) <= 1025

@@ -5,14 +5,13 @@ Whatever a caller says of its tenant, tier, run or remaining time is dropped; on
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from uuid import uuid4
 
 from deadlinemesh.deadline import SYSTEM_CLOCK, Clock, DeadlineContext
 from deadlinemesh.errors import Doomed, Unauthenticated
+from deadlinemesh.orchestrator.stagger import Stagger
 from deadlinemesh.policy import Credentials, Policy, Tenant
 from deadlinemesh.transport import Arrival, wire
 
@@ -24,9 +23,12 @@ C_CORE_STRETCH = 1.045
 """A `grpc-timeout` from the C core may be this much longer than the caller's own timer: it is rounded up to three digits and then
 one of the last values, up to 3% longer, may be sent instead (seen: 10.0 s arriving as 10.4 s)."""
 
-C_CORE_SPREAD = 0.003
-"""The part of a C core's timeout over which the runs that it bunches are spread again: of those that its clients made a few
-hundredths of a second apart, dozens arrive with the very same deadline, and would all have to be ended at once."""
+APART = 0.002
+"""Seconds between the ends of two runs, where there is room: about twice what an orchestrator needs to end one."""
+
+STAGGER = 0.02
+"""The part of its time that a run may have to give for that. It is mostly the C core's clients that need it: of those made a few
+hundredths of a second apart, dozens arrive with the very same deadline."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,18 +63,13 @@ def current_grant() -> Grant:
 
 
 class EdgeGate:
-    """The gate of the orchestrator: authenticates by API key and grants the earlier of the caller's deadline and its tier's.
+    """The gate of the orchestrator: authenticates by API key and grants the earlier of the caller's deadline and its tier's."""
 
-    `jitter` gives numbers from 0 to 1.
-    """
-
-    def __init__(
-        self, policy: Policy, clock: Clock = SYSTEM_CLOCK, jitter: Callable[[], float] = random.random
-    ) -> None:
+    def __init__(self, policy: Policy, clock: Clock = SYSTEM_CLOCK) -> None:
         self._credentials = Credentials(policy)
         self._limits = policy.limits
         self._clock = clock
-        self._jitter = jitter
+        self._ends = Stagger(APART)
 
     def __call__(self, arrival: Arrival) -> DeadlineContext:
         grant = self._grant(self._authenticated(arrival), arrival)
@@ -102,21 +99,28 @@ class EdgeGate:
         granted = due = budget
         if requested is not None:
             granted = min(budget, requested)
-            due = min(budget, requested / self._stretch(arrival.metadata.get("user-agent", "")))
+            due = min(budget, requested / _stretch(arrival.metadata.get("user-agent", "")))
         due -= self._limits.response_reserve
-        if arrival.method.endswith("/Run") and due < self._limits.shortest_run:
-            raise Doomed(
-                f"a deadline of {granted * 1000:.0f} ms leaves {max(0.0, due) * 1000:.0f} ms to work in, once the "
-                f"answer's way back is set aside; at least {self._limits.shortest_run * 1000:.0f} ms are needed to do anything",
-                hop=HOP,
-                phase="admission",
-            )
+        if arrival.method.endswith("/Run"):
+            if due < self._limits.shortest_run:
+                raise Doomed(
+                    f"a deadline of {granted * 1000:.0f} ms leaves {max(0.0, due) * 1000:.0f} ms to work in, once the answer's "
+                    f"way back is set aside; at least {self._limits.shortest_run * 1000:.0f} ms are needed to do anything",
+                    hop=HOP,
+                    phase="admission",
+                )
+            due = self._staggered(due, arrival.at)
         return Grant(tenant, granted, due, requested)
 
-    def _stretch(self, user_agent: str | bytes) -> float:
-        """How much longer the timeout may have become on its way, judged by who encoded it.
+    def _staggered(self, due: float, at: float) -> float:
+        earliest = max(due * (1 - STAGGER), self._limits.shortest_run)
+        return self._ends.place(at + due, at + earliest, at) - at
 
-        The C core names itself as `grpc-c/`; Go, Java and Node send what they were given.
-        """
-        exact = isinstance(user_agent, str) and user_agent and "grpc-c/" not in user_agent
-        return 1.0 if exact else C_CORE_STRETCH + C_CORE_SPREAD * self._jitter()
+
+def _stretch(user_agent: str | bytes) -> float:
+    """How much longer the timeout may have become on its way, judged by who encoded it.
+
+    The C core names itself as `grpc-c/`; Go, Java and Node send what they were given.
+    """
+    exact = isinstance(user_agent, str) and user_agent and "grpc-c/" not in user_agent
+    return 1.0 if exact else C_CORE_STRETCH

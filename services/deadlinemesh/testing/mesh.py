@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,7 +40,7 @@ class MemoryMesh:
         self.events = CountingSink()
         telemetry = Telemetry([self.events])
         gates: dict[str, Gate] = {
-            orchestrator.HOP: orchestrator.EdgeGate(self.policy, clock, jitter=random.Random(0).random),
+            orchestrator.HOP: orchestrator.EdgeGate(self.policy, clock),
             llm_proxy.HOP: MeshGate(llm_proxy.HOP, _TOKEN, clock),
             tool_runner.HOP: MeshGate(tool_runner.HOP, _TOKEN, clock),
         }
