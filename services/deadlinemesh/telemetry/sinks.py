@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 from collections import Counter
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from opentelemetry import metrics
 
+from deadlinemesh.telemetry.deferred import Deferred
 from deadlinemesh.telemetry.events import CallEnded, Event, MalformedRemaining, OrphanReported
 
 __all__ = ["CountingSink", "JsonLinesSink", "LogSink", "MetricsSink"]
@@ -34,37 +34,22 @@ class LogSink:
 
 
 class JsonLinesSink:
-    """Appends every event to a file, one JSON object a line with its kind as `event`.
-
-    Writing waits for a quarter of a second, so that a burst of endings is not slowed by its own record; `close` writes the rest.
-    """
+    """Appends every event to a file, one JSON object a line with its kind as `event`, when there is time for it."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("a", encoding="utf-8")
-        self._events: list[Event] = []
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._deferred = Deferred()
 
     def record(self, event: Event) -> None:
-        if not self._events:
-            asyncio.get_running_loop().call_later(_WRITE_AFTER, self._write)
-        self._events.append(event)
+        self._deferred(self._write, event)
 
     def close(self) -> None:
         """Write what is left, and close the file."""
-        self._file.writelines(_line(event) for event in self._events)
+        self._deferred.flush()
         self._file.close()
 
-    def _write(self) -> None:
-        events, self._events = self._events[:_AT_ONCE], self._events[_AT_ONCE:]
-        self._file.writelines(_line(event) for event in events)
-        self._file.flush()
-        if self._events:
-            asyncio.get_running_loop().call_later(_BREATH, self._write)
-
-
-_WRITE_AFTER = 0.25
-_AT_ONCE = 25
-"""Events that are written before other work has its turn again: about half a millisecond."""
-_BREATH = 0.005
+    def _write(self, event: Event) -> None:
+        self._file.write(_line(event))
 
 
 def _line(event: Event) -> str:

@@ -128,6 +128,11 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
         """Refuse every new call from now on."""
         self._draining = True
 
+    def flush(self) -> None:
+        """Tell now of every call that has ended: what of that could wait is done."""
+        if self._spans is not None:
+            self._spans.flush()
+
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[MethodHandler | None]],

@@ -29,7 +29,8 @@ class MeshChannel(grpc.aio.Channel):
 
     def __init__(self, channel: grpc.aio.Channel, mesh_token: str, tracer: trace.Tracer | None = None) -> None:
         self._channel = channel
-        self._stamp = wire.checked_token(mesh_token), None if tracer is None else ClientSpans(tracer)
+        self._spans = None if tracer is None else ClientSpans(tracer)
+        self._stamp = wire.checked_token(mesh_token), self._spans
 
     def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
         return _Unary(self._channel.unary_unary(method, *args, **kwargs), method, *self._stamp)
@@ -45,6 +46,8 @@ class MeshChannel(grpc.aio.Channel):
 
     async def close(self, grace: float | None = None) -> None:
         await self._channel.close(grace)
+        if self._spans is not None:
+            self._spans.flush()
 
     def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
         return self._channel.get_state(try_to_connect)

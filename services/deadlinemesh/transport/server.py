@@ -124,6 +124,7 @@ class MeshServer:
                 await self.interceptor.answered()
         await self._server.stop(grace=_LAST_WORDS)
         await self._server.wait_for_termination()
+        self.interceptor.flush()
 
     async def serve_until_signalled(self) -> None:
         """Serve until SIGTERM or SIGINT, then drain. A second signal ends the drain at once."""

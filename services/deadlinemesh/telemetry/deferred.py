@@ -1,0 +1,66 @@
+"""Work that can wait until the event loop has nothing more urgent.
+
+When hundreds of runs end together, each has its spans to end and its events to write, and whatever is done of that in between
+makes all the others end later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+__all__ = ["Deferred"]
+
+
+class Deferred:
+    """Does what it is given, in order: in small pieces, and not while the event loop is behind."""
+
+    def __init__(self) -> None:
+        self._work: deque[tuple[Callable[..., object], tuple[object, ...]]] = deque()
+        self._waiting: asyncio.TimerHandle | None = None
+        self._patient_until = 0.0
+
+    def __call__(self, work: Callable[..., object], *arguments: object) -> None:
+        """Do `work(*arguments)` soon. It must not raise."""
+        if self._waiting is None:
+            loop = asyncio.get_running_loop()
+            self._patient_until = loop.time() + _PATIENCE
+            self._wait(loop)
+        self._work.append((work, arguments))
+
+    def flush(self) -> None:
+        """Do now all that is left."""
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
+        self._do(len(self._work))
+
+    def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._waiting = loop.call_later(_PAUSE, self._turn, loop)
+
+    def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
+        waiting, self._waiting = self._waiting, None
+        assert waiting is not None
+        now = loop.time()
+        if now - waiting.when() < _BEHIND or now > self._patient_until:
+            self._do(
+                max(_PIECE, len(self._work) // 16)
+            )  # the longer the queue, the more: it never outgrows its arrivals
+        if self._work:
+            self._wait(loop)
+
+    def _do(self, count: int) -> None:
+        for _ in range(min(count, len(self._work))):
+            work, arguments = self._work.popleft()
+            work(*arguments)
+
+
+_PAUSE = 0.01
+"""Seconds before the first piece, and between two."""
+_BEHIND = 0.003
+"""Seconds that a timer is late by when the event loop has much else to do."""
+_PATIENCE = 1.0
+"""Seconds after which it goes on even so."""
+_PIECE = 16
+"""Spans or lines that are done at once: about half a millisecond's work."""
