@@ -22,7 +22,7 @@ class Deferred:
         self._patient_until = 0.0
 
     def __call__(self, work: Callable[..., object], *arguments: object) -> None:
-        """Do `work(*arguments)` soon. It must not raise."""
+        """Do `work(*arguments)` soon. What it raises goes to the event loop's exception handler."""
         if self._waiting is None:
             loop = asyncio.get_running_loop()
             self._patient_until = loop.time() + _PATIENCE
@@ -43,12 +43,13 @@ class Deferred:
         waiting, self._waiting = self._waiting, None
         assert waiting is not None
         now = loop.time()
-        if now - waiting.when() < _BEHIND or now > self._patient_until:
-            self._do(
-                max(_PIECE, len(self._work) // 16)
-            )  # the longer the queue, the more: it never outgrows its arrivals
-        if self._work:
-            self._wait(loop)
+        try:
+            if now - waiting.when() < _BEHIND or now > self._patient_until:
+                # The longer the queue, the larger the pieces: it cannot grow for ever.
+                self._do(max(_PIECE, len(self._work) // 16))
+        finally:
+            if self._work:
+                self._wait(loop)
 
     def _do(self, count: int) -> None:
         for _ in range(min(count, len(self._work))):

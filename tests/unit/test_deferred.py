@@ -1,0 +1,85 @@
+"""What can wait is done in order, in small pieces, and not while the event loop has more urgent things to do."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from tests.virtual import in_virtual_time, now
+
+from deadlinemesh.telemetry import Deferred
+from deadlinemesh.testing import virtual_time
+
+
+@in_virtual_time
+async def test_everything_is_done_once_and_in_order_but_not_at_once() -> None:
+    deferred, done = Deferred(), list[int]()
+    for number in range(100):
+        deferred(done.append, number)
+    assert done == []
+    await asyncio.sleep(1.0)
+    assert done == list(range(100))
+    deferred(done.append, 100)
+    await asyncio.sleep(1.0)
+    assert done[-1] == 100
+
+
+@in_virtual_time
+async def test_it_is_done_in_small_pieces_and_in_larger_ones_where_much_is_waiting() -> None:
+    deferred, instants = Deferred(), dict[float, int]()
+
+    def note() -> None:
+        instants[now()] = instants.get(now(), 0) + 1
+
+    for _ in range(100):
+        deferred(note)
+    await asyncio.sleep(1.0)
+    assert list(instants.values()) == [16, 16, 16, 16, 16, 16, 4]
+
+    instants.clear()
+    for _ in range(16_000):
+        deferred(note)
+    await asyncio.sleep(2.0)
+    assert sum(instants.values()) == 16_000
+    assert max(instants.values()) == 1000
+
+
+@in_virtual_time
+async def test_it_waits_while_the_event_loop_is_behind_but_not_for_ever() -> None:
+    deferred, done, clock = Deferred(), list[float](), virtual_time.clock()
+    deferred(lambda: done.append(now()))
+    while not done and now() < 10.0:
+        await asyncio.sleep(0)
+        clock.advance(0.02)  # something else takes that long, each time
+    assert done == [pytest.approx(1.0, abs=0.1)]
+
+
+@in_virtual_time
+async def test_a_flush_does_all_that_is_left_at_once() -> None:
+    deferred, done = Deferred(), list[int]()
+    for number in range(100):
+        deferred(done.append, number)
+    deferred.flush()
+    assert done == list(range(100))
+    deferred.flush()
+    await asyncio.sleep(1.0)
+    assert len(done) == 100
+    deferred(done.append, 100)
+    await asyncio.sleep(1.0)
+    assert done[-1] == 100
+
+
+@in_virtual_time
+async def test_what_raises_does_not_hold_up_the_rest() -> None:
+    deferred, done = Deferred(), list[int]()
+
+    def fails() -> None:
+        raise ValueError("not today")
+
+    told = list[object]()
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context["exception"]))
+    deferred(fails)
+    deferred(done.append, 1)
+    await asyncio.sleep(1.0)
+    assert done == [1]
+    assert [str(one) for one in told] == ["not today"]
