@@ -20,7 +20,7 @@ C_CORE, GO = "grpc-python-asyncio/1.85.1 grpc-c/53.0.0 (linux; chttp2)", "grpc-g
 
 def grants(count: int, seconds: float | None, user_agent: str = C_CORE, tenant: str = "acme") -> list[Grant]:
     """What as many calls are granted that arrive at once with this timeout."""
-    metadata = {"authorization": f"Bearer {KEYS[tenant]}", "user-agent": user_agent}
+    metadata = [("authorization", f"Bearer {KEYS[tenant]}"), ("user-agent", user_agent)]
     nobody = Identity("", "", "", "", "")
     gate = EdgeGate(POLICY, VirtualClock())
     given = []

@@ -78,15 +78,14 @@ class EdgeGate:
             tenant_id=grant.tenant.tenant_id,
             absolute_deadline=arrival.at + grant.granted,
             tier=grant.tenant.tier,
-            trace_id=wire.trace_id_of(arrival.metadata) or wire.new_trace_id(),
+            trace_id=wire.trace_id_of(arrival.header(wire.TRACEPARENT)) or wire.new_trace_id(),
             run_id=f"run_{uuid4().hex[:20]}",
             started_at=arrival.at,
             clock=self._clock,
         )
 
     def _authenticated(self, arrival: Arrival) -> Tenant:
-        header = arrival.metadata.get("authorization", "")
-        scheme, _, key = header.partition(" ") if isinstance(header, str) else ("", "", "")
+        scheme, _, key = arrival.header("authorization").partition(" ")
         if not key or scheme.lower() != "bearer":
             raise Unauthenticated("send your API key as metadata `authorization: Bearer KEY`", hop=HOP)
         tenant = self._credentials.tenant_of(key.strip())
@@ -99,7 +98,7 @@ class EdgeGate:
         granted = due = budget
         if requested is not None:
             granted = min(budget, requested)
-            due = min(budget, requested / _stretch(arrival.metadata.get("user-agent", "")))
+            due = min(budget, requested / _stretch(arrival.header("user-agent")))
         due -= self._limits.response_reserve
         if arrival.method.endswith("/Run"):
             if due < self._limits.shortest_run:
@@ -117,10 +116,9 @@ class EdgeGate:
         return self._ends.place(at + due, at + earliest, at) - at
 
 
-def _stretch(user_agent: str | bytes) -> float:
+def _stretch(user_agent: str) -> float:
     """How much longer the timeout may have become on its way, judged by who encoded it.
 
     The C core names itself as `grpc-c/`; Go, Java and Node send what they were given.
     """
-    exact = isinstance(user_agent, str) and user_agent and "grpc-c/" not in user_agent
-    return 1.0 if exact else C_CORE_STRETCH
+    return 1.0 if user_agent and "grpc-c/" not in user_agent else C_CORE_STRETCH

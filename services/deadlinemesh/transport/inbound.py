@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 # The metadata of the call whose task this is, and when it came. Asking the call's context would decode every header again, and
 # when the handler begins, the request has been awaited as well.
-_ARRIVED: ContextVar[tuple[Sequence[tuple[str, str | bytes]], float]] = ContextVar("arrived")
+_ARRIVED: ContextVar[tuple[wire.Pairs, float]] = ContextVar("arrived")
 
 # Health checks and reflection belong to no tenant and need no deadline.
 _OPEN_SERVICES = ("/grpc.health.", "/grpc.reflection.")
@@ -52,7 +52,7 @@ class Arrival(NamedTuple):
     """A call at the door: what it says of itself, none of it believed yet."""
 
     method: str
-    metadata: Mapping[str, str | bytes]
+    metadata: wire.Pairs
     remaining: float | None
     """Seconds left by the tighter of the two deadlines; None where the caller sent neither."""
     identity: wire.Identity
@@ -60,6 +60,10 @@ class Arrival(NamedTuple):
     """What `grpc-timeout` left, in seconds; None without one."""
     at: float
     """The instant of arrival."""
+
+    def header(self, name: str) -> str:
+        """The last value of this name; empty if there is none, or it is not text."""
+        return next((value for key, value in reversed(self.metadata) if key == name and isinstance(value, str)), "")
 
 
 Gate = Callable[[Arrival], DeadlineContext]
@@ -185,7 +189,7 @@ class _Method:
         hop._unanswered += 1
         try:
             try:
-                deadline = self._admit(dict(metadata), context.time_remaining(), at)
+                deadline = self._admit(metadata, context.time_remaining(), at)
                 if span is not None:
                     deadline = span.describe(deadline)
                 if hop._recording:
@@ -236,7 +240,7 @@ class _Method:
         _LOG.error("%s%s failed", self._hop.hop, self._name, exc_info=raised)
         return InternalFailure(f"{self._hop.hop} failed; its log says why", hop=self._hop.hop)
 
-    def _admit(self, metadata: dict[str, str | bytes], native: float | None, at: float) -> DeadlineContext:
+    def _admit(self, metadata: wire.Pairs, native: float | None, at: float) -> DeadlineContext:
         hop = self._hop
         if hop._draining:
             raise Draining(f"{hop.hop} is shutting down; another instance will serve you", hop=hop.hop)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -26,6 +26,8 @@ TRACEPARENT = "traceparent"
 """W3C Trace Context, version 00. Inside the mesh it travels beside the identity where spans are recorded."""
 
 Metadata = tuple[tuple[str, str], ...]
+Pairs = Sequence[tuple[str, str | bytes]]
+"""A call's metadata as it arrives."""
 
 _IDENTITY = re.compile(r"token=([^;]*);tenant=([^;]*);tier=([^;]*);run=([^;]*);trace=([0-9a-f]{32})?")
 _TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
@@ -56,24 +58,24 @@ def encode(context: DeadlineContext, remaining: float, mesh_token: str) -> Metad
     )
 
 
-def decode(
-    metadata: Mapping[str, str | bytes], native_remaining: float | None
-) -> tuple[float | None, Identity, str | None]:
+def decode(metadata: Pairs, native_remaining: float | None) -> tuple[float | None, Identity, str | None]:
     """Read a call's metadata, believing nothing yet. `native_remaining` is what `grpc-timeout` left, in seconds.
 
     Returns the seconds left by the tighter of the two deadlines, None where the caller sent neither; who it says to be; and
     a `deadline-remaining-us` that is not what it should be and was ignored, else None.
     """
-    remaining, malformed = native_remaining, None
-    exact = metadata.get(REMAINING_US)
-    if exact is not None:
-        if isinstance(exact, str) and exact.isascii() and exact.isdigit() and len(exact) <= 16:
-            seconds = int(exact) / 1_000_000
-            if remaining is None or seconds < remaining:
-                remaining = seconds
-        else:
-            malformed = repr(exact)
-    return remaining, _identity(metadata.get(IDENTITY, "")), malformed
+    remaining, identity, malformed = native_remaining, _NOBODY, None
+    for key, value in metadata:
+        if key == REMAINING_US:
+            if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 16:
+                seconds = int(value) / 1_000_000
+                if remaining is None or seconds < remaining:
+                    remaining = seconds
+            else:
+                malformed = repr(value)
+        elif key == IDENTITY:
+            identity = _identity(value)
+    return remaining, identity, malformed
 
 
 _NOBODY = Identity("", "", "", "", "")
@@ -86,10 +88,9 @@ def _identity(value: str | bytes) -> Identity:
     return Identity(*match.groups("")) if match else _NOBODY
 
 
-def trace_id_of(metadata: Mapping[str, str | bytes]) -> str:
-    """The trace id of a call's W3C trace context; empty without a valid one."""
-    value = metadata.get(TRACEPARENT, "")
-    match = isinstance(value, str) and _TRACEPARENT.fullmatch(value)
+def trace_id_of(traceparent: str) -> str:
+    """The trace id of a W3C trace context; empty if it is not a valid one."""
+    match = _TRACEPARENT.fullmatch(traceparent)
     return match[1] if match else ""
 
 
