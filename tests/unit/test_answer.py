@@ -6,8 +6,10 @@ import asyncio
 from typing import Any
 
 import pytest
-from tests.virtual import in_virtual_time
+from tests.virtual import in_virtual_time, with_seconds
 
+from deadlinemesh.deadline import Scopes
+from deadlinemesh.errors import DeadlineSpent
 from deadlinemesh.transport.answer import Answer
 
 
@@ -74,6 +76,52 @@ async def test_a_cancelled_first_sending_lets_its_task_go_at_once_and_goes_on(op
         assert not opened.done()
         context.batches[number].set_result(None)
     await opened
+    assert context.sent == ["first"]
+
+
+@pytest.mark.parametrize("opening", ["write", "send_initial_metadata"])
+@in_virtual_time
+async def test_in_a_scope_a_cancelled_first_sending_ends_before_its_task_does(opening: str) -> None:
+    context = Context()
+    answer = Answer(context)
+    scope = Scopes("hop-a").open(with_seconds(1.0))
+
+    async def handler() -> None:
+        await getattr(answer, opening)("first")
+        raise AssertionError("the handler went on")
+
+    task = asyncio.create_task(scope.run(handler()))
+    await asyncio.sleep(2.0)
+    opened = asyncio.create_task(answer.opened())
+    await turns()
+    assert not context.batches[0].cancelled()
+    assert not task.done()
+    assert not opened.done()
+    context.batches[0].set_result(None)
+    await opened
+    with pytest.raises(DeadlineSpent):
+        await task
+    assert context.sent == ["first"]
+
+
+@in_virtual_time
+async def test_in_a_scope_a_timeout_of_the_handlers_own_ends_its_own_block_only() -> None:
+    context = Context()
+    answer = Answer(context)
+
+    async def handler() -> str:
+        try:
+            async with asyncio.timeout(1.0):
+                await answer.write("first")
+        except TimeoutError:
+            await asyncio.sleep(1.0)
+            return "went on"
+        raise AssertionError("the timeout was lost")
+
+    task = asyncio.create_task(Scopes("hop-a").open(with_seconds(9.0)).run(handler()))
+    await asyncio.sleep(2.0)
+    context.batches[0].set_result(None)
+    assert await task == "went on"
     assert context.sent == ["first"]
 
 

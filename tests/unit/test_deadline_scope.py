@@ -11,7 +11,17 @@ from dataclasses import replace
 import pytest
 from tests.virtual import in_virtual_time, now, with_seconds
 
-from deadlinemesh.deadline import Orphan, Scope, Scopes, current, current_or_none, entered, narrowed_after
+from deadlinemesh.deadline import (
+    SYSTEM_CLOCK,
+    DeadlineContext,
+    Orphan,
+    Scope,
+    Scopes,
+    current,
+    current_or_none,
+    entered,
+    narrowed_after,
+)
 from deadlinemesh.deadline.scope import CANCEL_AGAIN_AFTER, REPORT_ORPHAN_AFTER, current_scope, own_tasks
 from deadlinemesh.errors import Cause, ClientCancelled, DeadlineSpent, Draining, InternalFailure, Stopped
 from deadlinemesh.testing import virtual_time
@@ -927,3 +937,130 @@ async def test_an_orphan_is_reported_in_time_wherever_the_clock_stands(start: fl
     with pytest.raises(DeadlineSpent):
         await scope.run(stubborn())
     assert told == [pytest.approx(1.25)]
+
+
+# --- what must not be cut in the middle ---
+
+
+@in_virtual_time
+async def test_cancellations_are_put_off_while_the_work_holds_and_raised_when_it_lets_go() -> None:
+    scope, seen = Hop().open(1.0), list[str]()
+
+    async def work() -> None:
+        assert scope.hold()
+        await asyncio.sleep(5.0)
+        seen.append("not cut")
+        assert scope.let_go()
+        await asyncio.sleep(0)
+        seen.append("never")
+
+    with pytest.raises(DeadlineSpent):
+        await scope.run(work())
+    assert (seen, now()) == (["not cut"], pytest.approx(5.0))
+
+
+@in_virtual_time
+async def test_what_the_work_started_is_cut_even_while_it_holds() -> None:
+    scope, cut = Hop().open(1.0), list[float]()
+
+    async def child() -> None:
+        try:
+            await asleep()
+        finally:
+            cut.append(now())
+
+    async def work() -> None:
+        children = [asyncio.create_task(child())]
+        scope.hold()
+        await asyncio.sleep(5.0)
+        scope.let_go()
+        await asyncio.wait(children)
+
+    with pytest.raises(DeadlineSpent):
+        await scope.run(work())
+    assert cut == [1.0]
+
+
+@in_virtual_time
+async def test_a_callers_cancel_is_put_off_too_and_loses_nothing() -> None:
+    scope, seen = Hop().open(), list[str]()
+
+    async def work() -> None:
+        scope.hold()
+        await asyncio.sleep(1.0)
+        seen.append("not cut")
+        scope.let_go()
+        await asleep()
+
+    task = asyncio.create_task(scope.run(work()))
+    await asyncio.sleep(0.5)
+    task.cancel()
+    with pytest.raises(ClientCancelled):
+        await task
+    assert (seen, now(), scope.caller_left) == (["not cut"], 1.0, True)
+
+
+@in_virtual_time
+async def test_an_outer_scope_is_held_by_the_inner_one() -> None:
+    hop = Hop()
+    outer, inner = hop.open(1.0), hop.open(9.0)
+
+    async def work() -> None:
+        inner.hold()
+        await asyncio.sleep(5.0)
+        inner.let_go()
+        await asleep()
+
+    with pytest.raises(DeadlineSpent):
+        await outer.run(inner.run(work()))
+    assert now() == pytest.approx(5.0)
+
+
+@in_virtual_time
+async def test_without_a_cancellation_letting_go_changes_nothing() -> None:
+    scope = Hop().open()
+
+    async def work() -> int:
+        assert scope.hold()
+        await asyncio.sleep(1.0)
+        assert not scope.let_go()
+        await asyncio.sleep(1.0)
+        return 42
+
+    assert await scope.run(work()) == 42
+
+
+@in_virtual_time
+async def test_only_the_task_that_runs_the_scope_can_hold() -> None:
+    scope = Hop().open()
+
+    async def child() -> bool:
+        return scope.hold()
+
+    async def work() -> bool:
+        return await asyncio.create_task(child())
+
+    assert not scope.hold()
+    assert not await scope.run(work())
+    assert not scope.hold()
+
+
+# --- what is left of it ---
+
+
+@pytest.mark.parametrize("seconds", [0.2, 300.0])
+async def test_a_scope_that_is_over_is_gone_without_the_cycle_collector(seconds: float) -> None:
+    started_at = SYSTEM_CLOCK.monotonic()
+    context = DeadlineContext("acme", started_at + seconds, "free", "0" * 31 + "1", "run-1", started_at)
+    scopes = Scopes("hop-a")
+    await scopes.open(context).run(answer())
+    gc.collect()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        for _ in range(10):
+            await scopes.open(context).run(answer())
+        gc.collect()
+        assert [one for one in gc.garbage if isinstance(one, Scope)] == []
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()

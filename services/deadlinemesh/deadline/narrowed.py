@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from deadlinemesh.deadline.context import _HERE, DeadlineContext, current
+from deadlinemesh.deadline.lookout import Lookout, lookout_of
 from deadlinemesh.deadline.scope import CANCEL_AGAIN_AFTER, Scope, current_scope
 from deadlinemesh.errors import DeadlineSpent
 
@@ -28,6 +29,7 @@ class Narrowed:
         self._phase = phase
         self._task: asyncio.Task[object] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._lookout: Lookout
         self._token: Token[tuple[DeadlineContext | None, Scope | None]] | None = None
         self._cancels_before = 0
         self._cancels = 0
@@ -39,8 +41,13 @@ class Narrowed:
         self._task = task
         self._cancels_before = task.cancelling()
         self._token = _HERE.set((self.context, current_scope()))
-        self._timer = asyncio.get_running_loop().call_later(self.context.remaining, self._spend)
+        self._lookout = lookout_of(asyncio.get_running_loop())
+        self._lookout.watch(self, self.context.remaining, self.context.clock)
         return self
+
+    def set_timer(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Have `loop` end the block at its deadline."""
+        self._timer = loop.call_at(self.context.absolute_deadline, self._spend)
 
     def _spend(self) -> None:
         assert self._task is not None
@@ -53,9 +60,11 @@ class Narrowed:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         assert self._task is not None
-        assert self._timer is not None
         assert self._token is not None
-        self._timer.cancel()
+        if self._timer is None:
+            self._lookout.forget(self)
+        else:
+            self._timer.cancel()
         _HERE.reset(self._token)
         pending = self._cancels_before
         for _ in range(self._cancels):

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from deadlinemesh.deadline.context import _HERE, _NOWHERE, DeadlineContext
+from deadlinemesh.deadline.lookout import Lookout, lookout_of
 from deadlinemesh.errors import Cause, ClientCancelled, DeadlineSpent, Draining, InternalFailure, Stopped
 
 __all__ = ["CANCEL_AGAIN_AFTER", "REPORT_ORPHAN_AFTER", "Orphan", "Scope", "Scopes", "current_scope", "own_tasks"]
@@ -32,6 +33,10 @@ REPORT_ORPHAN_AFTER = 0.25
 _EXPIRES_WITH = 0.005
 """A cancel from outside this close to the deadline, in seconds, is the peer's timer for the same deadline: so far may a
 deadline move between hops (the deadline contract, point 2)."""
+
+
+_ANYBODYS = Context()
+"""What timers run in. They would keep a copy of their scope's own context, and with it the scope, until the deadline."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +55,18 @@ class Scope:
     """Owns all that is started in its `async with` block. Made by `Scopes.open`; good for one block."""
 
     __slots__ = (
-        *("_cancels_before", "_closers", "_emptied", "_ending_since", "_outer", "_over", "_overdue", "_owner", "_task"),
-        *("_tasks", "_timer", "_token", "caller_left", "cause", "context", "on_overdue"),
+        *(
+            "_cancels_before",
+            "_closers",
+            "_emptied",
+            "_ending_since",
+            "_holding",
+            "_outer",
+            "_over",
+            "_overdue",
+            "_owner",
+        ),
+        *("_put_off", "_task", "_tasks", "_timer", "_token", "caller_left", "cause", "context", "on_overdue"),
     )
 
     def __init__(self, context: DeadlineContext, owner: Scopes) -> None:
@@ -68,6 +83,8 @@ class Scope:
         self._token: Token[tuple[DeadlineContext | None, Scope | None]]
         self._outer: Scope | None = None
         self._over = False
+        self._holding = False
+        self._put_off = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closers: set[Callable[[], object]] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -87,24 +104,27 @@ class Scope:
         """Begin; the running task's work is the scope's until the block is left. Raises the `Stopped` error of the cause if the
         scope was stopped before, or the time is spent: then nothing begins.
         """
-        if self.context.is_expired:
+        context, owner = self.context, self._owner
+        remaining = context.absolute_deadline - context.clock.monotonic()
+        if remaining <= 0:
             self.stop(Cause.DEADLINE_SPENT)
         if self.cause is not None:
             self._over = True
-            self._owner._closed(self)
+            owner._closed(self)
             raise self.stopped()
-        task = asyncio.current_task()
-        assert task is not None
-        loop = task.get_loop()
-        if loop is not self._owner._loop:
-            self._owner._live_on(loop)
+        # Told the loop, it need not ask the system whether this process was forked.
+        task = asyncio.current_task(owner._loop)
+        if task is None or owner._loop is None:
+            owner._live_on(asyncio.get_running_loop())
+            task = asyncio.current_task()
+            assert task is not None
         outer = _HERE.get()[1]
         if outer is not None and outer._task is task:
             self._outer = outer
         self._task, self._cancels_before = task, task.cancelling()
         task.cancel = self._cancel  # type: ignore[method-assign]
-        self._token = _HERE.set((self.context, self))
-        self._timer = loop.call_at(self.context.absolute_deadline, self.stop, Cause.DEADLINE_SPENT)
+        owner._lookout.watch(self, remaining, context.clock)
+        self._token = _HERE.set((context, self))
         return self
 
     async def __aexit__(
@@ -117,12 +137,11 @@ class Scope:
         """
         task, cancels = self._task, self._cancels_before
         assert task is not None
-        assert self._timer is not None
         self._over = True
         if self._tasks or self._closers:
             await self._end_what_is_left()
         if not self._tasks:
-            self._timer.cancel()
+            self._untime()
             self._owner._closed(self)
         _HERE.reset(self._token)
         if self._outer is None:
@@ -150,6 +169,11 @@ class Scope:
             if self._task is not None:
                 self._end()
 
+    def set_timer(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Have `loop` stop the scope at its deadline."""
+        deadline = self.context.absolute_deadline
+        self._timer = loop.call_at(deadline, self.stop, Cause.DEADLINE_SPENT, context=_ANYBODYS)
+
     def adopt(self, task: asyncio.Task[Any]) -> None:
         """Own `task` too. The task factory calls this for each task born under the scope."""
         if self._over and not self._tasks:
@@ -168,6 +192,31 @@ class Scope:
         self._closers.add(close)
         return lambda: self._closers.discard(close)
 
+    def hold(self) -> bool:
+        """Put off every cancellation of the running task until `let_go`, for an await that must not be cut in the middle.
+
+        Only for what ends by itself when the peer leaves. False, and nothing is held, if the task does not run the scope.
+        """
+        if self._over or asyncio.current_task(self._owner._loop) is not self._task:
+            return False
+        scope: Scope | None = self
+        while scope is not None:
+            scope._holding, scope = True, scope._outer
+        return True
+
+    def let_go(self) -> bool:
+        """End `hold`. True if a cancellation was put off: the task's next wait raises it."""
+        put_off = False
+        scope: Scope | None = self
+        while scope is not None:
+            put_off |= scope._put_off
+            scope._holding = scope._put_off = False
+            scope = scope._outer
+        if put_off:
+            assert self._task is not None
+            asyncio.Task.cancel(self._task)
+        return put_off
+
     def _cancel(self, msg: Any | None = None) -> bool:
         """Stands for `cancel` of the task that runs the scope, so that work which swallows a cancellation cannot hide it.
 
@@ -177,6 +226,12 @@ class Scope:
         assert task is not None
         if not task.done():
             self._cancelled_by(asyncio.current_task(task.get_loop()))  # which may have stopped running
+        return self._cut(task, msg)
+
+    def _cut(self, task: asyncio.Task[Any], msg: Any | None = None) -> bool:
+        if self._holding:
+            self._put_off = True
+            return True
         return asyncio.Task.cancel(task, msg)
 
     def _cancelled_by(self, canceller: asyncio.Task[Any] | None) -> None:
@@ -209,10 +264,9 @@ class Scope:
         self._cancel_all()
 
     def _cancel_all(self) -> None:
-        assert self._timer is not None
-        self._timer.cancel()
+        self._untime()
         if self._task is not None and not self._over:
-            asyncio.Task.cancel(self._task)
+            self._cut(self._task)
         for task in tuple(self._tasks):
             task.cancel()
         loop = asyncio.get_running_loop()
@@ -240,10 +294,16 @@ class Scope:
     def _gone(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not self._tasks and self._over:
-            if self._timer is not None:
-                self._timer.cancel()
+            self._untime()
             self._owner._closed(self)
             self._wake_up()
+
+    def _untime(self) -> None:
+        if self._timer is None:
+            self._owner._lookout.forget(self)
+        else:
+            self._timer.cancel()
+            self._timer = None
 
     def _wake_up(self) -> None:
         if self._emptied is not None and not self._emptied.done():
@@ -278,6 +338,7 @@ class Scopes:
         self._live: set[Scope] = set()
         self._emptied: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._lookout: Lookout
 
     def open(self, context: DeadlineContext) -> Scope:
         """A new scope for `context`. It counts as live until all its tasks are gone."""
@@ -299,7 +360,7 @@ class Scopes:
 
     def _live_on(self, loop: asyncio.AbstractEventLoop) -> None:
         own_tasks(loop)
-        self._loop = loop
+        self._loop, self._lookout = loop, lookout_of(loop)
 
     def _report(self, orphan: Orphan) -> None:
         self._on_orphan(orphan)
@@ -346,8 +407,11 @@ def _adopting_factory(
     context: Context | None = None,
     **options: Any,
 ) -> asyncio.Task[Any]:
-    task = asyncio.Task(coroutine, loop=loop, context=context, **options)
-    scope = (_HERE.get() if context is None else context.get(_HERE, _NOWHERE))[1]
+    if context is None:
+        task, scope = asyncio.Task(coroutine, loop=loop, **options), _HERE.get()[1]
+    else:
+        task = asyncio.Task(coroutine, loop=loop, context=context, **options)
+        scope = context.get(_HERE, _NOWHERE)[1]
     if scope is not None:
         scope.adopt(task)
     return task
