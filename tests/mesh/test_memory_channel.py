@@ -18,6 +18,7 @@ from deadlinemesh.testing import virtual_time
 from deadlinemesh.testing.memory import MemoryChannel, MemoryServer
 from deadlinemesh.transport import DeadlineInterceptor, MeshChannel, MeshGate, error_from
 from deadlinemesh.transport.status import info_metadata
+from deadlinemesh.transport.wire import LEAST_TRANSIT
 
 each_arity = pytest.mark.parametrize("arity", ARITIES)
 each_stream = pytest.mark.parametrize("arity", STREAMING)
@@ -91,9 +92,9 @@ async def test_both_sides_of_a_call_end_at_the_exact_deadline(arity: str) -> Non
     hop = Hop(methods(asleep))
     with entered(with_seconds(10.0)):
         error = await hop.failure(arity)
-    assert now() == 10.0
+    assert now() == pytest.approx(10.0 - LEAST_TRANSIT)
     ended = await hop.facts.see(CallEnded)
-    assert asleep.ended == pytest.approx([10.0], abs=1e-5)
+    assert asleep.ended == pytest.approx([10.0 - LEAST_TRANSIT], abs=1e-5)
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert (ended.code, ended.cause) == ("DEADLINE_EXCEEDED", Cause.DEADLINE_SPENT)
 
@@ -109,7 +110,7 @@ async def test_a_timeout_that_was_rounded_up_on_the_way_still_ends_at_the_exact_
     with entered(with_seconds(100.0)):
         await hop.failure(arity)
     await hop.facts.see(CallEnded)
-    assert asleep.ended == pytest.approx([100.0], abs=1e-5)
+    assert asleep.ended == pytest.approx([100.0 - LEAST_TRANSIT], abs=1e-5)
 
 
 @each_arity
@@ -380,7 +381,7 @@ async def test_a_run_of_five_minutes_over_six_hops_ends_on_all_at_its_instant() 
         hop = Hop(methods(calls_on), rounding=1.03)
     with entered(with_seconds(300.0)):
         error = await hop.failure("unary_unary")
-    assert now() == 300.0
+    assert now() == pytest.approx(300.0 - 6 * LEAST_TRANSIT, abs=1e-4)
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     await asyncio.sleep(0.1)
-    assert asleep.ended == pytest.approx([300.0] * 6, abs=1e-4)
+    assert asleep.ended == pytest.approx([300.0 - 6 * LEAST_TRANSIT] * 6, abs=1e-4)

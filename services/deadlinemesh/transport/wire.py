@@ -25,6 +25,10 @@ and what the rest is believed for. One header, the same for a whole run, because
 TRACEPARENT = "traceparent"
 """W3C Trace Context, version 00. Inside the mesh it travels beside the identity where spans are recorded."""
 
+LEAST_TRANSIT = 0.00015
+"""Seconds that a call takes at least from here to where it is read. Six hops of it are under the millisecond by which a deadline
+may become earlier on its way; seen: 0.3 to 0.7 ms on one machine."""
+
 Metadata = tuple[tuple[str, str], ...]
 Pairs = Sequence[tuple[str, str | bytes]]
 """A call's metadata as it arrives."""
@@ -46,10 +50,10 @@ class Identity(NamedTuple):
 def encode(context: DeadlineContext, remaining: float, mesh_token: str) -> Metadata:
     """The metadata for a call made under `context` when `remaining` seconds are left.
 
-    They are rounded down, so that they never grow on the way.
+    They are taken as they will be at the earliest when they are read, and rounded down, so that they never grow on the way.
     """
     return (
-        (REMAINING_US, str(int(remaining * 1_000_000))),
+        (REMAINING_US, str(max(0, int((remaining - LEAST_TRANSIT) * 1_000_000)))),
         (
             IDENTITY,
             f"token={mesh_token};tenant={context.tenant_id};tier={context.tier};run={context.run_id}"
