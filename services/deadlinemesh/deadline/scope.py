@@ -34,7 +34,6 @@ _EXPIRES_WITH = 0.005
 """A cancel from outside this close to the deadline, in seconds, is the peer's timer for the same deadline: so far may a
 deadline move between hops (the deadline contract, point 2)."""
 
-
 _ANYBODYS = Context()
 """What timers run in. They would keep a copy of their scope's own context, and with it the scope, until the deadline."""
 
@@ -55,18 +54,8 @@ class Scope:
     """Owns all that is started in its `async with` block. Made by `Scopes.open`; good for one block."""
 
     __slots__ = (
-        *(
-            "_cancels_before",
-            "_closers",
-            "_emptied",
-            "_ending_since",
-            "_holding",
-            "_outer",
-            "_over",
-            "_overdue",
-            "_owner",
-        ),
-        *("_put_off", "_task", "_tasks", "_timer", "_token", "caller_left", "cause", "context", "on_overdue"),
+        *("_cancels_before", "_closers", "_emptied", "_ending_since", "_holding", "_outer", "_over", "_overdue"),
+        *("_owner", "_put_off", "_task", "_tasks", "_timer", "_token", "caller_left", "cause", "context", "on_overdue"),
     )
 
     def __init__(self, context: DeadlineContext, owner: Scopes) -> None:
