@@ -396,11 +396,12 @@ def _adopting_factory(
     context: Context | None = None,
     **options: Any,
 ) -> asyncio.Task[Any]:
-    if context is None:
-        task, scope = asyncio.Task(coroutine, loop=loop, **options), _HERE.get()[1]
+    if context is None and not options:  # as for every call that is served
+        task = asyncio.Task(coroutine, loop=loop)
+        scope = _HERE.get()[1]
     else:
         task = asyncio.Task(coroutine, loop=loop, context=context, **options)
-        scope = context.get(_HERE, _NOWHERE)[1]
+        scope = (_HERE.get() if context is None else context.get(_HERE, _NOWHERE))[1]
     if scope is not None:
         scope.adopt(task)
     return task
