@@ -34,9 +34,6 @@ _EXPIRES_WITH = 0.005
 """A cancel from outside this close to the deadline, in seconds, is the peer's timer for the same deadline: so far may a
 deadline move between hops (the deadline contract, point 2)."""
 
-_ANYBODYS = Context()
-"""What timers run in. They would keep a copy of their scope's own context, and with it the scope, until the deadline."""
-
 
 @dataclass(frozen=True, slots=True)
 class Orphan:
@@ -160,8 +157,9 @@ class Scope:
 
     def set_timer(self, loop: asyncio.AbstractEventLoop) -> None:
         """Have `loop` stop the scope at its deadline."""
+        # In a context of its own: a copy of the scope's would keep the scope alive until the deadline.
         deadline = self.context.absolute_deadline
-        self._timer = loop.call_at(deadline, self.stop, Cause.DEADLINE_SPENT, context=_ANYBODYS)
+        self._timer = loop.call_at(deadline, self.stop, Cause.DEADLINE_SPENT, context=Context())
 
     def adopt(self, task: asyncio.Task[Any]) -> None:
         """Own `task` too. The task factory calls this for each task born under the scope."""
