@@ -9,7 +9,7 @@ import pytest
 from tests.virtual import in_virtual_time, with_seconds
 
 from deadlinemesh.deadline import SYSTEM_CLOCK, DeadlineContext, Scopes, entered, narrowed_after
-from deadlinemesh.deadline.lookout import NEAR, Lookout, lookout_of
+from deadlinemesh.deadline.lookout import NEAR, Lookout, _Thread, lookout_of
 from deadlinemesh.errors import DeadlineSpent
 
 
@@ -125,3 +125,39 @@ async def test_loops_that_were_closed_are_forgotten(count: int) -> None:
     lookout_of(fresh)
     fresh.close()
     assert all(lookout_of(loop) is not lookout for loop, lookout in zip(loops, lookouts, strict=True))
+
+
+class Woken(threading.Event):
+    """An event at each of whose steps somebody comes who has a deadline, and leaves again at once."""
+
+    def __init__(self, thread: _Thread) -> None:
+        super().__init__()
+        self._thread = thread
+        self.slept = False
+
+    def somebody_comes_and_goes(self) -> bool:
+        if not self._thread.awake:
+            self._thread.wake()
+        return False
+
+    def clear(self) -> None:
+        self.somebody_comes_and_goes()
+        super().clear()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.slept = not self.is_set()
+        assert not self.slept or not self._thread.awake, "it sleeps and everybody takes it for awake"
+        return True
+
+
+@pytest.mark.parametrize("comes", [False, True])
+def test_the_thread_never_sleeps_while_it_is_taken_for_awake(comes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    thread = _Thread()
+    thread._thread = threading.current_thread()  # it is played by the test
+    thread.awake = True
+    woken = Woken(thread)
+    monkeypatch.setattr(thread, "_woken", woken)
+    monkeypatch.setattr(thread, "_remind", woken.somebody_comes_and_goes if comes else lambda: False)
+    thread._doze()
+    assert thread.awake
+    assert woken.slept is not comes

@@ -93,11 +93,15 @@ class _Thread:
             time.sleep(LOOK_EVERY)
             idle = 0 if self._remind() else idle + 1
             if idle > _DOZE_AFTER:
-                self.awake = False
-                self._woken.clear()
-                if not self._remind():  # none came in between
-                    self._woken.wait()
-                self.awake = True
+                self._doze()
+
+    def _doze(self) -> None:
+        # In this order: whoever comes after `awake` fell sets the event, and whoever came before is found by the last look.
+        self._woken.clear()
+        self.awake = False
+        if not self._remind():
+            self._woken.wait()
+        self.awake = True
 
     def _remind(self) -> bool:
         reminded = [lookout.remind() for lookout in tuple(_LOOKOUTS.values())]
