@@ -12,7 +12,6 @@ from deadlinemesh.orchestrator.edge import APART, C_CORE_STRETCH, STAGGER, Grant
 from deadlinemesh.orchestrator.stagger import Stagger
 from deadlinemesh.policy import default_policy, with_fresh_keys
 from deadlinemesh.transport import Arrival
-from deadlinemesh.transport.wire import Identity
 
 POLICY, KEYS = with_fresh_keys(default_policy())
 C_CORE, GO = "grpc-python-asyncio/1.85.1 grpc-c/53.0.0 (linux; chttp2)", "grpc-go/1.80.0"
@@ -21,11 +20,12 @@ C_CORE, GO = "grpc-python-asyncio/1.85.1 grpc-c/53.0.0 (linux; chttp2)", "grpc-g
 def grants(count: int, seconds: float | None, user_agent: str = C_CORE, tenant: str = "acme") -> list[Grant]:
     """What as many calls are granted that arrive at once with this timeout."""
     metadata = [("authorization", f"Bearer {KEYS[tenant]}"), ("user-agent", user_agent)]
-    nobody = Identity("", "", "", "", "")
     gate = EdgeGate(POLICY, VirtualClock())
     given = []
     for _ in range(count):
-        gate(Arrival("/deadlinemesh.v1.OrchestratorService/Run", metadata, seconds, nobody, seconds, 0.0))
+        arrival = Arrival("/deadlinemesh.v1.OrchestratorService/Run", metadata, 0.0)
+        arrival.read(seconds)
+        gate(arrival)
         given.append(current_grant())
     return given
 

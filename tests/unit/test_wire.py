@@ -46,7 +46,7 @@ def test_the_rest_never_grows_on_the_way_and_loses_less_than_two_microseconds_be
 
 def test_everything_that_is_sent_arrives() -> None:
     sent = wire.encode(CONTEXT, CONTEXT.remaining, "secret")
-    identity = Identity("secret", "acme", "free", "run-1", TRACE_ID)
+    identity = Identity(b"secret", "acme", "free", "run-1", TRACE_ID)
     assert wire.decode(sent, None) == (10.0 - LEAST_TRANSIT, identity, None)
 
 
@@ -54,7 +54,7 @@ def test_everything_that_is_sent_arrives() -> None:
 def test_identities_arrive_as_they_were_sent(tenant: str, tier: str, run: str) -> None:
     context = replace(CONTEXT, tenant_id=tenant, tier=tier, run_id=run)
     _, identity, _ = wire.decode(wire.encode(context, 1.0, "secret"), None)
-    assert identity == ("secret", tenant, tier, run, TRACE_ID)
+    assert identity == Identity(b"secret", tenant, tier, run, TRACE_ID)
 
 
 @pytest.mark.parametrize(
@@ -123,12 +123,12 @@ def test_no_value_makes_decoding_fail_or_the_deadline_later_than_the_native_one(
     ],
 )
 def test_an_identity_that_is_none_is_nobodys(malformed: str | bytes) -> None:
-    assert wire.decode([(IDENTITY, malformed)], None)[1] == ("", "", "", "", "")
+    assert wire.decode([(IDENTITY, malformed)], None)[1] == Identity(b"", "", "", "", "")
 
 
 def test_an_identity_needs_no_trace() -> None:
     _, identity, _ = wire.decode([(IDENTITY, "token=t;tenant=a;tier=b;run=c;trace=")], None)
-    assert identity == ("t", "a", "b", "c", "")
+    assert identity == Identity(b"t", "a", "b", "c", "")
 
 
 @pytest.mark.parametrize(

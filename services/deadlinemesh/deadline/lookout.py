@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Callable
 from contextvars import Context
 from typing import Protocol
 
@@ -40,6 +41,8 @@ class Lookout:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._far: set[Waiting] = set()
+        self.forget: Callable[[Waiting], None] = self._far.discard
+        """Watch no longer; nothing if it was not watched."""
 
     def watch(self, waiting: Waiting, remaining: float, clock: Clock) -> None:
         """Have `waiting` set a timer in time for its deadline, `remaining` seconds away. On a virtual clock: now."""
@@ -49,10 +52,6 @@ class Lookout:
         self._far.add(waiting)
         if not _THREAD.awake:
             _THREAD.wake()
-
-    def forget(self, waiting: Waiting) -> None:
-        """Watch no longer; nothing if it was not watched."""
-        self._far.discard(waiting)
 
     def look(self) -> None:
         """Have all that came near set their timers."""
@@ -68,7 +67,7 @@ class Lookout:
         try:
             self._loop.call_soon_threadsafe(self.look, context=Context())
         except RuntimeError:  # the loop is closed: nobody waits any more
-            self._far = set()
+            self._far.clear()
         return bool(self._far)
 
 

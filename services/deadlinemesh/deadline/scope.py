@@ -51,8 +51,20 @@ class Scope:
     """Owns all that is started in its `async with` block. Made by `Scopes.open`; good for one block."""
 
     __slots__ = (
-        *("_cancels_before", "_closers", "_emptied", "_ending_since", "_holding", "_outer", "_over", "_overdue"),
-        *("_owner", "_put_off", "_task", "_tasks", "_timer", "_token", "caller_left", "cause", "context", "on_overdue"),
+        *("_cancels_before", "_closers", "_emptied", "_ending_since", "_holding", "_outer", "_outermost", "_over"),
+        *(
+            "_overdue",
+            "_owner",
+            "_put_off",
+            "_task",
+            "_tasks",
+            "_timer",
+            "_token",
+            "caller_left",
+            "cause",
+            "context",
+            "on_overdue",
+        ),
     )
 
     def __init__(self, context: DeadlineContext, owner: Scopes) -> None:
@@ -68,6 +80,7 @@ class Scope:
         self._cancels_before: int
         self._token: Token[tuple[DeadlineContext | None, Scope | None]]
         self._outer: Scope | None = None
+        self._outermost: Scope | None = None
         self._over = False
         self._holding = False
         self._put_off = False
@@ -106,7 +119,7 @@ class Scope:
             assert task is not None
         outer = _HERE.get()[1]
         if outer is not None and outer._task is task:
-            self._outer = outer
+            self._outer, self._outermost = outer, outer._outermost or outer
         self._task, self._cancels_before = task, task.cancelling()
         task.cancel = self._cancel  # type: ignore[method-assign]
         owner._lookout.watch(self, remaining, context.clock)
@@ -186,23 +199,18 @@ class Scope:
         """
         if self._over or asyncio.current_task(self._owner._loop) is not self._task:
             return False
-        scope: Scope | None = self
-        while scope is not None:
-            scope._holding, scope = True, scope._outer
+        (self._outermost or self)._holding = True
         return True
 
     def let_go(self) -> bool:
         """End `hold`. True if a cancellation was put off: the task's next wait raises it."""
-        put_off = False
-        scope: Scope | None = self
-        while scope is not None:
-            put_off |= scope._put_off
-            scope._holding = scope._put_off = False
-            scope = scope._outer
-        if put_off:
-            assert self._task is not None
-            asyncio.Task.cancel(self._task)
-        return put_off
+        outermost = self._outermost or self
+        outermost._holding = False
+        if not outermost._put_off:
+            return False
+        outermost._put_off = False
+        assert self._task is not None
+        return asyncio.Task.cancel(self._task)
 
     def _cancel(self, msg: Any | None = None) -> bool:
         """Stands for `cancel` of the task that runs the scope, so that work which swallows a cancellation cannot hide it.
@@ -216,8 +224,9 @@ class Scope:
         return self._cut(task, msg)
 
     def _cut(self, task: asyncio.Task[Any], msg: Any | None = None) -> bool:
-        if self._holding:
-            self._put_off = True
+        outermost = self._outermost or self
+        if outermost._holding:
+            outermost._put_off = True
             return True
         return asyncio.Task.cancel(task, msg)
 

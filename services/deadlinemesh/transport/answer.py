@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
-from deadlinemesh.deadline.scope import current_scope, outside_any_scope
+from deadlinemesh.deadline.context import _HERE
+from deadlinemesh.deadline.scope import outside_any_scope
 
 __all__ = ["Answer"]
 
@@ -29,10 +30,12 @@ class Answer:
         self._left: asyncio.Event | None = None
 
     def write(self, message: Any) -> Coroutine[Any, Any, None]:
-        return self._guarded(self._context.write(message))
+        sending: Coroutine[Any, Any, None] = self._context.write(message)
+        return self._open(sending) if self._first else sending
 
     def send_initial_metadata(self, metadata: Any) -> Coroutine[Any, Any, None]:
-        return self._guarded(self._context.send_initial_metadata(metadata))
+        sending: Coroutine[Any, Any, None] = self._context.send_initial_metadata(metadata)
+        return self._open(sending) if self._first else sending
 
     async def opened(self) -> None:
         """Wait until what was sent first, if anything was, has left."""
@@ -40,19 +43,18 @@ class Answer:
             self._left = self._left or asyncio.Event()
             await self._left.wait()
 
-    def _guarded(self, sending: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None]:
-        return self._open(sending) if self._first else sending
-
     async def _open(self, sending: Coroutine[Any, Any, None]) -> None:
         self._first, self._opening = False, True
-        scope = current_scope()
+        scope = _HERE.get()[1]
         if scope is None or not scope.hold():
             await self._open_apart(sending)
             return
         try:
             await sending
         finally:
-            self._opened()
+            self._opening = False
+            if self._left is not None:
+                self._left.set()
             cancelled = scope.let_go()
         if cancelled:
             await asyncio.sleep(0)  # which raises it

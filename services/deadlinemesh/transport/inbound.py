@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from functools import partial
 from hmac import compare_digest
 from inspect import isasyncgenfunction
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from opentelemetry import trace
@@ -40,31 +40,41 @@ Handler = Callable[[Any, Any], Any]
 if TYPE_CHECKING:
     MethodHandler = grpc.RpcMethodHandler[Any, Any]
 
-# The metadata of the call whose task this is, and when it came. Asking the call's context would decode every header again, and
-# when the handler begins, the request has been awaited as well.
-_ARRIVED: ContextVar[tuple[wire.Pairs, float]] = ContextVar("arrived")
-
 # Health checks and reflection belong to no tenant and need no deadline.
 _OPEN_SERVICES = ("/grpc.health.", "/grpc.reflection.")
 
 
-class Arrival(NamedTuple):
+class Arrival:
     """A call at the door: what it says of itself, none of it believed yet."""
 
-    method: str
-    metadata: wire.Pairs
-    remaining: float | None
-    """Seconds left by the tighter of the two deadlines; None where the caller sent neither."""
-    identity: wire.Identity
-    native_remaining: float | None
-    """What `grpc-timeout` left, in seconds; None without one."""
-    at: float
-    """The instant of arrival."""
+    __slots__ = ("at", "identity", "malformed", "metadata", "method", "native_remaining", "remaining")
+
+    def __init__(self, method: str, metadata: wire.Pairs, at: float) -> None:
+        self.method = method
+        self.metadata = metadata
+        self.at = at
+        """The instant of arrival."""
+        self.native_remaining: float | None
+        """What `grpc-timeout` left at that instant, in seconds; None without one."""
+        self.remaining: float | None
+        """Seconds left by the tighter of the two deadlines; None where the caller sent neither."""
+        self.identity: wire.Identity
+        self.malformed: str | None
+        """A remaining time that is not what it should be and was ignored."""
+
+    def read(self, native_remaining: float | None) -> None:
+        """Fill in what the metadata says, given what `grpc-timeout` says."""
+        self.native_remaining = native_remaining
+        self.remaining, self.identity, self.malformed = wire.decode(self.metadata, native_remaining)
 
     def header(self, name: str) -> str:
         """The last value of this name; empty if there is none, or it is not text."""
         return next((value for key, value in reversed(self.metadata) if key == name and isinstance(value, str)), "")
 
+
+# The call whose task this is. Asking its context would decode every header again, and when the handler begins, the request has
+# been awaited as well.
+_ARRIVED: ContextVar[Arrival] = ContextVar("arrived")
 
 Gate = Callable[[Arrival], DeadlineContext]
 """Decides who is calling and until when. Raises the error to refuse with."""
@@ -79,8 +89,8 @@ class MeshGate:
         self._clock = clock
 
     def __call__(self, arrival: Arrival) -> DeadlineContext:
-        token, tenant_id, tier, run_id, trace_id = arrival.identity
-        if not compare_digest(token.encode(), self._token):
+        caller = arrival.identity
+        if not compare_digest(caller.mesh_token, self._token):
             raise Unauthenticated(
                 f"{self._hop} is internal: `{wire.IDENTITY}` must begin with the mesh's token; clients call the orchestrator",
                 hop=self._hop,
@@ -89,7 +99,13 @@ class MeshGate:
             raise NoDeadline(f"{self._hop} takes no call without a deadline: set the call's timeout", hop=self._hop)
         at = arrival.at
         return DeadlineContext(
-            tenant_id, at + arrival.remaining, tier, trace_id or wire.new_trace_id(), run_id, at, self._clock
+            caller.tenant_id,
+            at + arrival.remaining,
+            caller.tier,
+            caller.trace_id or wire.new_trace_id(),
+            caller.run_id,
+            at,
+            self._clock,
         )
 
 
@@ -142,8 +158,8 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[MethodHandler | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> MethodHandler | None:
-        _ARRIVED.set((handler_call_details.invocation_metadata, self._clock.monotonic()))
         method: str = handler_call_details.method
+        _ARRIVED.set(Arrival(method, handler_call_details.invocation_metadata, self._clock.monotonic()))
         wrapped = self._wrapped.get(method)
         if wrapped is not None:
             return wrapped
@@ -179,22 +195,22 @@ class _Method:
     async def serve(self, request: Any, context: Any) -> Any:
         # Everything that a response passes on its way out is in this one frame: each more would cost every message.
         hop = self._hop
-        metadata, at = _ARRIVED.get()
+        arrival = _ARRIVED.get()
         answer = Answer(context)
         deadline: DeadlineContext | None = None
         scope: Scope | None = None
         error: MeshError | None = None
         result: Any = None
-        span = None if hop._spans is None else hop._spans.begin(self._name, metadata, context.peer())
+        span = None if hop._spans is None else hop._spans.begin(self._name, arrival.metadata, context.peer())
         hop._unanswered += 1
         try:
             try:
-                deadline = self._admit(metadata, context.time_remaining(), at)
+                deadline = self._admit(arrival, context.time_remaining())
                 if span is not None:
                     deadline = span.describe(deadline)
                 if hop._recording:
                     hop._telemetry.record(
-                        CallStarted(hop.hop, self._name, deadline.run_id, at, deadline.absolute_deadline)
+                        CallStarted(hop.hop, self._name, deadline.run_id, arrival.at, deadline.absolute_deadline)
                     )
                 scope = hop.scopes.open(deadline)
                 scope.on_overdue = partial(self._answer_for, answer)
@@ -240,16 +256,16 @@ class _Method:
         _LOG.error("%s%s failed", self._hop.hop, self._name, exc_info=raised)
         return InternalFailure(f"{self._hop.hop} failed; its log says why", hop=self._hop.hop)
 
-    def _admit(self, metadata: wire.Pairs, native: float | None, at: float) -> DeadlineContext:
+    def _admit(self, arrival: Arrival, native: float | None) -> DeadlineContext:
         hop = self._hop
         if hop._draining:
             raise Draining(f"{hop.hop} is shutting down; another instance will serve you", hop=hop.hop)
         if native is not None:  # what it was at the arrival: the request may have taken a while to follow its headers
-            native += hop._clock.monotonic() - at
-        remaining, identity, malformed = wire.decode(metadata, native)
-        if malformed is not None:
-            hop._telemetry.record(MalformedRemaining(hop.hop, self._name, malformed))
-        return hop._gate(Arrival(self._name, metadata, remaining, identity, native, at))
+            native += hop._clock.monotonic() - arrival.at
+        arrival.read(native)
+        if arrival.malformed is not None:
+            hop._telemetry.record(MalformedRemaining(hop.hop, self._name, arrival.malformed))
+        return hop._gate(arrival)
 
     def _conclude(
         self, context: Any, deadline: DeadlineContext | None, error: MeshError | None, span: ServerSpan | None

@@ -33,16 +33,17 @@ class MeshChannel(grpc.aio.Channel):
         self._stamp = wire.checked_token(mesh_token), self._spans
 
     def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return _Unary(self._channel.unary_unary(method, *args, **kwargs), method, *self._stamp)
+        # grpc.aio's own call object cancels itself when whoever awaits its one response is cancelled.
+        return _Multicallable(self._channel.unary_unary(method, *args, **kwargs), method, *self._stamp)
 
     def stream_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return _Unary(self._channel.stream_unary(method, *args, **kwargs), method, *self._stamp)
+        return _Multicallable(self._channel.stream_unary(method, *args, **kwargs), method, *self._stamp)
 
     def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return _Streaming(self._channel.unary_stream(method, *args, **kwargs), method, *self._stamp)
+        return _Multicallable(self._channel.unary_stream(method, *args, **kwargs), method, *self._stamp, StreamingCall)
 
     def stream_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return _Streaming(self._channel.stream_stream(method, *args, **kwargs), method, *self._stamp)
+        return _Multicallable(self._channel.stream_stream(method, *args, **kwargs), method, *self._stamp, StreamingCall)
 
     async def close(self, grace: float | None = None) -> None:
         await self._channel.close(grace)
@@ -77,14 +78,22 @@ class _Pairs(tuple[tuple[str, str | bytes], ...], grpc.aio.Metadata):  # type: i
     __init__ = object.__init__
 
 
-class _Unary:
-    """Multicallable for one response. grpc.aio's own call object cancels itself when whoever awaits it is cancelled."""
+class _Multicallable:
+    """Makes calls of one method; `guard` is what each is wrapped in."""
 
-    def __init__(self, invoke: Any, method: str, mesh_token: str, spans: ClientSpans | None) -> None:
+    def __init__(
+        self,
+        invoke: Any,
+        method: str,
+        mesh_token: str,
+        spans: ClientSpans | None,
+        guard: Callable[[Any], Any] | None = None,
+    ) -> None:
         self._invoke = invoke
         self._method = method
         self._mesh_token = mesh_token
         self._spans = spans
+        self._guard = guard
 
     def __call__(
         self,
@@ -99,8 +108,8 @@ class _Unary:
         context = current()
         if timeout is not None:
             context = context.tightened_after(timeout)
-        remaining = context.remaining
-        if not remaining:
+        remaining = context.absolute_deadline - context.clock.monotonic()
+        if remaining <= 0:
             raise DeadlineSpent(f"no time is left to call {self._method}")
         stamped = wire.encode(context, remaining, self._mesh_token)
         if metadata:
@@ -124,14 +133,7 @@ class _Unary:
             raise
         if span is not None:
             span.end_with(call)
-        return call
-
-
-class _Streaming(_Unary):
-    """Multicallable for a stream of responses."""
-
-    def __call__(self, request: Any = None, **options: Any) -> StreamingCall:
-        return StreamingCall(super().__call__(request, **options))
+        return call if self._guard is None else self._guard(call)
 
 
 class StreamingCall:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
 
 from deadlinemesh.deadline import DeadlineContext
 
@@ -37,10 +37,11 @@ _IDENTITY = re.compile(r"token=([^;]*);tenant=([^;]*);tier=([^;]*);run=([^;]*);t
 _TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 
-class Identity(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Identity:
     """Who calls and for whom. Empty strings stand for what was not sent."""
 
-    mesh_token: str
+    mesh_token: bytes
     tenant_id: str
     tier: str
     run_id: str
@@ -53,7 +54,7 @@ def encode(context: DeadlineContext, remaining: float, mesh_token: str) -> Metad
     They are taken as they will be at the earliest when they are read, and rounded down, so that they never grow on the way.
     """
     return (
-        (REMAINING_US, str(max(0, int((remaining - LEAST_TRANSIT) * 1_000_000)))),
+        (REMAINING_US, f"{int((remaining - LEAST_TRANSIT) * 1_000_000)}" if remaining > LEAST_TRANSIT else "0"),
         (
             IDENTITY,
             f"token={mesh_token};tenant={context.tenant_id};tier={context.tier};run={context.run_id}"
@@ -69,8 +70,10 @@ def decode(metadata: Pairs, native_remaining: float | None) -> tuple[float | Non
     a `deadline-remaining-us` that is not what it should be and was ignored, else None.
     """
     remaining, identity, malformed = native_remaining, _NOBODY, None
-    for key, value in metadata:
+    for pair in metadata:  # unpacked only where wanted: grpc.aio's pairs are slow at it
+        key = pair[0]
         if key == REMAINING_US:
+            value = pair[1]
             if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 16:
                 seconds = int(value) / 1_000_000
                 if remaining is None or seconds < remaining:
@@ -78,18 +81,21 @@ def decode(metadata: Pairs, native_remaining: float | None) -> tuple[float | Non
             else:
                 malformed = repr(value)
         elif key == IDENTITY:
-            identity = _identity(value)
+            identity = _identity(pair[1])
     return remaining, identity, malformed
 
 
-_NOBODY = Identity("", "", "", "", "")
+_NOBODY = Identity(b"", "", "", "", "")
 
 
 # A run's calls all carry the same: reading it once is enough.
 @lru_cache(4096)
 def _identity(value: str | bytes) -> Identity:
     match = isinstance(value, str) and _IDENTITY.fullmatch(value)
-    return Identity(*match.groups("")) if match else _NOBODY
+    if not match:
+        return _NOBODY
+    token, *whose = match.groups("")
+    return Identity(token.encode(), *whose)
 
 
 def trace_id_of(traceparent: str) -> str:
