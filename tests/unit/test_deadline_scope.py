@@ -1048,10 +1048,13 @@ async def test_only_the_task_that_runs_the_scope_can_hold() -> None:
 # --- what is left of it ---
 
 
-@pytest.mark.parametrize("seconds", [0.2, 300.0])
-async def test_a_scope_that_is_over_is_gone_without_the_cycle_collector(seconds: float) -> None:
+@pytest.mark.parametrize("near", [0.0, 400.0], ids=["looked-out-for", "with-a-timer"])
+async def test_a_scope_that_is_over_is_gone_without_the_cycle_collector(
+    near: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deadlinemesh.deadline.lookout.NEAR", near)
     started_at = SYSTEM_CLOCK.monotonic()
-    context = DeadlineContext("acme", started_at + seconds, "free", "0" * 31 + "1", "run-1", started_at)
+    context = DeadlineContext("acme", started_at + 300.0, "free", "0" * 31 + "1", "run-1", started_at)
     scopes = Scopes("hop-a")
     await scopes.open(context).run(answer())
     gc.collect()
