@@ -192,6 +192,23 @@ async def test_cancelling_before_the_first_byte_closes_the_connection() -> None:
         await fake.left()
 
 
+@pytest.mark.parametrize(
+    "answer", [streams(chunk(content="for"), ends=False), says_nothing], ids=["mid-stream", "silent"]
+)
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_second_cancel_while_it_closes_leaves_no_connection_open(answer: Any, turns: int) -> None:
+    async with endpoint(answer) as (fake, provider):
+        reading = asyncio.ensure_future(all_of(provider))
+        await fake.asked.wait()
+        reading.cancel()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        await fake.left()
+
+
 async def test_nothing_is_retried_behind_the_deadlines_back() -> None:
     async with endpoint(says("500 Oops", "{}"), streams(chunk(reason="stop"))) as (fake, provider):
         with pytest.raises(UpstreamFailed):

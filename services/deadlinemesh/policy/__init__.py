@@ -25,7 +25,7 @@ from deadlinemesh.policy.model import (
     TenantPolicy,
     TierPolicy,
     ToolsPolicy,
-    placeholders,
+    url_arguments,
 )
 from deadlinemesh.policy.problems import PolicyError, Problem
 
@@ -48,7 +48,7 @@ __all__ = [
     "load",
     "new_key",
     "parse",
-    "placeholders",
+    "url_arguments",
     "with_fresh_keys",
     "with_http_base",
 ]

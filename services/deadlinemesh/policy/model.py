@@ -25,8 +25,8 @@ __all__ = [
     "TierPolicy",
     "ToolsPolicy",
     "parse_duration",
-    "placeholders",
     "shown",
+    "url_arguments",
 ]
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)", re.ASCII)
@@ -50,7 +50,7 @@ def parse_duration(value: Any) -> float:
     raise ValueError(f"{shown(value)} is not a duration: write 250ms, 30s, 5m, 1h, or a number of seconds")
 
 
-def placeholders(url: str) -> tuple[str, ...]:
+def url_arguments(url: str) -> tuple[str, ...]:
     """The names of the `{argument}` parts of a tool's URL, in order."""
     return tuple(_PLACEHOLDER.findall(url))
 
@@ -183,7 +183,7 @@ class ScriptedModel(_Model):
     first_token: Duration = 0.15
     """Median wait for the first token."""
     per_token: Duration = 0.01
-    """Mean wait between two tokens."""
+    """Median wait between two tokens."""
     jitter: Annotated[float, Strict(), Field(ge=0, le=1)] = 0.2
     """Spread of both: the sigma of a lognormal factor with median 1. 0 makes them exact."""
     seed: WholeNumber = 0

@@ -13,7 +13,7 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 
-from deadlinemesh.policy.model import Limits, parse_duration, placeholders
+from deadlinemesh.policy.model import Limits, parse_duration, url_arguments
 from deadlinemesh.policy.problems import Fault, Loc, dotted
 from deadlinemesh.policy.sentences import unknown
 
@@ -89,7 +89,7 @@ def _http_tool(loc: Loc, tool: Mapping[str, Any]) -> Iterator[Fault]:
     if not isinstance(url, str):
         return
     properties, required = _mapping(arguments.get("properties")), _list(arguments.get("required"))
-    for name in placeholders(url):
+    for name in url_arguments(url):
         if name not in properties:
             yield Fault((*loc, "url"), f"{{{name}}} is no argument; declare it in arguments.properties")
         elif name not in required:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from deadlinemesh.policy.model import placeholders
+from deadlinemesh.policy.model import url_arguments
 
 __all__ = ["UnfitArgument", "UrlTemplate", "as_text"]
 
@@ -23,12 +23,12 @@ class UrlTemplate:
         parts = urlsplit(template)
         self.origin = f"{parts.scheme}://{parts.netloc}".lower()
         """Scheme, host and port: what connections are counted by."""
-        self.arguments = frozenset(placeholders(template))
+        self.arguments = frozenset(url_arguments(template))
         self._path, _, self._query = template.partition("?")
 
     def fill(self, arguments: Mapping[str, Any]) -> str:
         """The URL for these arguments. Raises UnfitArgument for one that would change the path's shape."""
-        for name in placeholders(self._path):
+        for name in url_arguments(self._path):
             if as_text(arguments[name]) in ("", ".", ".."):
                 raise UnfitArgument(f"{name}: must not be empty, '.' or '..'")
         path = _filled(self._path, arguments)
@@ -43,7 +43,7 @@ def as_text(value: Any) -> str:
 
 
 def _filled(part: str, arguments: Mapping[str, Any]) -> str:
-    for name in placeholders(part):
+    for name in url_arguments(part):
         # One after the other is safe: what is filled in has its braces encoded, so it makes no new place.
         part = part.replace(f"{{{name}}}", quote(as_text(arguments[name]), safe="", errors="replace"))
     return part
