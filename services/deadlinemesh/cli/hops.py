@@ -94,7 +94,7 @@ def _orchestrator(parts: _Parts) -> MeshServer:
 
 def _llm_proxy(parts: _Parts) -> MeshServer:
     interceptor = parts.interceptor(llm_proxy.HOP, parts.mesh_gate(llm_proxy.HOP))
-    servicer = llm_proxy.build(parts.policy)
+    servicer = llm_proxy.build(parts.policy, telemetry=parts.telemetry)
     parts.stack.push_async_callback(servicer.aclose)
     register = partial(llm_proxy_pb2_grpc.add_LlmProxyServiceServicer_to_server, servicer)
     return parts.server(interceptor, "deadlinemesh.v1.LlmProxyService", register)
@@ -102,7 +102,7 @@ def _llm_proxy(parts: _Parts) -> MeshServer:
 
 def _tool_runner(parts: _Parts) -> MeshServer:
     interceptor = parts.interceptor(tool_runner.HOP, parts.mesh_gate(tool_runner.HOP))
-    servicer = tool_runner.build(parts.policy)
+    servicer = tool_runner.build(parts.policy, telemetry=parts.telemetry)
     parts.stack.push_async_callback(servicer.aclose)
     register = partial(tool_runner_pb2_grpc.add_ToolRunnerServiceServicer_to_server, servicer)
     return parts.server(interceptor, "deadlinemesh.v1.ToolRunnerService", register)

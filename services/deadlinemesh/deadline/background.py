@@ -39,6 +39,15 @@ class BackgroundTask(Generic[T]):
         """End the work; `wait` tells when it has ended."""
         self._scope.stop(cause)
 
+    @property
+    def cause(self) -> Cause | None:
+        """Why the work was stopped; None while it was not."""
+        return self._scope.cause
+
+    def when_over(self, callback: Callable[[], object]) -> None:
+        """Have `callback` called when the work has ended, also when it was stopped before it ever began."""
+        self._task.add_done_callback(lambda _: callback())
+
     async def wait(self) -> T:
         """The work's result. Raises what it raised, or the `Stopped` error of the cause. Leaving early does not end it."""
         return await asyncio.shield(self._task)

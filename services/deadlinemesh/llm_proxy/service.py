@@ -6,12 +6,13 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
+from deadlinemesh.admission import Bulkhead
 from deadlinemesh.deadline import Clock, Ledger, Phase, current
 from deadlinemesh.errors import MeshError, NotFound, UpstreamFailed, Violation, choices
 from deadlinemesh.llm_proxy.conversation import TextDelta, ToolCallReady, TurnEnded, TurnRequest, check
 from deadlinemesh.llm_proxy.providers import Provider
-from deadlinemesh.llm_proxy.slots import Slots
 from deadlinemesh.policy.model import ModelPolicy, Policy
+from deadlinemesh.telemetry import Telemetry
 
 __all__ = ["HOP", "ModelService", "TurnFinished", "TurnProgress", "TurnStarted"]
 
@@ -41,11 +42,25 @@ TurnProgress = TurnStarted | TextDelta | ToolCallReady | TurnFinished
 class ModelService:
     """The models of one policy and the providers behind them, both by the models' names."""
 
-    def __init__(self, policy: Policy, providers: Mapping[str, Provider], clock: Clock) -> None:
+    def __init__(
+        self, policy: Policy, providers: Mapping[str, Provider], clock: Clock, telemetry: Telemetry | None = None
+    ) -> None:
         self._policy = policy
         self._providers = providers
         self._clock = clock
-        self._slots = Slots({name: model.slots for name, model in policy.models.items()}, clock)
+        shares, admission = policy.shares(by_model_queue=True), policy.admission
+        self._slots = {
+            name: Bulkhead(
+                f"model {name}",
+                model.slots,
+                shares=shares,
+                guard=admission.normal_part,
+                most_waiting=admission.most_waiting,
+                clock=clock,
+                on_wait=None if telemetry is None else telemetry.record,
+            )
+            for name, model in policy.models.items()
+        }
 
     def models(self) -> dict[str, ModelPolicy]:
         """The models that the current tenant may use, by name; the first is its default."""
@@ -71,11 +86,12 @@ class ModelService:
         ledger = Ledger(self._clock, current().started_at)
         phases = _Phases(ledger)
         try:
-            async with self._slots.hold(turn.model) as queued:
+            async with self._slots[turn.model].slot() as slot:
                 phases.enter(Phase.LLM_FIRST_TOKEN)
-                yield TurnStarted(turn.model, queued)
+                yield TurnStarted(turn.model, slot.waited)
                 async with aclosing(self._providers[turn.model].stream(turn)) as events:
                     async for event in events:
+                        slot.useful()  # what is said so far can be answered with, if the rest must be cut
                         phases.enter(Phase.LLM_STREAM)
                         if isinstance(event, TurnEnded):
                             break

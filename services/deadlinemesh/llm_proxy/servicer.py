@@ -21,6 +21,7 @@ from deadlinemesh.llm_proxy.conversation import (
 from deadlinemesh.llm_proxy.providers import Provider, provider_of
 from deadlinemesh.llm_proxy.service import HOP, ModelService, TurnFinished, TurnProgress, TurnStarted
 from deadlinemesh.policy.model import Policy
+from deadlinemesh.telemetry import Telemetry
 from deadlinemesh.transport.messages import hop_spend, message_from_wire, microseconds, tool_call_to_wire
 from deadlinemesh.v1 import common_pb2, llm_proxy_pb2, llm_proxy_pb2_grpc
 
@@ -39,7 +40,10 @@ _REASONS = {
 
 
 def build(
-    policy: Policy, clock: Clock = SYSTEM_CLOCK, providers: Mapping[str, Provider] | None = None
+    policy: Policy,
+    clock: Clock = SYSTEM_CLOCK,
+    providers: Mapping[str, Provider] | None = None,
+    telemetry: Telemetry | None = None,
 ) -> LlmProxyServicer:
     """The servicer for `policy`. `providers`, by the models' names, stand in for those that policy describes.
 
@@ -47,7 +51,7 @@ def build(
     """
     if providers is None:
         providers = {name: provider_of(model) for name, model in policy.models.items()}
-    return LlmProxyServicer(ModelService(policy, providers, clock))
+    return LlmProxyServicer(ModelService(policy, providers, clock, telemetry))
 
 
 class LlmProxyServicer(llm_proxy_pb2_grpc.LlmProxyServiceServicer):

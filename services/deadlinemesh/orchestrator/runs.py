@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from deadlinemesh.admission import Bulkhead, Lease
 from deadlinemesh.conversation import Message
 from deadlinemesh.deadline import Background, BackgroundTask, DeadlineContext, Ledger, Phase, current, narrowed_at
 from deadlinemesh.deadline.scope import current_scope
@@ -124,13 +125,14 @@ class AgentRun:
         if self._task is not None and not self.over:
             self._task.stop(cause)
 
-    def begin(self, background: Background, execute: Callable[[], Awaitable[None]]) -> None:
+    def begin(self, background: Background, execute: Callable[[], Awaitable[None]]) -> BackgroundTask[None]:
         """Execute the run in a scope of its own, which ends with the deadline and not with the call that began it."""
 
         async def work() -> None:
             await execute()
 
         self._task = background.spawn(work, until=self.context.absolute_deadline, name=f"run {self.run_id}")
+        return self._task
 
     def refuse(self, error: MeshError) -> None:
         """The run never begins, and whoever watches it is told why."""
@@ -172,9 +174,16 @@ class Runs:
     """Every run that is known: those at work, and those that ended not too long ago."""
 
     def __init__(
-        self, background: Background, models: ModelPort, tools: ToolPort, limits: Limits, telemetry: Telemetry
+        self,
+        background: Background,
+        places: Bulkhead,
+        models: ModelPort,
+        tools: ToolPort,
+        limits: Limits,
+        telemetry: Telemetry,
     ) -> None:
         self._background = background
+        self._places = places
         self._models = models
         self._tools = tools
         self._limits = limits
@@ -206,24 +215,30 @@ class Runs:
     async def start(
         self, grant: Grant, request_id: str, prepare: Callable[[AgentRun], Awaitable[Assignment]]
     ) -> AgentRun:
-        """Register a run for the current call and begin it as `prepare` says.
+        """Register a run for the current call, wait for a place, and begin the run as `prepare` says.
 
-        Registered before anything is awaited, so that a second call with the same request id finds it. If `prepare` raises,
-        the run is forgotten and the error goes on, to this call and to any that attached meanwhile.
+        Registered before anything is awaited, so that a second call with the same request id finds it. If there is no place
+        for it, or `prepare` raises, the run is forgotten and the error goes on, to this call and to any that attached meanwhile.
         """
         self._count += 1
         run = AgentRun(current(), grant, request_id or f"req_{current().run_id[4:]}", self._count)
         key = (run.context.tenant_id, run.request_id)
         self._by_id[run.run_id] = self._by_request[key] = run
         run.emit(RunStarted())
+        place: Lease | None = None
         try:
+            place = await self._places.acquire()
+            place.useful()  # a run that is cut gives the answer that it has
             assignment = await prepare(run)
         except BaseException as error:
+            if place is not None:
+                place.release()
             del self._by_id[run.run_id], self._by_request[key]
             run.refuse(_refusal(error))
             raise
         run.model = assignment.model
-        run.begin(self._background, lambda: self._execute(run, assignment))
+        task = run.begin(self._background, lambda: self._execute(run, assignment))
+        task.when_over(lambda: self._over(run, task.cause, place))
         return run
 
     async def _execute(self, run: AgentRun, assignment: Assignment) -> None:
@@ -250,6 +265,12 @@ class Runs:
             detail = "the orchestrator failed; its log says why"
             self._finish(run, Outcome.FAILED, Cause.INTERNAL, detail, partial_answer(agent), True)
             raise
+
+    def _over(self, run: AgentRun, cause: Cause | None, place: Lease) -> None:
+        place.release()
+        if not run.over:  # it was stopped before its first step
+            cause = cause or Cause.CLIENT_CANCELLED
+            self._finish(run, _OUTCOMES[cause], cause, _DETAILS[cause], "", True)
 
     def _finish(
         self, run: AgentRun, outcome: Outcome, cause: Cause | None, detail: str, answer: str, partial: bool

@@ -8,8 +8,9 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from deadlinemesh.admission import Bulkhead
 from deadlinemesh.conversation import Message, Role, ToolSpec, history_violations
-from deadlinemesh.deadline import Background
+from deadlinemesh.deadline import SYSTEM_CLOCK, Background, Clock, current
 from deadlinemesh.errors import Cause, InvalidRequest, NotFound, Violation, choices
 from deadlinemesh.orchestrator.agent import Assignment
 from deadlinemesh.orchestrator.edge import Grant, current_grant
@@ -53,11 +54,25 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     """Serves runs. The edge gate has authenticated the tenant and granted the budget before any of this is called."""
 
     def __init__(
-        self, policy: Policy, background: Background, models: ModelPort, tools: ToolPort, telemetry: Telemetry
+        self,
+        policy: Policy,
+        background: Background,
+        models: ModelPort,
+        tools: ToolPort,
+        telemetry: Telemetry,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._policy = policy
         self._tools = tools
-        self._runs = Runs(background, models, tools, policy.limits, telemetry)
+        places = Bulkhead(
+            "runs",
+            policy.admission.runs,
+            shares=policy.shares(),
+            most_waiting=policy.admission.most_waiting,
+            clock=clock,
+            on_wait=telemetry.record,
+        )
+        self._runs = Runs(background, places, models, tools, policy.limits, telemetry)
 
     async def Run(
         self, request: orchestrator_pb2.RunRequest, context: Any
@@ -66,10 +81,11 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         _check(request)
         run = self._runs.known(grant.tenant.tenant_id, request.request_id) if request.request_id else None
         attached = run is not None
+        granted_us = str(microseconds((grant if run is None else run.grant).granted))
+        run_id = current().run_id if run is None else run.run_id
+        await context.send_initial_metadata(((GRANTED_US, granted_us), (RUN_ID, run_id)))
         if run is None:
             run = await self._runs.start(grant, request.request_id, lambda new: self._prepare(request, new))
-        granted_us = str(microseconds(run.grant.granted))
-        await context.send_initial_metadata(((GRANTED_US, granted_us), (RUN_ID, run.run_id)))
         async with aclosing(run.watch()) as events:
             async for event in events:
                 yield _response(run, event, attached)

@@ -14,7 +14,10 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, StringConstraints
 
+from deadlinemesh.admission import Share
+
 __all__ = [
+    "AdmissionPolicy",
     "HttpTool",
     "Limits",
     "ModelPolicy",
@@ -155,6 +158,8 @@ class TierPolicy(_Frozen):
     """Attempts after the first, for each call of an idempotent tool."""
     model_queue: Literal["normal", "priority"] = "normal"
     """The band in which its model calls wait for a slot."""
+    weight: Annotated[WholeNumber, Field(ge=1)] = 1
+    """What a tenant of it is worth where there is not enough for all: twice the weight, twice the part."""
 
 
 class TenantPolicy(_Frozen):
@@ -240,6 +245,17 @@ class ToolsPolicy(_Frozen):
     """HTTP connections that one tool-runner opens to one host."""
 
 
+class AdmissionPolicy(_Frozen):
+    """How what there is not enough of is shared out. Service times are not configured: they are observed."""
+
+    runs: Annotated[WholeNumber, Field(ge=1)] = 1000
+    """Runs at once in one orchestrator."""
+    most_waiting: Annotated[WholeNumber, Field(ge=0)] = 256
+    """Claims of one tenant that may wait in one line; more are shed."""
+    normal_part: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.1
+    """The part of the model slots that goes to waiting tiers of the normal queue while priority ones wait as well."""
+
+
 class Limits(_Frozen):
     """Bounds of the edge."""
 
@@ -262,11 +278,20 @@ class Policy(_Frozen):
     tenants: Annotated[dict[Name, TenantPolicy], Field(min_length=1)]
     models: Annotated[dict[Name, ModelPolicy], Field(min_length=1)]
     tools: ToolsPolicy = ToolsPolicy()
+    admission: AdmissionPolicy = AdmissionPolicy()
     limits: Limits = Limits()
     instructions: str = (
         "You are a helpful assistant. Use the tools you are offered when they help, then answer briefly."
     )
     """The system prompt of runs that bring none."""
+
+    def shares(self, *, by_model_queue: bool = False) -> dict[str, Share]:
+        """Each tier's part where there is not enough for all. Bands are those of the model queue, where asked for; else one."""
+        behind = {"priority": 0, "normal": 1}
+        return {
+            name: Share(tier.weight, behind[tier.model_queue] if by_model_queue else 0)
+            for name, tier in self.tiers.items()
+        }
 
     def models_of(self, tenant_id: str) -> tuple[str, ...]:
         """The models that the tenant may use; the first is its default."""

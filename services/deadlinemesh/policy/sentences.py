@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 
 from deadlinemesh.errors import choices
 from deadlinemesh.policy.model import (
+    AdmissionPolicy,
     HttpTool,
     Limits,
     OpenAIModel,
@@ -134,6 +135,8 @@ def _fields_at(loc: Loc) -> tuple[str, ...]:
             found = ToolsPolicy
         case ("tools", "http", _):
             found = HttpTool
+        case ("admission",):
+            found = AdmissionPolicy
         case _:
             found = Limits
     return tuple(found.model_fields)

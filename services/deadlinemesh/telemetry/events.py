@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from deadlinemesh.admission import Wait
+
 __all__ = ["CallEnded", "Event", "MalformedRemaining", "OrphanReported", "RunEnded", "Sink", "Telemetry"]
 
 
@@ -78,7 +80,7 @@ class RunEnded:
     unattributed: float
 
 
-Event = CallStarted | CallEnded | OrphanReported | MalformedRemaining | RunEnded
+Event = CallStarted | CallEnded | OrphanReported | MalformedRemaining | RunEnded | Wait
 
 
 class Sink(Protocol):

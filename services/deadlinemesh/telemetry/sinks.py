@@ -10,6 +10,7 @@ from pathlib import Path
 
 from opentelemetry import metrics
 
+from deadlinemesh.admission import Wait
 from deadlinemesh.telemetry.deferred import Deferred
 from deadlinemesh.telemetry.events import CallEnded, Event, MalformedRemaining, OrphanReported
 
@@ -85,6 +86,12 @@ class MetricsSink:
                 *(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 30, 60, 120, 300)
             ],
         )
+        self._waits = meter.create_histogram(
+            "mesh.admission.wait",
+            unit="s",
+            description="How long claims on a bulkhead's slots waited",
+            explicit_bucket_boundaries_advisory=[0, *(0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)],
+        )
         self._orphans = meter.create_counter("mesh.orphans", unit="{task}")
         self._malformed = meter.create_counter("mesh.deadline.malformed", unit="{call}")
 
@@ -97,5 +104,8 @@ class MetricsSink:
             self._duration.record(event.ended_at - event.started_at, labels)
         elif isinstance(event, OrphanReported):
             self._orphans.add(1, {"mesh.hop": event.hop})
+        elif isinstance(event, Wait):
+            labels = {"mesh.bulkhead": event.bulkhead, "mesh.tier": event.tier, "mesh.wait.end": event.end.value}
+            self._waits.record(event.seconds, labels)
         elif isinstance(event, MalformedRemaining):
             self._malformed.add(1, {"mesh.hop": event.hop})

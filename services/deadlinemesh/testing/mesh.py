@@ -50,10 +50,10 @@ class MemoryMesh:
         servers: dict[str, Any] = {hop: MemoryServer(interceptor) for hop, interceptor in self.hops.items()}
         channels = {hop: MemoryChannel(server, transit=transit, rounding=rounding) for hop, server in servers.items()}
         llm_proxy_pb2_grpc.add_LlmProxyServiceServicer_to_server(
-            llm_proxy.build(self.policy, clock, providers), servers[llm_proxy.HOP]
+            llm_proxy.build(self.policy, clock, providers, telemetry), servers[llm_proxy.HOP]
         )
         tool_runner_pb2_grpc.add_ToolRunnerServiceServicer_to_server(
-            tool_runner.build(self.policy, clock), servers[tool_runner.HOP]
+            tool_runner.build(self.policy, clock, telemetry), servers[tool_runner.HOP]
         )
         edge = self.hops[orchestrator.HOP]
         servicer = orchestrator.OrchestratorServicer(
@@ -62,6 +62,7 @@ class MemoryMesh:
             orchestrator.GrpcModels(MeshChannel(channels[llm_proxy.HOP], _TOKEN)),
             orchestrator.GrpcTools(MeshChannel(channels[tool_runner.HOP], _TOKEN)),
             telemetry,
+            clock,
         )
         orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server(servicer, servers[orchestrator.HOP])
         self.channel = channels[orchestrator.HOP]

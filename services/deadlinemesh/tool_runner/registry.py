@@ -7,13 +7,17 @@ import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import ModuleType
 
 import httpx
 
+from deadlinemesh.admission import Bulkhead
+from deadlinemesh.deadline import SYSTEM_CLOCK, Clock
 from deadlinemesh.errors import InvalidRequest, NotFound, Violation, choices
 from deadlinemesh.policy.model import HttpTool as HttpToolPolicy
 from deadlinemesh.policy.model import Policy, ToolsPolicy
+from deadlinemesh.telemetry import Telemetry
 from deadlinemesh.tool_runner.arguments import Arguments
 from deadlinemesh.tool_runner.kinds.connections import Connections, pooled_client
 from deadlinemesh.tool_runner.kinds.http import HttpTool
@@ -34,13 +38,23 @@ class Registry:
         policy: Policy,
         http_client: Callable[[ToolsPolicy], httpx.AsyncClient] = pooled_client,
         environ: Mapping[str, str] = os.environ,
+        clock: Clock = SYSTEM_CLOCK,
+        telemetry: Telemetry | None = None,
     ) -> Registry:
-        """All tools that `policy` names. `environ` is where `headers_env` is looked up.
+        """All tools that `policy` names. `environ` is where `headers_env` is looked up; waits are told to `telemetry`.
 
         Raises InvalidRequest with every violation found; each names its place in the policy file.
         """
         client = http_client(policy.tools)
-        connections = Connections(policy.tools.connections_per_host)
+        bulkhead = partial(
+            Bulkhead,
+            limit=policy.tools.connections_per_host,
+            shares=policy.shares(),
+            most_waiting=policy.admission.most_waiting,
+            clock=clock,
+            on_wait=None if telemetry is None else telemetry.record,
+        )
+        connections = Connections(bulkhead)
         violations: list[Violation] = []
         found: dict[str, Tool] = {}
         for field, tool in _candidates(policy.tools, client, connections, environ, violations):

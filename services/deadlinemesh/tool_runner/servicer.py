@@ -9,6 +9,7 @@ from typing import Any
 
 from deadlinemesh.deadline import SYSTEM_CLOCK, Clock
 from deadlinemesh.policy.model import Policy
+from deadlinemesh.telemetry import Telemetry
 from deadlinemesh.tool_runner.outcome import ToolSpec
 from deadlinemesh.tool_runner.registry import Registry
 from deadlinemesh.tool_runner.service import Event, Finished, Progressed, Started, ToolService
@@ -50,9 +51,10 @@ class ToolRunnerServicer(tool_runner_pb2_grpc.ToolRunnerServiceServicer):
         await self.service.aclose()
 
 
-def build(policy: Policy, clock: Clock = SYSTEM_CLOCK) -> ToolRunnerServicer:
+def build(policy: Policy, clock: Clock = SYSTEM_CLOCK, telemetry: Telemetry | None = None) -> ToolRunnerServicer:
     """A tool-runner for `policy`. Raises InvalidRequest with every violation if its tools are not right."""
-    return ToolRunnerServicer(ToolService(Registry.from_policy(policy), policy.limits.message_bytes, clock))
+    registry = Registry.from_policy(policy, clock=clock, telemetry=telemetry)
+    return ToolRunnerServicer(ToolService(registry, policy.limits.message_bytes, clock))
 
 
 def _response(event: Event) -> tool_runner_pb2.CallToolResponse:

@@ -13,11 +13,12 @@ another's.
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Callable
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import httpx
 
+from deadlinemesh.admission import Bulkhead
 from deadlinemesh.policy.model import ToolsPolicy
 
 __all__ = ["Connections", "pooled_client"]
@@ -36,14 +37,14 @@ def pooled_client(tools: ToolsPolicy) -> httpx.AsyncClient:
 
 
 class Connections:
-    """At most `per_host` calls at once to each origin, first come first served."""
+    """The connections to each origin. `bulkhead` makes one's, given its name."""
 
-    def __init__(self, per_host: int) -> None:
-        self._per_host = per_host
-        self._slots: dict[str, asyncio.Semaphore] = {}
+    def __init__(self, bulkhead: Callable[[str], Bulkhead]) -> None:
+        self._bulkhead = bulkhead
+        self._by_origin: dict[str, Bulkhead] = {}
 
-    def to(self, origin: str) -> asyncio.Semaphore:
-        """The connections to `origin`: hold one with `async with`."""
-        if origin not in self._slots:
-            self._slots[origin] = asyncio.Semaphore(self._per_host)
-        return self._slots[origin]
+    def to(self, origin: str) -> Bulkhead:
+        """The connections to `origin`: hold a slot of it for each request."""
+        if origin not in self._by_origin:
+            self._by_origin[origin] = self._bulkhead(f"connections to {origin}")
+        return self._by_origin[origin]

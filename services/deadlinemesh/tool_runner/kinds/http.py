@@ -61,7 +61,7 @@ class HttpTool(Tool):
         except (UnfitArgument, httpx.InvalidURL) as error:
             return ToolOutcome.invalid(self.spec.name, [str(error)])
         others = {name: value for name, value in arguments.items() if name not in self._url.arguments}
-        async with self._connections.to(self._url.origin):
+        async with self._connections.to(self._url.origin).slot(self.spec.name):
             call.begun()
             try:
                 return await cancelled_once(self._exchange(url, others))

@@ -1,0 +1,16 @@
+"""Who may begin: one primitive for everything of which there is not enough.
+
+    times      what recent work took: learned, and forgotten when it changes
+    line       who is next: bands, then tenants by weight, then deadlines
+    bulkhead   slots, held by leases; waits, and refuses what cannot finish
+    throttle   refuses at home what the other side would refuse anyway
+
+Nothing here knows what is admitted, or a service time that somebody configured. asyncio only.
+"""
+
+from deadlinemesh.admission.bulkhead import Bulkhead, Lease, Wait, WaitEnd
+from deadlinemesh.admission.line import Share
+from deadlinemesh.admission.throttle import Throttle
+from deadlinemesh.admission.times import RecentTimes
+
+__all__ = ["Bulkhead", "Lease", "RecentTimes", "Share", "Throttle", "Wait", "WaitEnd"]

@@ -1,0 +1,322 @@
+"""Slots of which there are only so many, shared out among tenants.
+
+A tenant may always have its fair part of the slots. More are lent to it as long as those that others have lately needed stay free,
+and the last free one, which is for whoever comes next: one tenant's slow calls never hold everything.
+
+A claim that could not begin in time to be of use is refused as it comes. Refused for itself it is *doomed*: most of its kind took
+longer than it has left. Refused for the load it is *shed*, and told when to come again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from types import TracebackType
+from typing import Self
+
+from deadlinemesh.admission.line import Claim, Line, Share, Tenant
+from deadlinemesh.admission.times import RecentTimes
+from deadlinemesh.deadline import SYSTEM_CLOCK, Clock, DeadlineContext, current
+from deadlinemesh.deadline.scope import REPORT_ORPHAN_AFTER
+from deadlinemesh.errors import Doomed, Shed, Stopped
+
+__all__ = ["Bulkhead", "Lease", "Wait", "WaitEnd"]
+
+_LOG = logging.getLogger("deadlinemesh.admission")
+
+PATIENCE = 0.8
+"""The part of its remaining time that a claim may spend on waiting and on becoming of use; a longer wait is not begun."""
+
+CANNOT = 0.1
+"""Work that has less time than this quantile of its kind took cannot finish."""
+
+ENOUGH = 8
+"""Pieces of work to have seen before one is refused for what others took."""
+
+LOOK_EVERY = 0.25
+"""Seconds between two looks, while somebody waits, for leases that have run out and needs that have faded."""
+
+SOON = 0.05
+"""Seconds after which to come again where nothing better is known."""
+
+_ONE = Share()
+
+
+class WaitEnd(StrEnum):
+    """How a wait ended."""
+
+    GRANTED = "granted"
+    SHED = "shed"
+    DOOMED = "doomed"
+    LEFT = "left"
+    """The waiter was cancelled, or its deadline passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """What one claim came to, after how many seconds."""
+
+    bulkhead: str
+    tenant_id: str
+    tier: str
+    run_id: str
+    seconds: float
+    end: WaitEnd
+
+
+class _Kind:
+    """What is known of one kind of work."""
+
+    def __init__(self) -> None:
+        self.useful_after = RecentTimes()
+        self.seen_at = -math.inf
+
+    def need(self) -> float:
+        """Seconds without which it cannot become of use; 0 while too little is known."""
+        return self.useful_after.quantile(CANNOT) if len(self.useful_after) >= ENOUGH else 0.0
+
+    def worth_a_try(self, now: float) -> bool:
+        """Whether what is known is so old that one should be let through to see."""
+        return now - self.seen_at > max(1.0, 2 * self.need())
+
+
+class Lease(Claim):
+    """A slot, held until the block of `with` is left; or until a moment after its holder's deadline, lest a lost one wedge it."""
+
+    def __init__(self, owner: Bulkhead, tenant: Tenant, kind: _Kind, context: DeadlineContext, asked_at: float) -> None:
+        super().__init__(tenant, context.absolute_deadline)
+        self.waited = 0.0
+        """Seconds from the claim to the slot."""
+        self._owner = owner
+        self._kind = kind
+        self._context = context
+        self._asked_at = asked_at
+        self._began_at = 0.0
+        self._expected = 0.0
+        self._of_use = False
+        self._granted: asyncio.Future[None] | None = None
+
+    def useful(self) -> None:
+        """Say that the work has become of use now, even if it were cut from here on. Unsaid, it is as it ends."""
+        if not self._of_use:
+            self._of_use = True
+            self._kind.useful_after.add(self._owner._now() - self._began_at)
+
+    def release(self) -> None:
+        """Give the slot back; a second time does nothing."""
+        self._owner._end(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.useful()
+        elif issubclass(kind, (asyncio.CancelledError, Stopped)) and not self._of_use:
+            self._kind.useful_after.add_cut(self._owner._now() - self._began_at)
+        self.release()
+
+    def __repr__(self) -> str:
+        return f"<Lease {self._owner.name} tenant={self.tenant.tenant_id} run={self._context.run_id}>"
+
+
+class Bulkhead:
+    """At most `limit` holders at once. `shares` are by tier; a tier that is not among them counts as one share.
+
+    `guard` is the part of the grants that a waiting lower band gets. `most_waiting` bounds each tenant's line. What each claim came
+    to, also of one that did not have to wait, is told to `on_wait`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        limit: int,
+        *,
+        shares: Mapping[str, Share] | None = None,
+        guard: float = 0.1,
+        most_waiting: int = 256,
+        clock: Clock = SYSTEM_CLOCK,
+        on_wait: Callable[[Wait], None] | None = None,
+    ) -> None:
+        if limit < 1 or most_waiting < 0 or not 0 <= guard < 1:
+            raise ValueError(f"{name}: the limit must be positive, the line not negative, the guard from 0 to below 1")
+        self.name = name
+        self.limit = limit
+        self._shares = shares or {}
+        self._most_waiting = most_waiting
+        self._clock = clock
+        self._on_wait = on_wait
+        self._line = Line(guard)
+        self._leases: set[Lease] = set()
+        self._kinds: defaultdict[str, _Kind] = defaultdict(_Kind)
+        self._looking: asyncio.TimerHandle | None = None
+
+    @property
+    def held(self) -> int:
+        """Slots that are taken."""
+        return len(self._leases)
+
+    @property
+    def waiting(self) -> int:
+        """Claims that wait."""
+        return len(self._line)
+
+    @asynccontextmanager
+    async def slot(self, kind: str = "") -> AsyncIterator[Lease]:
+        """Hold a slot for the block; see `acquire`."""
+        with await self.acquire(kind) as lease:
+            yield lease
+
+    async def acquire(self, kind: str = "") -> Lease:
+        """Wait for a slot on the current context's time. Work of one `kind` is expected to take about as long.
+
+        Use the lease with `with`. Raises Doomed or Shed where the work could not be of use in time, and NoDeadline where no context
+        is current. A waiter that is cancelled leaves nothing behind.
+        """
+        context = current()
+        asked_at = self._now()
+        tenant = self._line.tenant(context.tenant_id, self._shares.get(context.tier, _ONE), asked_at)
+        lease = Lease(self, tenant, self._kinds[kind], context, asked_at)
+        try:
+            self._refuse_doomed(lease)
+            if not tenant.waiting and self._able()(tenant):
+                self._begin(lease)
+            else:
+                await self._wait(lease)
+        except asyncio.CancelledError:
+            self._tell(lease, WaitEnd.LEFT)
+            raise
+        except Stopped as refused:
+            self._tell(lease, WaitEnd.DOOMED if isinstance(refused, Doomed) else WaitEnd.SHED)
+            raise
+        self._tell(lease, WaitEnd.GRANTED)
+        return lease
+
+    def _refuse_doomed(self, lease: Lease) -> None:
+        need, left = lease._kind.need(), lease.deadline_at - lease._asked_at
+        if left < need and not lease._kind.worth_a_try(lease._asked_at):
+            raise Doomed(
+                f"{left * 1000:.0f} ms are left for {self.name}, and nine in ten of what it lately did took more than "
+                f"{need * 1000:.0f} ms"
+            )
+
+    async def _wait(self, lease: Lease) -> None:
+        waiting = lease.tenant.waiting
+        expected = self._expected_wait(lease)
+        excess = expected + lease._kind.need() - PATIENCE * (lease.deadline_at - lease._asked_at)
+        if len(waiting) >= self._most_waiting:
+            raise self._shed(f"{len(waiting)} claims of this tenant wait already", max(expected, SOON))
+        if expected and excess > 0:
+            raise self._shed(f"there is a wait of about {expected * 1000:.0f} ms", max(excess, SOON))
+        lease._granted = asyncio.get_running_loop().create_future()
+        self._line.push(lease)
+        self._keep_looking()
+        try:
+            await lease._granted
+        except asyncio.CancelledError:
+            if lease._granted.cancelled():
+                self._line.remove(lease)
+            elif lease._granted.exception() is None:  # it was granted in the very moment in which it left
+                self._end(lease, learn=False)
+            raise
+
+    def _shed(self, why: str, retry_after: float) -> Shed:
+        return Shed(f"{self.name} has no slot in time: {why}", retry_after=retry_after)
+
+    def _expected_wait(self, lease: Lease) -> float:
+        """Seconds until the claim begins, by the tenant's own turnover; 0 while that is not known.
+
+        Those ahead of it have to begin first, and the next slot is half way through its work, on average.
+        """
+        tenant = lease.tenant
+        ahead = sum(1 for entry in tenant.waiting if entry[0] <= lease.deadline_at)
+        slots = max(tenant.held, self._fair_parts(self._line.active(lease._asked_at))[tenant])
+        return (ahead + 0.5) * tenant.holds.mean / slots
+
+    def _begin(self, lease: Lease) -> None:
+        now = self._now()
+        lease._began_at, lease._kind.seen_at, lease._expected = now, now, lease.tenant.holds.mean
+        lease.waited = now - lease._asked_at
+        self._line.begin(lease.tenant, lease._expected)
+        self._leases.add(lease)
+
+    def _end(self, lease: Lease, *, learn: bool = True) -> None:
+        if lease not in self._leases:
+            return
+        self._leases.discard(lease)
+        now = self._now()
+        took = now - lease._began_at
+        self._line.end(lease.tenant, took, lease._expected)
+        if learn:
+            lease.tenant.holds.add(took)
+            lease._kind.seen_at = now
+        self._grant()
+
+    def _grant(self) -> None:
+        """Give what is free to whom it is due."""
+        while self.held < self.limit:
+            lease = self._line.pop(self._able())
+            if lease is None:
+                return
+            assert isinstance(lease, Lease)
+            granted = lease._granted
+            assert granted is not None
+            if granted.done():  # it is leaving
+                continue
+            if lease.deadline_at - self._now() < lease._kind.need():
+                granted.set_exception(self._shed("the wait took longer than expected", SOON))
+                continue
+            self._begin(lease)
+            granted.set_result(None)
+
+    def _able(self) -> Callable[[Tenant], bool]:
+        """Tells of each tenant whether it may have one more of the slots that are free now."""
+        now, free = self._now(), self.limit - self.held
+        active = self._line.active(now)
+        fair = self._fair_parts(active)
+        kept = {one: max(0, min(math.ceil(one.need(now) - 0.5), fair[one]) - one.held) for one in active}
+        all_kept = sum(kept.values())
+        newcomer = 1 if self.limit > 1 else 0
+
+        def able(tenant: Tenant) -> bool:
+            if tenant.held < fair[tenant]:
+                return free > 0
+            return free > max(newcomer, min(all_kept - kept[tenant], self.limit // 2))
+
+        return able
+
+    def _fair_parts(self, active: Sequence[Tenant]) -> dict[Tenant, int]:
+        """The slots that are each tenant's by right. One that is alone has to reckon with another like it."""
+        weights = sum(one.share.weight for one in active) * (2 if len(active) == 1 else 1)
+        return {one: max(1, int(self.limit * one.share.weight / weights + 1e-9)) for one in active}
+
+    def _keep_looking(self) -> None:
+        if self._looking is None:
+            self._looking = asyncio.get_running_loop().call_later(LOOK_EVERY, self._look)
+
+    def _look(self) -> None:
+        self._looking = None
+        lost_before = self._now() - REPORT_ORPHAN_AFTER
+        for lease in [one for one in self._leases if one.deadline_at < lost_before]:
+            _LOG.warning("took back a slot whose holder is past its deadline: %r", lease)
+            lease.release()
+        self._grant()
+        if len(self._line):
+            self._keep_looking()
+
+    def _tell(self, lease: Lease, end: WaitEnd) -> None:
+        if self._on_wait is not None:
+            seconds = lease.waited if end is WaitEnd.GRANTED else self._now() - lease._asked_at
+            owner = lease._context
+            self._on_wait(Wait(self.name, owner.tenant_id, owner.tier, owner.run_id, seconds, end))
+
+    def _now(self) -> float:
+        return self._clock.monotonic()

@@ -1,0 +1,151 @@
+"""Who is next: strict priority between bands with a guard, weighted fairness between tenants, earliest deadline first inside one.
+
+Fairness is in slot-seconds, not in calls: a tenant whose calls are slow has fewer of them. It is start-time fair queueing (Goyal,
+Vin and Cheng, SIGCOMM 1996) in which a claim is charged what its tenant's lately took as it begins, and the rest when it ends.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import count
+
+from deadlinemesh.admission.times import RecentTimes
+
+__all__ = ["Claim", "Line", "Share", "Tenant"]
+
+_HALF_LIFE = 10.0
+"""Seconds in which half of a tenant's recent peak is forgotten."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What a tenant's class of service is worth where there is not enough for all."""
+
+    weight: float = 1.0
+    """A tenant with twice the weight gets twice the slot-seconds."""
+    band: int = 0
+    """Lower bands go first."""
+
+
+class Claim:
+    """One piece of work that wants a slot."""
+
+    def __init__(self, tenant: Tenant, deadline_at: float) -> None:
+        self.tenant = tenant
+        self.deadline_at = deadline_at
+
+
+@dataclass(eq=False, slots=True)
+class Tenant:
+    """One tenant at one bulkhead."""
+
+    tenant_id: str
+    share: Share
+    virtual_time: float
+    """Slot-seconds used, by weight; who has the least is next."""
+    held: int = 0
+    """Slots that it has now."""
+    holds: RecentTimes = field(default_factory=RecentTimes)
+    """How long it held them."""
+    waiting: list[tuple[float, int, Claim]] = field(default_factory=list)
+    """A heap by deadline."""
+    _peak: float = 0.0
+    _peak_at: float = 0.0
+
+    def wants_one_more(self, now: float) -> None:
+        """A claim comes."""
+        self._peak, self._peak_at = max(self.need(now), self.held + len(self.waiting) + 1.0), now
+
+    def need(self, now: float) -> float:
+        """Slots that it has lately wanted at once: a peak that fades."""
+        faded: float = self._peak * 0.5 ** ((now - self._peak_at) / _HALF_LIFE)
+        return max(faded, float(self.held + len(self.waiting)))
+
+    def idle(self, now: float) -> bool:
+        """Whether it is not to be reckoned with any more."""
+        return self.need(now) < 0.5
+
+
+class Line:
+    """The tenants of one bulkhead and their waiting claims.
+
+    `guard` is the part of all grants that goes to a band that waits behind others.
+    """
+
+    def __init__(self, guard: float) -> None:
+        self._guard = guard
+        self._owed: dict[int, float] = {}
+        self._tenants: dict[str, Tenant] = {}
+        self._number = count()
+        self._virtual_now = 0.0
+
+    def tenant(self, tenant_id: str, share: Share, now: float) -> Tenant:
+        """The tenant of this name, with this share from now on and one more claim."""
+        tenant = self._tenants.get(tenant_id)
+        if tenant is None:
+            self._forget_idle(now)
+            tenant = self._tenants[tenant_id] = Tenant(tenant_id, share, self._virtual_now)
+        tenant.share = share
+        if not tenant.held and not tenant.waiting:  # idleness saves nothing up
+            tenant.virtual_time = max(tenant.virtual_time, self._virtual_now)
+        tenant.wants_one_more(now)
+        return tenant
+
+    def active(self, now: float) -> list[Tenant]:
+        """The tenants that are to be reckoned with."""
+        return [tenant for tenant in self._tenants.values() if not tenant.idle(now)]
+
+    def __len__(self) -> int:
+        return sum(len(tenant.waiting) for tenant in self._tenants.values())
+
+    def push(self, claim: Claim) -> None:
+        """Let `claim` wait."""
+        heapq.heappush(claim.tenant.waiting, (claim.deadline_at, next(self._number), claim))
+
+    def remove(self, claim: Claim) -> None:
+        """Forget a claim that waits no longer."""
+        waiting = claim.tenant.waiting
+        waiting[:] = [entry for entry in waiting if entry[2] is not claim]
+        heapq.heapify(waiting)
+
+    def pop(self, may_begin: Callable[[Tenant], bool]) -> Claim | None:
+        """The next claim of a tenant that may begin one; None if there is none."""
+        able = [tenant for tenant in self._tenants.values() if tenant.waiting and may_begin(tenant)]
+        if not able:
+            return None
+        band = self._band_of_turn({tenant.share.band for tenant in able})
+        in_band = (tenant for tenant in able if tenant.share.band == band)
+        tenant = min(in_band, key=lambda tenant: (tenant.virtual_time, tenant.held))
+        return heapq.heappop(tenant.waiting)[2]
+
+    def begin(self, tenant: Tenant, seconds: float) -> None:
+        """A claim of `tenant` begins, and is charged the `seconds` that it is expected to take."""
+        self._virtual_now = max(self._virtual_now, tenant.virtual_time)
+        tenant.held += 1
+        tenant.virtual_time += seconds / tenant.share.weight
+
+    def end(self, tenant: Tenant, seconds: float, expected: float) -> None:
+        """A claim of `tenant` ends, that took `seconds` and was charged what was `expected`."""
+        tenant.held -= 1
+        tenant.virtual_time += (seconds - expected) / tenant.share.weight
+        if not any(one.held or one.waiting for one in self._tenants.values()):  # nobody is behind anybody
+            self._virtual_now = max(one.virtual_time for one in self._tenants.values())
+
+    def _forget_idle(self, now: float) -> None:
+        # Not those that have used more than others who may come back: they would begin anew without it.
+        for tenant in tuple(self._tenants.values()):
+            if tenant.idle(now) and tenant.virtual_time <= self._virtual_now:
+                del self._tenants[tenant.tenant_id]
+
+    def _band_of_turn(self, bands: set[int]) -> int:
+        if len(bands) == 1:
+            return next(iter(bands))
+        first, *behind = sorted(bands)
+        for band in behind:
+            self._owed[band] = self._owed.get(band, 0.0) + self._guard
+        chosen = max((band for band in behind if self._owed[band] >= 1.0 - 1e-9), default=first)
+        if chosen != first:
+            self._owed[chosen] -= 1.0
+        return chosen

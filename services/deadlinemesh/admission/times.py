@@ -1,0 +1,58 @@
+"""How long recent work took: the only service times that admission knows."""
+
+from __future__ import annotations
+
+from collections import deque
+
+__all__ = ["RecentTimes"]
+
+_KEPT = 64
+"""Durations that are remembered."""
+_CHANGED = 8
+"""So many in a row that are all beyond everything before them are a change, and what was before them is forgotten."""
+
+
+class RecentTimes:
+    """The last durations of one kind of work, in seconds.
+
+    Memory is short on purpose: an upstream that turned slow, or recovered, must be believed within a few calls.
+    """
+
+    def __init__(self) -> None:
+        self._kept: deque[float] = deque(maxlen=_KEPT)
+        self._ordered: list[float] | None = None
+
+    def add(self, seconds: float) -> None:
+        """Remember one duration."""
+        self._kept.append(seconds)
+        self._ordered = None
+        if len(self._kept) >= 2 * _CHANGED:
+            self._forget_what_changed()
+
+    def add_cut(self, seconds: float) -> None:
+        """Remember work that was cut after `seconds`: it would have taken longer, which says something only where that is news."""
+        if not self._kept or seconds > self.quantile(0.5):
+            self.add(seconds)
+
+    def quantile(self, share: float) -> float:
+        """The duration that `share` of the remembered ones do not exceed; 0 while nothing is known."""
+        if not self._kept:
+            return 0.0
+        if self._ordered is None:
+            self._ordered = sorted(self._kept)
+        return self._ordered[min(len(self._ordered) - 1, int(share * len(self._ordered)))]
+
+    @property
+    def mean(self) -> float:
+        """The mean of the remembered durations; 0 while nothing is known."""
+        return sum(self._kept) / len(self._kept) if self._kept else 0.0
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def _forget_what_changed(self) -> None:
+        kept = list(self._kept)
+        before, after = kept[:-_CHANGED], kept[-_CHANGED:]
+        if min(after) > max(before) or max(after) < min(before):
+            self._kept.clear()
+            self._kept.extend(after)

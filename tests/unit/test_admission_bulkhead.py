@@ -1,0 +1,361 @@
+"""A bulkhead shares out its slots in time: fairly, by deadline, without losing one, and refusing what could not be of use."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.virtual import in_virtual_time, now, with_seconds
+
+from deadlinemesh.admission import Bulkhead, Lease, Share, Wait, WaitEnd
+from deadlinemesh.deadline import Scopes, entered
+from deadlinemesh.errors import DeadlineSpent, Doomed, NoDeadline, Shed
+from deadlinemesh.testing import virtual_time
+
+SHARES = {"free": Share(1, band=1), "big": Share(3, band=1), "first": Share(1, band=0)}
+
+
+class Pool:
+    """A bulkhead on virtual time, and the order in which it let work begin."""
+
+    def __init__(self, limit: int, **options: Any) -> None:
+        self.waits: list[Wait] = []
+        self.begun: list[str] = []
+        self.bulkhead = Bulkhead(
+            "pool", limit, shares=SHARES, clock=virtual_time.clock(), on_wait=self.waits.append, **options
+        )
+
+    async def work(
+        self, tenant: str, takes: float, *, seconds: float = 1000.0, tier: str = "free", name: str = "", kind: str = ""
+    ) -> float:
+        """Hold a slot for `takes` seconds; gives the wait."""
+        with entered(replace(with_seconds(seconds, tenant_id=tenant), tier=tier)):
+            async with self.bulkhead.slot(kind) as slot:
+                self.begun.append(name or tenant)
+                await asyncio.sleep(takes)
+                return slot.waited
+
+    async def all(self, *works: Awaitable[float]) -> list[float]:
+        return [round(wait, 6) for wait in await asyncio.gather(*works)]
+
+    async def taught(self, takes: float, times: int = 10, tenant: str = "acme", kind: str = "") -> Pool:
+        for _ in range(times):
+            await self.work(tenant, takes, kind=kind)
+        self.begun.clear()
+        self.waits.clear()
+        return self
+
+
+# --- the line ---
+
+
+@in_virtual_time
+async def test_one_tenants_claims_are_served_one_after_the_other_and_each_is_told_its_wait() -> None:
+    pool = Pool(1)
+    assert await pool.all(*(pool.work("acme", 1.0) for _ in range(4))) == [0.0, 1.0, 2.0, 3.0]
+    assert [(wait.end, round(wait.seconds, 6)) for wait in pool.waits] == [
+        (WaitEnd.GRANTED, n) for n in (0.0, 1.0, 2.0, 3.0)
+    ]
+    assert (pool.bulkhead.held, pool.bulkhead.waiting) == (0, 0)
+
+
+@in_virtual_time
+async def test_inside_a_tenant_the_earliest_deadline_goes_first() -> None:
+    pool = Pool(1)
+    claims = [("now", 10.0), ("late", 90.0), ("soon", 20.0), ("later", 95.0), ("sooner", 15.0)]
+    await pool.all(*(pool.work("acme", 1.0, seconds=seconds, name=name) for name, seconds in claims))
+    assert pool.begun == ["now", "sooner", "soon", "late", "later"]
+
+
+@in_virtual_time
+async def test_between_tenants_slot_seconds_are_shared_by_weight() -> None:
+    pool = Pool(1)
+    await pool.taught(1.0, tenant="acme")
+    works = [pool.work("acme", 1.0) for _ in range(40)] + [pool.work("zenith", 1.0, tier="big") for _ in range(40)]
+    await pool.all(*works)
+    assert pool.begun[:40].count("zenith") == pytest.approx(30, abs=2)
+
+
+@in_virtual_time
+async def test_a_tenant_with_slow_calls_gets_fewer_of_them() -> None:
+    pool = Pool(1)
+    await pool.all(*(pool.work("slow", 4.0) for _ in range(20)), *(pool.work("quick", 1.0) for _ in range(20)))
+    assert pool.begun[:15].count("quick") == pytest.approx(12, abs=1)
+
+
+@in_virtual_time
+async def test_idleness_saves_nothing_up() -> None:
+    pool = Pool(1)
+    await pool.all(*(pool.work("busy", 1.0) for _ in range(50)))
+    pool.begun.clear()
+    await pool.all(*(pool.work(tenant, 1.0) for _ in range(20) for tenant in ("busy", "fresh")))
+    assert pool.begun[:20].count("busy") == pytest.approx(10, abs=1)
+
+
+@in_virtual_time
+async def test_a_higher_band_goes_first_and_the_lower_keeps_the_part_that_guards_it() -> None:
+    pool = Pool(1, guard=0.1)
+    works = [pool.work("grand", 1.0, tier="first") for _ in range(60)] + [pool.work("small", 1.0) for _ in range(20)]
+    await pool.all(*works)
+    assert pool.begun[:51].count("small") == 5
+
+
+@in_virtual_time
+async def test_without_a_guard_the_lower_band_waits_for_the_higher_to_be_idle() -> None:
+    pool = Pool(1, guard=0.0)
+    await pool.all(*(pool.work("grand", 1.0, tier="first") for _ in range(30)), pool.work("small", 1.0))
+    assert pool.begun[-1] == "small"
+
+
+# --- one tenant never holds everything ---
+
+
+@in_virtual_time
+async def test_the_last_free_slot_is_for_whoever_comes_next() -> None:
+    pool = Pool(4)
+    hogs = [asyncio.ensure_future(pool.work("hog", 500.0)) for _ in range(10)]
+    await asyncio.sleep(1.0)
+    assert pool.bulkhead.held == 3
+    assert await pool.work("acme", 1.0) == 0.0
+    for hog in hogs:
+        hog.cancel()
+
+
+@in_virtual_time
+async def test_a_tenant_alone_at_a_single_slot_has_it() -> None:
+    assert await Pool(1).work("acme", 1.0) == 0.0
+
+
+@in_virtual_time
+async def test_what_a_tenant_lately_needed_is_kept_free_for_it() -> None:
+    pool = Pool(8)
+    await pool.all(*(pool.work("acme", 1.0) for _ in range(3)))
+    hogs = [asyncio.ensure_future(pool.work("hog", 500.0)) for _ in range(20)]
+    await asyncio.sleep(1.0)
+    assert pool.bulkhead.held == 5
+    assert await pool.all(*(pool.work("acme", 1.0) for _ in range(3))) == [0.0, 0.0, 0.0]
+    for hog in hogs:
+        hog.cancel()
+
+
+@in_virtual_time
+async def test_what_nobody_needs_any_more_is_lent_without_another_claim() -> None:
+    pool = Pool(8)
+    await pool.all(*(pool.work("acme", 1.0) for _ in range(3)))
+    hogs = [asyncio.ensure_future(pool.work("hog", 500.0)) for _ in range(20)]
+    await asyncio.sleep(60.0)
+    assert pool.bulkhead.held == 7
+    for hog in hogs:
+        hog.cancel()
+
+
+@in_virtual_time
+async def test_tenants_that_are_gone_are_forgotten() -> None:
+    pool = Pool(2)
+    for number in range(50):
+        await pool.work(f"tenant-{number}", 0.1)
+        await asyncio.sleep(60.0)
+    assert len(pool.bulkhead._line._tenants) <= 2
+
+
+# --- refusals ---
+
+
+@in_virtual_time
+async def test_work_that_has_less_time_than_its_kind_takes_is_doomed_before_it_starts() -> None:
+    pool = await Pool(2).taught(2.0)
+    with pytest.raises(Doomed, match=r"500 ms are left for pool, and nine in ten .* more than 2000 ms"):
+        await pool.work("acme", 2.0, seconds=0.5)
+    assert pool.begun == []
+    assert [wait.end for wait in pool.waits] == [WaitEnd.DOOMED]
+
+
+@in_virtual_time
+async def test_kinds_are_not_judged_by_one_another() -> None:
+    pool = await Pool(2).taught(2.0, kind="slow")
+    assert await pool.work("acme", 0.1, seconds=0.5, kind="quick") == 0.0
+
+
+@in_virtual_time
+async def test_few_are_not_enough_to_judge_by() -> None:
+    pool = await Pool(2).taught(2.0, times=7)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.5):
+            await pool.work("acme", 2.0, seconds=0.5)
+
+
+@in_virtual_time
+async def test_after_a_while_without_news_one_is_let_through_to_see() -> None:
+    pool = await Pool(2).taught(2.0)
+    await asyncio.sleep(4.5)
+    assert await pool.work("acme", 0.1, seconds=0.5) == 0.0
+    with pytest.raises(Doomed):
+        await pool.work("acme", 0.1, seconds=0.5)
+
+
+@in_virtual_time
+async def test_work_that_is_of_use_before_it_ends_needs_only_the_time_until_then() -> None:
+    bulkhead = Bulkhead("pool", 2, clock=virtual_time.clock())
+    with entered(with_seconds(1000.0)):
+        for _ in range(10):
+            async with bulkhead.slot() as slot:
+                await asyncio.sleep(0.2)
+                slot.useful()
+                await asyncio.sleep(5.0)
+    with entered(with_seconds(0.3)):
+        async with bulkhead.slot():
+            pass
+    with entered(with_seconds(0.1)), pytest.raises(Doomed):
+        async with bulkhead.slot():
+            pass
+
+
+@in_virtual_time
+async def test_a_wait_that_would_spend_the_deadline_is_not_begun_and_says_when_to_come_again() -> None:
+    pool = await Pool(1).taught(1.0)
+    held = [asyncio.ensure_future(pool.work("acme", 1.0, seconds=15.0)) for _ in range(12)]
+    await asyncio.sleep(0)
+    with pytest.raises(Shed, match="a wait of about 11500 ms") as refused:
+        await pool.work("acme", 1.0, seconds=15.0)
+    assert refused.value.retry_after == pytest.approx(11.5 + 1.0 - 0.8 * 15.0)
+    assert max(await asyncio.gather(*held)) == pytest.approx(11.0)
+
+
+@in_virtual_time
+async def test_an_earlier_deadline_need_not_wait_for_the_later_ones_before_it() -> None:
+    pool = await Pool(1).taught(1.0)
+    held = [asyncio.ensure_future(pool.work("acme", 1.0, seconds=60.0)) for _ in range(12)]
+    await asyncio.sleep(0)
+    assert await pool.work("acme", 1.0, seconds=3.0) == pytest.approx(1.0)
+    await asyncio.gather(*held)
+
+
+@in_virtual_time
+async def test_a_tenants_line_is_bounded_and_another_tenants_is_not_the_longer_for_it() -> None:
+    pool = Pool(1, most_waiting=5)
+    crowd = [asyncio.ensure_future(pool.work("crowd", 1.0)) for _ in range(50)]
+    await asyncio.sleep(0)
+    assert await pool.work("acme", 1.0) == pytest.approx(1.0)
+    ended = await asyncio.gather(*crowd, return_exceptions=True)
+    assert sum(isinstance(one, Shed) for one in ended) == 44
+    assert all(one.retry_after for one in ended if isinstance(one, Shed))
+
+
+@in_virtual_time
+async def test_a_claim_that_waited_longer_than_expected_is_not_begun_to_be_cut() -> None:
+    pool = await Pool(1).taught(1.0)
+    slow = asyncio.ensure_future(pool.work("acme", 2.2))
+    await asyncio.sleep(0)
+    with pytest.raises(Shed, match="took longer than expected"):
+        await pool.work("acme", 1.0, seconds=3.0)
+    await slow
+    assert pool.begun == ["acme"]
+
+
+@in_virtual_time
+async def test_at_twice_its_capacity_a_bulkhead_does_nothing_but_work_that_is_done_in_time() -> None:
+    pool = await Pool(1).taught(0.005)
+    late, done, refused = [], [], 0
+
+    async def call() -> None:
+        nonlocal refused
+        deadline_at = now() + 0.1
+        try:
+            await pool.work("acme", 0.005, seconds=0.1)
+        except (Shed, Doomed):
+            refused += 1
+        else:
+            (done if now() <= deadline_at else late).append(now())
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(4000):
+            group.create_task(call())
+            await asyncio.sleep(0.0025)
+    assert (len(done) >= 1990, late) == (True, [])
+    assert len(done) + refused == 4000
+
+
+# --- nothing is lost ---
+
+
+@pytest.mark.parametrize("cancel_after", [0.0, 0.5, 1.0])
+@in_virtual_time
+async def test_a_waiter_that_leaves_takes_no_slot_with_it(cancel_after: float) -> None:
+    """At 1.0 the cancel meets the very moment in which the waiter is given its slot."""
+    pool = Pool(1)
+    holder = asyncio.ensure_future(pool.work("acme", 1.0))
+    await asyncio.sleep(0)
+    waiter = asyncio.ensure_future(pool.work("acme", 9.0))
+    await asyncio.sleep(0)
+    asyncio.get_running_loop().call_later(cancel_after, waiter.cancel)
+    await holder
+    await asyncio.wait([waiter])
+    assert (pool.bulkhead.held, pool.bulkhead.waiting) == (0, 0)
+    assert await pool.work("acme", 1.0) == 0.0
+    assert [wait.end for wait in pool.waits] == [WaitEnd.GRANTED, WaitEnd.LEFT, WaitEnd.GRANTED]
+
+
+@in_virtual_time
+async def test_a_waiter_whose_deadline_passes_is_gone_at_that_instant() -> None:
+    pool = Pool(1)
+    holder = asyncio.ensure_future(pool.work("acme", 5.0))
+    await asyncio.sleep(0)
+    scope = Scopes("hop-a").open(with_seconds(2.0))
+    with pytest.raises(DeadlineSpent):
+        await scope.run(pool.work("acme", 1.0, seconds=2.0))
+    assert (now(), pool.bulkhead.waiting) == (pytest.approx(2.0), 0)
+    await holder
+
+
+@in_virtual_time
+async def test_a_holder_that_fails_gives_its_slot_back_and_its_time_teaches_nothing() -> None:
+    pool = Pool(1)
+
+    async def fail() -> None:
+        async with pool.bulkhead.slot():
+            raise ZeroDivisionError
+
+    with entered(with_seconds(10.0)):
+        for _ in range(20):
+            with pytest.raises(ZeroDivisionError):
+                await fail()
+    assert pool.bulkhead.held == 0
+    assert len(pool.bulkhead._kinds[""].useful_after) == 0
+
+
+@in_virtual_time
+async def test_a_slot_whose_holder_is_lost_is_taken_back_after_its_deadline() -> None:
+    pool = Pool(1)
+    with entered(with_seconds(2.0)):
+        lost: Lease = await pool.bulkhead.acquire()
+    waited = await pool.work("acme", 1.0)
+    assert 2.25 <= waited <= 2.75
+    lost.release()
+    assert pool.bulkhead.held == 0
+
+
+@in_virtual_time
+async def test_giving_a_slot_back_twice_frees_one() -> None:
+    pool = Pool(2)
+    with entered(with_seconds(10.0)):
+        first, second = await pool.bulkhead.acquire(), None
+        first.release()
+        first.release()
+        second = await pool.bulkhead.acquire()
+    assert pool.bulkhead.held == 1
+    second.release()
+
+
+@in_virtual_time
+async def test_there_is_no_slot_without_a_deadline() -> None:
+    with pytest.raises(NoDeadline):
+        await Pool(1).bulkhead.acquire()
+
+
+@pytest.mark.parametrize("options", [{"limit": 0}, {"limit": 1, "guard": 1.0}, {"limit": 1, "most_waiting": -1}])
+def test_a_bulkhead_that_could_not_work_is_not_made(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="pool: the limit must be positive"):
+        Bulkhead("pool", **options)

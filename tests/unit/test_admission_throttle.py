@@ -1,0 +1,61 @@
+"""A caller refuses itself what would be refused anyway, and finds out soon when it would not be any more."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from deadlinemesh.admission import Throttle
+from deadlinemesh.admission.throttle import K
+
+
+class Server:
+    """Accepts `capacity` calls a second, and a burst of as many as wait in a line, of a caller that makes `rate`."""
+
+    def __init__(self, capacity: float, rate: float) -> None:
+        self.throttle = Throttle(0.0, random.Random(1).random)
+        self.capacity, self.rate = capacity, rate
+        self.now = 0.0
+        self._room = 0.0
+
+    def run(self, seconds: float) -> tuple[float, float]:
+        """Calls a second that were sent, and that were accepted."""
+        sent = accepted = 0
+        for _ in range(int(seconds * self.rate)):
+            self.now += 1 / self.rate
+            self._room = min(16.0, self._room + self.capacity / self.rate)
+            if self.throttle.attempt(self.now):
+                sent += 1
+                if self._room >= 1.0:
+                    self._room -= 1.0
+                    accepted += 1
+                    self.throttle.accepted()
+        return sent / seconds, accepted / seconds
+
+
+def test_while_nothing_is_refused_nothing_is_held_back() -> None:
+    assert Server(capacity=200, rate=100).run(10.0) == (100, 100)
+
+
+@pytest.mark.parametrize("overload", [2.0, 5.0, 20.0])
+def test_under_overload_a_server_is_sent_little_more_than_it_accepts(overload: float) -> None:
+    server = Server(capacity=200, rate=200 * overload)
+    server.run(10.0)
+    sent, accepted = server.run(10.0)
+    assert sent == pytest.approx(200 * K, rel=0.05)
+    assert accepted == pytest.approx(200, rel=0.02)
+
+
+def test_a_recovery_is_believed_a_little_more_with_every_half_life() -> None:
+    server = Server(capacity=20, rate=400)
+    server.run(10.0)
+    server.capacity = 400
+    server.run(20.0)
+    assert server.run(5.0)[0] == pytest.approx(400, rel=0.01)
+
+
+def test_a_server_that_accepts_nothing_is_still_asked_now_and_then() -> None:
+    server = Server(capacity=0, rate=100)
+    server.run(10.0)
+    assert 0 < server.run(10.0)[0] < 2
