@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from benchmarks.drift import drift
+from benchmarks.goodput import goodput
 from benchmarks.overhead import overhead
 from benchmarks.report import Options, Result
 from benchmarks.stop import stop
 
 __all__ = ["BENCHES"]
 
-BENCHES: dict[str, Callable[[Options], Awaitable[Result]]] = {"drift": drift, "stop": stop, "overhead": overhead}
+BENCHES: dict[str, Callable[[Options], Awaitable[Result]]] = {
+    "drift": drift,
+    "stop": stop,
+    "overhead": overhead,
+    "goodput": goodput,
+}

@@ -30,7 +30,8 @@ class Server:
                 if self._room >= 1.0:
                     self._room -= 1.0
                     accepted += 1
-                    self.throttle.accepted()
+                else:
+                    self.throttle.shed(self.now)
         return sent / seconds, accepted / seconds
 
 
@@ -59,3 +60,19 @@ def test_a_server_that_accepts_nothing_is_still_asked_now_and_then() -> None:
     server = Server(capacity=0, rate=100)
     server.run(10.0)
     assert 0 < server.run(10.0)[0] < 2
+
+
+def test_calls_whose_answer_is_still_to_come_are_not_taken_for_refused() -> None:
+    throttle = Throttle(0.0, lambda: 0.0)
+    assert all(throttle.attempt(0.0) for _ in range(100))
+    throttle.shed(0.0)
+    assert throttle.attempt(0.0)
+
+
+def test_calm_returns_when_refusals_are_forgotten() -> None:
+    throttle = Throttle(0.0)
+    throttle.attempt(0.0)
+    throttle.shed(0.0)
+    assert not throttle.calm
+    throttle.attempt(30.0)
+    assert throttle.calm

@@ -3,6 +3,7 @@
     times      what recent work took: learned, and forgotten when it changes
     line       who is next: bands, then tenants by weight, then deadlines
     bulkhead   slots, held by leases; waits, and refuses what cannot finish
+    breath     lets the event loop see who came, between pieces of work that hold it up
     throttle   refuses at home what the other side would refuse anyway
 
 Nothing here knows what is admitted, or a service time that somebody configured. asyncio only.

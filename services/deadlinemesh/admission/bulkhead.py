@@ -20,6 +20,7 @@ from enum import StrEnum
 from types import TracebackType
 from typing import Self
 
+from deadlinemesh.admission.breath import Breath
 from deadlinemesh.admission.line import Claim, Line, Share, Tenant
 from deadlinemesh.admission.times import RecentTimes
 from deadlinemesh.deadline import SYSTEM_CLOCK, Clock, DeadlineContext, current
@@ -100,6 +101,8 @@ class Lease(Claim):
         self._began_at = 0.0
         self._expected = 0.0
         self._of_use = False
+        self._turned = False
+        """Whether the event loop has turned since the work began."""
         self._granted: asyncio.Future[None] | None = None
 
     def useful(self) -> None:
@@ -111,6 +114,9 @@ class Lease(Claim):
     def release(self) -> None:
         """Give the slot back; a second time does nothing."""
         self._owner._end(self)
+
+    def _turn(self) -> None:
+        self._turned = True
 
     def __enter__(self) -> Self:
         return self
@@ -157,6 +163,7 @@ class Bulkhead:
         self._line = Line(guard)
         self._leases: set[Lease] = set()
         self._kinds: defaultdict[str, _Kind] = defaultdict(_Kind)
+        self._breath = Breath(self._grant)
         self._looking: asyncio.TimerHandle | None = None
 
     @property
@@ -183,11 +190,12 @@ class Bulkhead:
         """
         context = current()
         asked_at = self._now()
+        self._breath.claim()
         tenant = self._line.tenant(context.tenant_id, self._shares.get(context.tier, _ONE), asked_at)
         lease = Lease(self, tenant, self._kinds[kind], context, asked_at)
         try:
             self._refuse_doomed(lease)
-            if not tenant.waiting and self._able()(tenant):
+            if not (tenant.waiting or self._breath.taken) and self._able()(tenant):
                 self._begin(lease)
             else:
                 await self._wait(lease)
@@ -247,6 +255,7 @@ class Bulkhead:
         lease.waited = now - lease._asked_at
         self._line.begin(lease.tenant, lease._expected)
         self._leases.add(lease)
+        asyncio.get_running_loop().call_soon(lease._turn)
 
     def _end(self, lease: Lease, *, learn: bool = True) -> None:
         if lease not in self._leases:
@@ -258,11 +267,13 @@ class Bulkhead:
         if learn:
             lease.tenant.holds.add(took)
             lease._kind.seen_at = now
+        if not lease._turned:
+            self._breath.held_up(took)
         self._grant()
 
     def _grant(self) -> None:
         """Give what is free to whom it is due."""
-        while self.held < self.limit:
+        while self.held < self.limit and not self._breath.taken:
             lease = self._line.pop(self._able())
             if lease is None:
                 return

@@ -20,27 +20,39 @@ HALF_LIFE = 2.0
 
 
 class Throttle:
-    """Keeps count for one kind of call. `draw` gives numbers from 0 to below 1."""
+    """Keeps count for one kind of call. `draw` gives numbers from 0 to below 1.
+
+    A call counts as accepted until it is known to be shed: a refusal comes at once, and an answer may take minutes.
+    """
 
     def __init__(self, now: float, draw: Callable[[], float] = random.random) -> None:
         self._attempts = 0.0
-        self._accepts = 0.0
+        self._refused = 0.0
         self._faded_at = now
         self._draw = draw
+
+    @property
+    def calm(self) -> bool:
+        """Whether next to nothing is remembered of calls that were refused."""
+        return self._refused < 0.1
 
     def attempt(self, now: float) -> bool:
         """Count one attempt. False: do not make it."""
         self._fade(now)
-        refusal = (self._attempts - K * self._accepts) / (self._attempts + 1)
+        refusal = (self._attempts - K * (self._attempts - self._refused)) / (self._attempts + 1)
         self._attempts += 1
-        return refusal <= 0 or self._draw() >= refusal
+        if refusal > 0 and self._draw() < refusal:
+            self._refused += 1
+            return False
+        return True
 
-    def accepted(self) -> None:
-        """Count an attempt that was not shed, whatever else became of it."""
-        self._accepts += 1
+    def shed(self, now: float) -> None:
+        """Count an attempt as refused, that the other side has shed."""
+        self._fade(now)
+        self._refused += 1
 
     def _fade(self, now: float) -> None:
         fading: float = 0.5 ** ((now - self._faded_at) / HALF_LIFE)
         self._attempts *= fading
-        self._accepts *= fading
+        self._refused *= fading
         self._faded_at = now

@@ -17,6 +17,7 @@ from deadlinemesh.errors import (
     Cause,
     DeadlineSpent,
     DeadlineSpentUpstream,
+    Doomed,
     InternalFailure,
     MeshError,
     NotFound,
@@ -213,12 +214,16 @@ class Runs:
         return sorted(mine, key=lambda run: -run.number)
 
     async def start(
-        self, grant: Grant, request_id: str, prepare: Callable[[AgentRun], Awaitable[Assignment]]
+        self,
+        grant: Grant,
+        request_id: str,
+        announce: Callable[[AgentRun], Awaitable[None]],
+        prepare: Callable[[AgentRun], Awaitable[Assignment]],
     ) -> AgentRun:
-        """Register a run for the current call, wait for a place, and begin the run as `prepare` says.
+        """Register a run for the current call, `announce` it, wait for a place, and begin the run as `prepare` says.
 
         Registered before anything is awaited, so that a second call with the same request id finds it. If there is no place
-        for it, or `prepare` raises, the run is forgotten and the error goes on, to this call and to any that attached meanwhile.
+        for it, or one of the two raises, it is forgotten and the error goes on, to this call and to any that attached meanwhile.
         """
         self._count += 1
         run = AgentRun(current(), grant, request_id or f"req_{current().run_id[4:]}", self._count)
@@ -227,6 +232,7 @@ class Runs:
         run.emit(RunStarted())
         place: Lease | None = None
         try:
+            await announce(run)
             place = await self._places.acquire()
             place.useful()  # a run that is cut gives the answer that it has
             assignment = await prepare(run)
@@ -251,7 +257,7 @@ class Runs:
         except DeadlineSpent:  # of the run, or of the step at work just then: the client knows of the run
             detail = f"the {run.grant.due:.3f} s that the run may use are spent"
             self._finish(run, Outcome.DEADLINE_SPENT, Cause.DEADLINE_SPENT, detail, partial_answer(agent), True)
-        except DeadlineSpentUpstream as spent:
+        except (DeadlineSpentUpstream, Doomed) as spent:  # or what is left is too little for anything
             self._finish(run, Outcome.DEADLINE_SPENT, spent.cause, str(spent), partial_answer(agent), True)
         except MeshError as failed:
             cause = failed.cause if isinstance(failed, Stopped) else Cause.UPSTREAM_FAILED

@@ -10,7 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from deadlinemesh.admission import Bulkhead
 from deadlinemesh.conversation import Message, Role, ToolSpec, history_violations
-from deadlinemesh.deadline import SYSTEM_CLOCK, Background, Clock, current
+from deadlinemesh.deadline import SYSTEM_CLOCK, Background, Clock
 from deadlinemesh.errors import Cause, InvalidRequest, NotFound, Violation, choices
 from deadlinemesh.orchestrator.agent import Assignment
 from deadlinemesh.orchestrator.edge import Grant, current_grant
@@ -81,11 +81,15 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         _check(request)
         run = self._runs.known(grant.tenant.tenant_id, request.request_id) if request.request_id else None
         attached = run is not None
-        granted_us = str(microseconds((grant if run is None else run.grant).granted))
-        run_id = current().run_id if run is None else run.run_id
-        await context.send_initial_metadata(((GRANTED_US, granted_us), (RUN_ID, run_id)))
+
+        async def announce(run: AgentRun) -> None:
+            granted_us = str(microseconds(run.grant.granted))
+            await context.send_initial_metadata(((GRANTED_US, granted_us), (RUN_ID, run.run_id)))
+
         if run is None:
-            run = await self._runs.start(grant, request.request_id, lambda new: self._prepare(request, new))
+            run = await self._runs.start(grant, request.request_id, announce, lambda new: self._prepare(request, new))
+        else:
+            await announce(run)
         async with aclosing(run.watch()) as events:
             async for event in events:
                 yield _response(run, event, attached)

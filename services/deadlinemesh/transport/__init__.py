@@ -6,6 +6,8 @@ outbound.py       `MeshChannel`: stamps every call, ends it with its caller
 inbound.py        `DeadlineInterceptor`: context, scope and status of every call; gates decide who may enter
 answer.py         the context a handler sees: what is sent first is never cut in the middle
 status.py         errors to gRPC statuses and back
+throttling.py     calls that would be shed over there are shed here
+ended.py          what became of a call, for callbacks
 spans.py          OpenTelemetry's gRPC package, corrected
 channels.py       channels with the right options
 server.py         `MeshServer`: start, health, reflection, drain, stop

@@ -18,32 +18,40 @@ from deadlinemesh.deadline.scope import current_scope
 from deadlinemesh.errors import DeadlineSpent
 from deadlinemesh.transport import wire
 from deadlinemesh.transport.spans import ClientSpans
+from deadlinemesh.transport.throttling import Throttling
 
 __all__ = ["MeshChannel", "StreamingCall"]
 
 
 class MeshChannel(grpc.aio.Channel):
     """Decorates `channel`. A call made with no current DeadlineContext raises NoDeadline, and one whose time is spent
-    DeadlineSpent, before anything is sent. A call's own `timeout=` can only narrow.
+    DeadlineSpent, before anything is sent; and Shed, where most of this tenant's calls of the method were shed lately. A call's own
+    `timeout=` can only narrow.
     """
 
     def __init__(self, channel: grpc.aio.Channel, mesh_token: str, tracer: trace.Tracer | None = None) -> None:
         self._channel = channel
         self._spans = None if tracer is None else ClientSpans(tracer)
-        self._stamp = wire.checked_token(mesh_token), self._spans
+        self._mesh_token = wire.checked_token(mesh_token)
+        self._throttlings: dict[str, Throttling] = {}
 
     def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
         # grpc.aio's own call object cancels itself when whoever awaits its one response is cancelled.
-        return _Multicallable(self._channel.unary_unary(method, *args, **kwargs), method, *self._stamp)
+        return self._calling(method, self._channel.unary_unary(method, *args, **kwargs))
 
     def stream_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return _Multicallable(self._channel.stream_unary(method, *args, **kwargs), method, *self._stamp)
+        return self._calling(method, self._channel.stream_unary(method, *args, **kwargs))
 
     def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return _Multicallable(self._channel.unary_stream(method, *args, **kwargs), method, *self._stamp, StreamingCall)
+        return self._calling(method, self._channel.unary_stream(method, *args, **kwargs), StreamingCall)
 
     def stream_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return _Multicallable(self._channel.stream_stream(method, *args, **kwargs), method, *self._stamp, StreamingCall)
+        return self._calling(method, self._channel.stream_stream(method, *args, **kwargs), StreamingCall)
+
+    def _calling(self, method: str, invoke: Any, guard: Callable[[Any], Any] | None = None) -> _Multicallable:
+        if method not in self._throttlings:
+            self._throttlings[method] = Throttling(method)
+        return _Multicallable(invoke, method, self._mesh_token, self._spans, self._throttlings[method], guard)
 
     async def close(self, grace: float | None = None) -> None:
         await self._channel.close(grace)
@@ -87,12 +95,14 @@ class _Multicallable:
         method: str,
         mesh_token: str,
         spans: ClientSpans | None,
+        throttling: Throttling,
         guard: Callable[[Any], Any] | None = None,
     ) -> None:
         self._invoke = invoke
         self._method = method
         self._mesh_token = mesh_token
         self._spans = spans
+        self._throttling = throttling
         self._guard = guard
 
     def __call__(
@@ -111,6 +121,7 @@ class _Multicallable:
         remaining = context.absolute_deadline - context.clock.monotonic()
         if remaining <= 0:
             raise DeadlineSpent(f"no time is left to call {self._method}")
+        ended = self._throttling.admit(context)
         stamped = wire.encode(context, remaining, self._mesh_token)
         if metadata:
             stamped = (*metadata, *stamped)
@@ -133,6 +144,8 @@ class _Multicallable:
             raise
         if span is not None:
             span.end_with(call)
+        if ended is not None:
+            call.add_done_callback(ended)
         return call if self._guard is None else self._guard(call)
 
 

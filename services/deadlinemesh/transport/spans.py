@@ -24,6 +24,7 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from deadlinemesh.deadline import DeadlineContext
 from deadlinemesh.errors import Cause
 from deadlinemesh.telemetry import Deferred
+from deadlinemesh.transport.ended import code_of_ended
 
 __all__ = ["ClientSpan", "ClientSpans", "ServerSpan", "ServerSpans"]
 
@@ -161,17 +162,6 @@ class ClientSpan:
         self._deferred(self._end, call, self._context.is_expired, time.time_ns())
 
     def _end(self, call: grpc.aio.Call, expired: bool, at: int) -> None:
-        code = _code_of_done(call)
+        code = code_of_ended(call)
         cut = code is grpc.StatusCode.CANCELLED and expired
         _end(self._span, code, Cause.DEADLINE_SPENT.value if cut else "", "", at)
-
-
-def _code_of_done(call: grpc.aio.Call) -> grpc.StatusCode:
-    """The code of a call that is done: then `code()` has nothing to wait for, so one step of it is the whole."""
-    step = call.code().__await__()
-    try:
-        next(iter(step))
-    except StopIteration as result:
-        code: grpc.StatusCode = result.value
-        return code
-    return grpc.StatusCode.UNKNOWN

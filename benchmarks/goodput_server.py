@@ -1,0 +1,102 @@
+"""A process whose one method costs CPU: behind the mesh's transport and admission, or plain grpc.aio.
+
+What it did is asked for over the wire: how many calls it executed, and how many of those had no time left when they began.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+
+from deadlinemesh.admission import Bulkhead
+from deadlinemesh.deadline import current
+from deadlinemesh.transport import DeadlineInterceptor, MeshGate, MeshServer, ServerSettings
+
+__all__ = ["SERVICE", "TOKEN"]
+
+SERVICE, TOKEN = "benchmark.Work", "benchmark"
+
+
+def spin(seconds: float) -> None:
+    """Use so much CPU, as a handler does that parses, renders or encrypts: on the event loop."""
+    until = time.thread_time() + seconds
+    while time.thread_time() < until:
+        pass
+
+
+class Work:
+    """Executes calls, and counts."""
+
+    def __init__(self, cpu_seconds: float) -> None:
+        self._cpu_seconds = cpu_seconds
+        self._executed = self._expired = 0
+
+    def execute(self, remaining: float | None) -> bytes:
+        self._executed += 1
+        self._expired += remaining is not None and remaining <= 0
+        spin(self._cpu_seconds)
+        return b"done"
+
+    async def stats(self, request: bytes, context: Any) -> bytes:
+        told = {"executed": self._executed, "expired_starts": self._expired}
+        self._executed = self._expired = 0
+        return json.dumps(told).encode()
+
+
+def _plain(work: Work) -> Callable[[bytes, Any], Any]:
+    async def execute(request: bytes, context: Any) -> bytes:
+        return work.execute(context.time_remaining())
+
+    return execute
+
+
+def _mesh(work: Work) -> Callable[[bytes, Any], Any]:
+    # One at a time, as there is one event loop. Nothing else is said: what a call takes is learned.
+    bulkhead = Bulkhead("work", 1)
+
+    async def execute(request: bytes, context: Any) -> bytes:
+        async with bulkhead.slot():
+            deadline = current()
+            return work.execute(deadline.absolute_deadline - deadline.clock.monotonic())
+
+    return execute
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("peer", choices=("mesh", "plain"))
+    parser.add_argument("--cpu-ms", type=float, required=True)
+    options = parser.parse_args()
+    work = Work(options.cpu_ms / 1000)
+    execute = {"mesh": _mesh, "plain": _plain}[options.peer](work)
+    handlers = {
+        "Execute": grpc.unary_unary_rpc_method_handler(execute),
+        "Stats": grpc.unary_unary_rpc_method_handler(work.stats),
+    }
+    generic = grpc.method_handlers_generic_handler(SERVICE, handlers)
+
+    def register(server: grpc.aio.Server) -> None:
+        server.add_generic_rpc_handlers((generic,))
+
+    if options.peer == "mesh":
+        door = DeadlineInterceptor("work", MeshGate("work", TOKEN))
+        mesh = MeshServer(ServerSettings("127.0.0.1:0"), door, [(SERVICE, register)])
+        print(json.dumps({"port": await mesh.start()}), flush=True)
+        await mesh.serve_until_signalled()
+    else:
+        plain = grpc.aio.server()
+        register(plain)
+        port = plain.add_insecure_port("127.0.0.1:0")
+        await plain.start()
+        print(json.dumps({"port": port}), flush=True)
+        await plain.wait_for_termination()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

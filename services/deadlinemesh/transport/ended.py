@@ -1,0 +1,35 @@
+"""What became of a call that has ended, for callbacks, which cannot await."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import Any
+
+import grpc
+
+from deadlinemesh.errors import MeshError
+from deadlinemesh.transport.status import error_from
+
+__all__ = ["code_of_ended", "error_of_ended"]
+
+
+def code_of_ended(call: grpc.aio.Call) -> grpc.StatusCode:
+    """The status code of `call`."""
+    code = _at_once(call.code())
+    return code if isinstance(code, grpc.StatusCode) else grpc.StatusCode.UNKNOWN
+
+
+def error_of_ended(call: grpc.aio.Call, upstream: str) -> MeshError:
+    """The error with which `call` to `upstream` failed."""
+    initial, trailing, details = call.initial_metadata(), call.trailing_metadata(), call.details()
+    error = grpc.aio.AioRpcError(code_of_ended(call), _at_once(initial), _at_once(trailing), details=_at_once(details))
+    return error_from(error, upstream)
+
+
+def _at_once(answer: Awaitable[Any]) -> Any:
+    """What `answer` gives: nothing has to be waited for, so one step of it is the whole."""
+    try:
+        next(iter(answer.__await__()))
+    except StopIteration as result:
+        return result.value
+    return None
