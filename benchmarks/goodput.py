@@ -1,8 +1,8 @@
 """Good answers under overload: calls that cost 5 ms of CPU, with deadlines of 100 ms, at up to five times what the server can do.
 
-The load is an open loop: calls come at random instants, whether or not earlier ones were answered. An answer is good if it is there
-before the caller's deadline. Capacity is what plain grpc.aio does in a closed loop that never overloads it, measured in the same run;
-so each peer is judged by the work that this machine can do, with gRPC's own cost in it.
+The load is an open loop: calls come at random instants, whether or not earlier ones were answered. An answer is good if it is
+there before the caller's deadline. Capacity is what plain grpc.aio does in a closed loop that never overloads it, measured in the
+same run; so each peer is judged by the work that this machine can do, with gRPC's own cost in it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Lets the event loop catch up between pieces of work that hold it up.
 
-grpc.aio takes one new call in each turn of the event loop. Where handlers compute for some milliseconds in every turn, calls queue up
-inside gRPC, unseen and in the order of their arrival, until each has spent its time there. Whoever decides what comes next must have
-seen them first.
+grpc.aio takes one new call in each turn of the event loop. Where handlers compute for some milliseconds in every turn, calls queue
+up inside gRPC, unseen and in the order of their arrival, until each has spent its time there. Whoever decides what comes next must
+have seen them first.
 """
 
 from __future__ import annotations
