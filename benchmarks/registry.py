@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from benchmarks.drift import drift
 from benchmarks.goodput import goodput
+from benchmarks.isolation import isolation
 from benchmarks.overhead import overhead
 from benchmarks.report import Options, Result
 from benchmarks.stop import stop
@@ -17,4 +18,5 @@ BENCHES: dict[str, Callable[[Options], Awaitable[Result]]] = {
     "stop": stop,
     "overhead": overhead,
     "goodput": goodput,
+    "isolation": isolation,
 }

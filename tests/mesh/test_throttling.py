@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
 import grpc
 import pytest
-from tests.mesh.rpc import ARITIES, begin, finish, methods, serving, with_seconds, within_bounds
+from tests.mesh.rpc import ARITIES, STREAMING, begin, finish, handler, methods, serving, with_seconds, within_bounds
 
 from deadlinemesh.deadline import current, entered
 from deadlinemesh.errors import MeshError, Shed, TooLarge
@@ -14,10 +17,18 @@ from deadlinemesh.transport import error_from
 CALLS = 200
 
 
-async def sheds_the_crowd(request: bytes, context: object) -> bytes:
-    if current().tenant_id == "crowd":
-        raise Shed("no slot in time", retry_after=0.5)
-    return request
+def shedding(arity: str) -> Mapping[str, grpc.RpcMethodHandler[Any, Any]]:
+    """A method that sheds the calls of one tenant, before it says anything."""
+
+    async def refuse(request: Any, context: Any) -> bytes:
+        if current().tenant_id == "crowd":
+            raise Shed("no slot in time", retry_after=0.5)
+        return b"ok"
+
+    async def refuse_stream(request: Any, context: Any) -> AsyncIterator[bytes]:
+        yield await refuse(request, context)
+
+    return {arity: handler(arity, refuse_stream if arity in STREAMING else refuse)}
 
 
 async def too_large(request: bytes, context: object) -> bytes:
@@ -26,13 +37,13 @@ async def too_large(request: bytes, context: object) -> bytes:
 
 @pytest.mark.parametrize("arity", ARITIES)
 async def test_a_method_that_sheds_is_soon_not_even_asked(arity: str) -> None:
-    async with serving(methods(sheds_the_crowd)) as hop:
+    async with serving(shedding(arity)) as hop:
         here: list[Shed] = []
         there: list[MeshError] = []
         with entered(with_seconds(100.0, tenant_id="crowd")):
             for _ in range(CALLS):
                 try:
-                    await within_bounds(finish(begin(hop.mesh, arity), arity))
+                    await within_bounds(finish(begin(hop.mesh, arity, requests=()), arity))
                 except Shed as shed:
                     here.append(shed)
                 except grpc.aio.AioRpcError as error:

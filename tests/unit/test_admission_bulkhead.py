@@ -167,7 +167,9 @@ async def test_tenants_that_are_gone_are_forgotten() -> None:
 @in_virtual_time
 async def test_work_that_has_less_time_than_its_kind_takes_is_doomed_before_it_starts() -> None:
     pool = await Pool(2).taught(2.0)
-    with pytest.raises(Doomed, match=r"500 ms are left for pool, and nine in ten .* more than 2000 ms"):
+    with pytest.raises(
+        Doomed, match=r"500 ms are left for pool, and nine in ten .* for this tenant took more than 2000 ms"
+    ):
         await pool.work("acme", 2.0, seconds=0.5)
     assert pool.begun == []
     assert [wait.end for wait in pool.waits] == [WaitEnd.DOOMED]
@@ -177,6 +179,12 @@ async def test_work_that_has_less_time_than_its_kind_takes_is_doomed_before_it_s
 async def test_kinds_are_not_judged_by_one_another() -> None:
     pool = await Pool(2).taught(2.0, kind="slow")
     assert await pool.work("acme", 0.1, seconds=0.5, kind="quick") == 0.0
+
+
+@in_virtual_time
+async def test_tenants_are_not_judged_by_one_another() -> None:
+    pool = await Pool(2).taught(2.0, tenant="slow")
+    assert await pool.work("acme", 0.1, seconds=0.5) == 0.0
 
 
 @in_virtual_time
@@ -323,7 +331,7 @@ async def test_a_holder_that_fails_gives_its_slot_back_and_its_time_teaches_noth
             with pytest.raises(ZeroDivisionError):
                 await fail()
     assert pool.bulkhead.held == 0
-    assert len(pool.bulkhead._kinds[""].useful_after) == 0
+    assert len(pool.bulkhead._line._tenants["acme"].kinds[""].useful_after) == 0
 
 
 @in_virtual_time

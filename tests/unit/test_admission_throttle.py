@@ -25,11 +25,12 @@ class Server:
         for _ in range(int(seconds * self.rate)):
             self.now += 1 / self.rate
             self._room = min(16.0, self._room + self.capacity / self.rate)
-            if self.throttle.attempt(self.now):
+            if self.throttle.lets_through(self.now):
                 sent += 1
                 if self._room >= 1.0:
                     self._room -= 1.0
                     accepted += 1
+                    self.throttle.accepted(self.now)
                 else:
                     self.throttle.shed(self.now)
         return sent / seconds, accepted / seconds
@@ -62,17 +63,15 @@ def test_a_server_that_accepts_nothing_is_still_asked_now_and_then() -> None:
     assert 0 < server.run(10.0)[0] < 2
 
 
-def test_calls_whose_answer_is_still_to_come_are_not_taken_for_refused() -> None:
+def test_calls_whose_fate_is_open_say_nothing() -> None:
     throttle = Throttle(0.0, lambda: 0.0)
-    assert all(throttle.attempt(0.0) for _ in range(100))
+    assert all(throttle.lets_through(0.0) for _ in range(100))
     throttle.shed(0.0)
-    assert throttle.attempt(0.0)
+    assert not throttle.lets_through(0.0)
 
 
 def test_calm_returns_when_refusals_are_forgotten() -> None:
     throttle = Throttle(0.0)
-    throttle.attempt(0.0)
     throttle.shed(0.0)
-    assert not throttle.calm
-    throttle.attempt(30.0)
-    assert throttle.calm
+    assert not throttle.calm(1.0)
+    assert throttle.calm(30.0)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from deadlinemesh.deadline import SYSTEM_CLOCK, Clock, DeadlineContext, Phase, Scopes, VirtualClock, current
-from deadlinemesh.errors import Cause, ClientCancelled, DeadlineSpent, NotFound, Shed, UpstreamFailed
+from deadlinemesh.errors import Cause, ClientCancelled, DeadlineSpent, NotFound, UpstreamFailed
 from deadlinemesh.tool_runner import Progress, ToolError, tool
 from deadlinemesh.tool_runner.kinds.python import PythonTool
 from deadlinemesh.tool_runner.outcome import ToolOutcome, ToolStatus
@@ -163,7 +163,6 @@ async def test_an_exception_is_a_failed_result_and_its_traceback_is_logged_not_t
         (ToolError("no such city"), "no such city", False, None),
         (ToolError("busy", transient=True, retry_after=2.0), "busy", True, 2.0),
         (UpstreamFailed("down", retry_after=1.5), "UpstreamFailed: down", True, 1.5),
-        (Shed("full"), "Shed: full", True, None),
         (ConnectionResetError("gone"), "ConnectionResetError: gone", True, None),
         (TimeoutError(), "TimeoutError: ", True, None),
         (ValueError("odd"), "ValueError: odd", False, None),

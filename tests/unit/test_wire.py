@@ -38,7 +38,7 @@ def test_the_rest_is_sent_as_it_will_be_when_it_is_read_in_whole_microseconds_ro
 def test_the_rest_never_grows_on_the_way_and_loses_less_than_two_microseconds_beside_the_transit(
     seconds: float,
 ) -> None:
-    arrived, _, _ = wire.decode(wire.encode(CONTEXT, seconds, "secret"), None)
+    arrived, _, _ = wire.decode(wire.encode(CONTEXT, seconds, "secret"))
     assert arrived is not None
     assert arrived <= seconds + 1e-9
     assert arrived > seconds - LEAST_TRANSIT - 2e-6
@@ -47,13 +47,13 @@ def test_the_rest_never_grows_on_the_way_and_loses_less_than_two_microseconds_be
 def test_everything_that_is_sent_arrives() -> None:
     sent = wire.encode(CONTEXT, CONTEXT.remaining, "secret")
     identity = Identity(b"secret", "acme", "free", "run-1", TRACE_ID)
-    assert wire.decode(sent, None) == (10.0 - LEAST_TRANSIT, identity, None)
+    assert wire.decode(sent) == (10.0 - LEAST_TRANSIT, identity, None)
 
 
 @given(tenant=st.text("abc-._:/@ ="), tier=st.text("abc-"), run=st.text("abc-0123"))
 def test_identities_arrive_as_they_were_sent(tenant: str, tier: str, run: str) -> None:
     context = replace(CONTEXT, tenant_id=tenant, tier=tier, run_id=run)
-    _, identity, _ = wire.decode(wire.encode(context, 1.0, "secret"), None)
+    _, identity, _ = wire.decode(wire.encode(context, 1.0, "secret"))
     assert identity == Identity(b"secret", tenant, tier, run, TRACE_ID)
 
 
@@ -72,13 +72,13 @@ def test_identities_arrive_as_they_were_sent(tenant: str, tier: str, run: str) -
 def test_the_tighter_of_the_two_deadlines_counts(
     exact: str | None, native: float | None, remaining: float | None
 ) -> None:
-    left, _, malformed = wire.decode([] if exact is None else [(REMAINING_US, exact)], native)
-    assert (left, malformed) == (remaining, None)
+    left, _, malformed = wire.decode([] if exact is None else [(REMAINING_US, exact)])
+    assert (wire.tighter(native, left), malformed) == (remaining, None)
 
 
 def test_of_a_rest_that_was_sent_twice_the_tighter_counts() -> None:
     for twice in (("5000000", "3000000"), ("3000000", "5000000")):
-        assert wire.decode([(REMAINING_US, one) for one in twice], None)[0] == 3.0
+        assert wire.decode([(REMAINING_US, one) for one in twice])[0] == 3.0
 
 
 @pytest.mark.parametrize(
@@ -89,19 +89,17 @@ def test_of_a_rest_that_was_sent_twice_the_tighter_counts() -> None:
         b"5000000",
     ],
 )
-@pytest.mark.parametrize("native", [None, 3.0])
-def test_a_rest_that_is_none_is_told_of_and_only_the_native_timeout_counts(
-    malformed: str | bytes, native: float | None
-) -> None:
-    remaining, _, ignored = wire.decode([(REMAINING_US, malformed)], native)
-    assert (remaining, ignored) == (native, repr(malformed))
+def test_a_rest_that_is_none_is_told_of_and_ignored(malformed: str | bytes) -> None:
+    exact, _, ignored = wire.decode([(REMAINING_US, malformed)])
+    assert (exact, ignored) == (None, repr(malformed))
 
 
 @given(st.one_of(st.text(), st.binary()), st.one_of(st.none(), st.floats(0, 1e9)))
 def test_no_value_makes_decoding_fail_or_the_deadline_later_than_the_native_one(
     value: str | bytes, native: float | None
 ) -> None:
-    remaining, _, _ = wire.decode([(name, value) for name in (REMAINING_US, IDENTITY, TRACEPARENT)], native)
+    exact, _, _ = wire.decode([(name, value) for name in (REMAINING_US, IDENTITY, TRACEPARENT)])
+    remaining = wire.tighter(native, exact)
     if native is not None:
         assert remaining is not None
         assert remaining <= native
@@ -123,11 +121,11 @@ def test_no_value_makes_decoding_fail_or_the_deadline_later_than_the_native_one(
     ],
 )
 def test_an_identity_that_is_none_is_nobodys(malformed: str | bytes) -> None:
-    assert wire.decode([(IDENTITY, malformed)], None)[1] == Identity(b"", "", "", "", "")
+    assert wire.decode([(IDENTITY, malformed)])[1] == Identity(b"", "", "", "", "")
 
 
 def test_an_identity_needs_no_trace() -> None:
-    _, identity, _ = wire.decode([(IDENTITY, "token=t;tenant=a;tier=b;run=c;trace=")], None)
+    _, identity, _ = wire.decode([(IDENTITY, "token=t;tenant=a;tier=b;run=c;trace=")])
     assert identity == Identity(b"t", "a", "b", "c", "")
 
 

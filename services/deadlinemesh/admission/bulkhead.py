@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from typing import Self
 
 from deadlinemesh.admission.breath import Breath
 from deadlinemesh.admission.line import Claim, Line, Share, Tenant
-from deadlinemesh.admission.times import RecentTimes
+from deadlinemesh.admission.times import Kind
 from deadlinemesh.deadline import SYSTEM_CLOCK, Clock, DeadlineContext, current
 from deadlinemesh.deadline.scope import REPORT_ORPHAN_AFTER
 from deadlinemesh.errors import Doomed, Shed, Stopped
@@ -33,12 +32,6 @@ _LOG = logging.getLogger("deadlinemesh.admission")
 
 PATIENCE = 0.8
 """The part of its remaining time that a claim may spend on waiting and on becoming of use; a longer wait is not begun."""
-
-CANNOT = 0.1
-"""Work that has less time than this quantile of its kind took cannot finish."""
-
-ENOUGH = 8
-"""Pieces of work to have seen before one is refused for what others took."""
 
 LOOK_EVERY = 0.25
 """Seconds between two looks, while somebody waits, for leases that have run out and needs that have faded."""
@@ -71,26 +64,10 @@ class Wait:
     end: WaitEnd
 
 
-class _Kind:
-    """What is known of one kind of work."""
-
-    def __init__(self) -> None:
-        self.useful_after = RecentTimes()
-        self.seen_at = -math.inf
-
-    def need(self) -> float:
-        """Seconds without which it cannot become of use; 0 while too little is known."""
-        return self.useful_after.quantile(CANNOT) if len(self.useful_after) >= ENOUGH else 0.0
-
-    def worth_a_try(self, now: float) -> bool:
-        """Whether what is known is so old that one should be let through to see."""
-        return now - self.seen_at > max(1.0, 2 * self.need())
-
-
 class Lease(Claim):
     """A slot, held until the block of `with` is left; or until a moment after its holder's deadline, lest a lost one wedge it."""
 
-    def __init__(self, owner: Bulkhead, tenant: Tenant, kind: _Kind, context: DeadlineContext, asked_at: float) -> None:
+    def __init__(self, owner: Bulkhead, tenant: Tenant, kind: Kind, context: DeadlineContext, asked_at: float) -> None:
         super().__init__(tenant, context.absolute_deadline)
         self.waited = 0.0
         """Seconds from the claim to the slot."""
@@ -162,7 +139,6 @@ class Bulkhead:
         self._on_wait = on_wait
         self._line = Line(guard)
         self._leases: set[Lease] = set()
-        self._kinds: defaultdict[str, _Kind] = defaultdict(_Kind)
         self._breath = Breath(self._grant)
         self._looking: asyncio.TimerHandle | None = None
 
@@ -192,7 +168,7 @@ class Bulkhead:
         asked_at = self._now()
         self._breath.claim()
         tenant = self._line.tenant(context.tenant_id, self._shares.get(context.tier, _ONE), asked_at)
-        lease = Lease(self, tenant, self._kinds[kind], context, asked_at)
+        lease = Lease(self, tenant, tenant.kinds[kind], context, asked_at)
         try:
             self._refuse_doomed(lease)
             if not (tenant.waiting or self._breath.taken) and self._able()(tenant):
@@ -212,15 +188,15 @@ class Bulkhead:
         need, left = lease._kind.need(), lease.deadline_at - lease._asked_at
         if left < need and not lease._kind.worth_a_try(lease._asked_at):
             raise Doomed(
-                f"{left * 1000:.0f} ms are left for {self.name}, and nine in ten of what it lately did took more than "
-                f"{need * 1000:.0f} ms"
+                f"{left * 1000:.0f} ms are left for {self.name}, and nine in ten of what it lately did for this tenant "
+                f"took more than {need * 1000:.0f} ms"
             )
 
     async def _wait(self, lease: Lease) -> None:
         waiting = lease.tenant.waiting
         expected = self._expected_wait(lease)
         excess = expected + lease._kind.need() - PATIENCE * (lease.deadline_at - lease._asked_at)
-        if len(waiting) >= self._most_waiting:
+        if len(waiting) >= self._most_waiting and not self._breath.taken:
             raise self._shed(f"{len(waiting)} claims of this tenant wait already", max(expected, SOON))
         if expected and excess > 0:
             raise self._shed(f"there is a wait of about {expected * 1000:.0f} ms", max(excess, SOON))

@@ -7,11 +7,12 @@ Vin and Cheng, SIGCOMM 1996) in which a claim is charged what its tenant's latel
 from __future__ import annotations
 
 import heapq
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
 
-from deadlinemesh.admission.times import RecentTimes
+from deadlinemesh.admission.times import Kind, RecentTimes
 
 __all__ = ["Claim", "Line", "Share", "Tenant"]
 
@@ -49,6 +50,8 @@ class Tenant:
     """Slots that it has now."""
     holds: RecentTimes = field(default_factory=RecentTimes)
     """How long it held them."""
+    kinds: defaultdict[str, Kind] = field(default_factory=lambda: defaultdict(Kind))
+    """What its kinds of work took."""
     waiting: list[tuple[float, int, Claim]] = field(default_factory=list)
     """A heap by deadline."""
     _peak: float = 0.0

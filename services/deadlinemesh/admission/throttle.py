@@ -15,44 +15,49 @@ K = 1.5
 """So many attempts are let through for each that is accepted. The book's 2 learns of a recovery a little sooner; our servers' work
 is not so much dearer than their refusals that they should have to refuse as often as they serve."""
 
-HALF_LIFE = 2.0
-"""Seconds in which half of what was seen is forgotten. After a recovery, what is let through doubles in about 4 s."""
+HALF_LIFE = 0.5
+"""Seconds in which half of what was seen is forgotten. After a recovery, what is let through doubles in about a second."""
 
 
 class Throttle:
     """Keeps count for one kind of call. `draw` gives numbers from 0 to below 1.
 
-    A call counts as accepted until it is known to be shed: a refusal comes at once, and an answer may take minutes.
+    A call counts once it is known to be accepted or shed: those whose fate is still open say nothing.
     """
 
     def __init__(self, now: float, draw: Callable[[], float] = random.random) -> None:
         self._attempts = 0.0
-        self._refused = 0.0
+        self._accepts = 0.0
         self._faded_at = now
         self._draw = draw
 
-    @property
-    def calm(self) -> bool:
-        """Whether next to nothing is remembered of calls that were refused."""
-        return self._refused < 0.1
-
-    def attempt(self, now: float) -> bool:
-        """Count one attempt. False: do not make it."""
+    def lets_through(self, now: float) -> bool:
+        """Whether to make a call. One that is not made counts as an attempt."""
         self._fade(now)
-        refusal = (self._attempts - K * (self._attempts - self._refused)) / (self._attempts + 1)
-        self._attempts += 1
+        refusal = (self._attempts - K * self._accepts) / (self._attempts + 1)
         if refusal > 0 and self._draw() < refusal:
-            self._refused += 1
+            self._attempts += 1
             return False
         return True
 
-    def shed(self, now: float) -> None:
-        """Count an attempt as refused, that the other side has shed."""
+    def accepted(self, now: float) -> None:
+        """Count a call that was accepted, whatever becomes of it."""
         self._fade(now)
-        self._refused += 1
+        self._attempts += 1
+        self._accepts += 1
+
+    def shed(self, now: float) -> None:
+        """Count a call that was shed."""
+        self._fade(now)
+        self._attempts += 1
+
+    def calm(self, now: float) -> bool:
+        """Whether next to nothing is remembered of calls that were refused."""
+        self._fade(now)
+        return self._attempts - self._accepts < 0.1
 
     def _fade(self, now: float) -> None:
         fading: float = 0.5 ** ((now - self._faded_at) / HALF_LIFE)
         self._attempts *= fading
-        self._refused *= fading
+        self._accepts *= fading
         self._faded_at = now

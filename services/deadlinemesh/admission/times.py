@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
-__all__ = ["RecentTimes"]
+__all__ = ["Kind", "RecentTimes"]
 
 _KEPT = 64
 """Durations that are remembered."""
 _CHANGED = 8
 """So many in a row that are all beyond everything before them are a change, and what was before them is forgotten."""
+
+CANNOT = 0.1
+"""Work that has less time than this quantile of its kind took cannot finish."""
+ENOUGH = 8
+"""Pieces of work to have seen before one is refused for what others took."""
 
 
 class RecentTimes:
@@ -56,3 +62,19 @@ class RecentTimes:
         if min(after) > max(before) or max(after) < min(before):
             self._kept.clear()
             self._kept.extend(after)
+
+
+class Kind:
+    """What is known of one kind of one tenant's work: another's must not be judged by it."""
+
+    def __init__(self) -> None:
+        self.useful_after = RecentTimes()
+        self.seen_at = -math.inf
+
+    def need(self) -> float:
+        """Seconds without which it cannot become of use; 0 while too little is known."""
+        return self.useful_after.quantile(CANNOT) if len(self.useful_after) >= ENOUGH else 0.0
+
+    def worth_a_try(self, now: float) -> bool:
+        """Whether what is known is so old that one should be let through to see."""
+        return now - self.seen_at > max(1.0, 2 * self.need())

@@ -53,7 +53,7 @@ class GrpcModels:
             max_output_tokens=max_output_tokens,
         )
         try:
-            async with self._stub.Generate(request) as call:
+            async with self._stub.Generate(request, kind=model) as call:
                 async for response in call:
                     event = _model_event(response)
                     if event is not None:
@@ -80,7 +80,7 @@ class GrpcTools:
         """See `ToolPort.call`."""
         request = tool_runner_pb2.CallToolRequest(call_id=call.id, name=call.name, arguments_json=call.arguments_json)
         try:
-            async with self._stub.CallTool(request) as stream:
+            async with self._stub.CallTool(request, kind=call.name) as stream:
                 async for response in stream:
                     event = _tool_event(response)
                     if event is not None:

@@ -10,7 +10,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from deadlinemesh.deadline import SYSTEM_CLOCK, Clock, DeadlineContext, Ledger, Phase, current
-from deadlinemesh.errors import Shed, UpstreamFailed
+from deadlinemesh.errors import Doomed, Shed, UpstreamFailed
 from deadlinemesh.tool_runner.outcome import Tool, ToolError, ToolOutcome, ToolSpec, ToolStatus
 from deadlinemesh.tool_runner.registry import Registry
 
@@ -74,7 +74,8 @@ class ToolService:
     async def call(self, name: str, arguments_json: str, call_id: str = "") -> AsyncGenerator[Event, None]:
         """Run a tool: `Started`, any number of `Progressed`, `Finished`; only `Finished` if its arguments are wrong.
 
-        A tool's failure is a result. Raises NotFound for an unknown tool; a spent deadline and a cancel pass through.
+        A tool's failure is a result. Raises NotFound for an unknown tool, Shed and Doomed where there is no place for it in time; a
+        spent deadline and a cancel pass through.
         The tool is gone when the generator is closed: use `contextlib.aclosing`.
         """
         context = current()
@@ -156,8 +157,8 @@ def _outcome_of(task: asyncio.Task[ToolOutcome], tool: Tool, context: DeadlineCo
         error = task.exception()
     if error is None:
         return task.result()
-    if context.is_expired or not isinstance(error, Exception):
-        raise error
+    if context.is_expired or not isinstance(error, Exception) or isinstance(error, (Shed, Doomed)):
+        raise error  # the call is refused, not answered: its caller is to hold back
     if isinstance(error, ToolError):
         return ToolOutcome(ToolStatus.FAILED, f"{tool.spec.name} failed: {error}", error.transient, error.retry_after)
     _LOG.warning(
@@ -169,8 +170,8 @@ def _outcome_of(task: asyncio.Task[ToolOutcome], tool: Tool, context: DeadlineCo
         context.run_id,
         exc_info=error,
     )
-    transient = isinstance(error, (UpstreamFailed, Shed, ConnectionError, TimeoutError))
-    wait = error.retry_after if isinstance(error, (UpstreamFailed, Shed)) else None
+    transient = isinstance(error, (UpstreamFailed, ConnectionError, TimeoutError))
+    wait = error.retry_after if isinstance(error, UpstreamFailed) else None
     return ToolOutcome(ToolStatus.FAILED, f"{tool.spec.name} failed: {type(error).__name__}: {error}", transient, wait)
 
 

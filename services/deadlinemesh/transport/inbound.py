@@ -23,6 +23,7 @@ from deadlinemesh.errors import (
     InternalFailure,
     MeshError,
     NoDeadline,
+    Shed,
     Stopped,
     Unauthenticated,
 )
@@ -40,6 +41,11 @@ Handler = Callable[[Any, Any], Any]
 if TYPE_CHECKING:
     MethodHandler = grpc.RpcMethodHandler[Any, Any]
 
+TOO_LATE = 0.5
+"""The part of its time that a call may have spent before it was taken up. gRPC queues calls in the order of their arrival, unseen
+by any admission: behind more than can be taken up, each would be begun with next to nothing left. Refused in time, those after it
+fare better, and their callers hear of the load."""
+
 # Health checks and reflection belong to no tenant and need no deadline.
 _OPEN_SERVICES = ("/grpc.health.", "/grpc.reflection.")
 
@@ -47,7 +53,7 @@ _OPEN_SERVICES = ("/grpc.health.", "/grpc.reflection.")
 class Arrival:
     """A call at the door: what it says of itself, none of it believed yet."""
 
-    __slots__ = ("at", "identity", "malformed", "metadata", "method", "native_remaining", "remaining")
+    __slots__ = ("at", "identity", "late", "malformed", "metadata", "method", "native_remaining", "remaining")
 
     def __init__(self, method: str, metadata: wire.Pairs, at: float) -> None:
         self.method = method
@@ -58,14 +64,18 @@ class Arrival:
         """What `grpc-timeout` left at that instant, in seconds; None without one."""
         self.remaining: float | None
         """Seconds left by the tighter of the two deadlines; None where the caller sent neither."""
+        self.late: float
+        """Seconds from its sending to its being taken up here, as far as they are known."""
         self.identity: wire.Identity
         self.malformed: str | None
         """A remaining time that is not what it should be and was ignored."""
 
     def read(self, native_remaining: float | None) -> None:
         """Fill in what the metadata says, given what `grpc-timeout` says."""
+        exact, self.identity, self.malformed = wire.decode(self.metadata)
         self.native_remaining = native_remaining
-        self.remaining, self.identity, self.malformed = wire.decode(self.metadata, native_remaining)
+        self.remaining = wire.tighter(native_remaining, exact)
+        self.late = 0.0 if exact is None or native_remaining is None else max(0.0, exact - native_remaining)
 
     def header(self, name: str) -> str:
         """The last value of this name; empty if there is none, or it is not text."""
@@ -265,6 +275,13 @@ class _Method:
         arrival.read(native)
         if arrival.malformed is not None:
             hop._telemetry.record(MalformedRemaining(hop.hop, self._name, arrival.malformed))
+        if arrival.late > TOO_LATE * (arrival.late + (arrival.remaining or 0.0)):
+            raise Shed(
+                f"{hop.hop} is behind: this call waited {arrival.late * 1000:.0f} ms to be taken up",
+                retry_after=arrival.late,
+                hop=hop.hop,
+                phase="admission",
+            )
         return hop._gate(arrival)
 
     def _conclude(

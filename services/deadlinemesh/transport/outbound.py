@@ -18,15 +18,15 @@ from deadlinemesh.deadline.scope import current_scope
 from deadlinemesh.errors import DeadlineSpent
 from deadlinemesh.transport import wire
 from deadlinemesh.transport.spans import ClientSpans
-from deadlinemesh.transport.throttling import Throttling
+from deadlinemesh.transport.throttling import Throttling, Watch
 
 __all__ = ["MeshChannel", "StreamingCall"]
 
 
 class MeshChannel(grpc.aio.Channel):
     """Decorates `channel`. A call made with no current DeadlineContext raises NoDeadline, and one whose time is spent
-    DeadlineSpent, before anything is sent; and Shed, where most of this tenant's calls of the method were shed lately. A call's own
-    `timeout=` can only narrow.
+    DeadlineSpent, before anything is sent; so do, with Shed, calls of which the like were mostly shed lately. A call's own
+    `timeout=` can only narrow; its `kind=` says what it is about, where a method's calls are of several kinds.
     """
 
     def __init__(self, channel: grpc.aio.Channel, mesh_token: str, tracer: trace.Tracer | None = None) -> None:
@@ -48,7 +48,9 @@ class MeshChannel(grpc.aio.Channel):
     def stream_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
         return self._calling(method, self._channel.stream_stream(method, *args, **kwargs), StreamingCall)
 
-    def _calling(self, method: str, invoke: Any, guard: Callable[[Any], Any] | None = None) -> _Multicallable:
+    def _calling(
+        self, method: str, invoke: Any, guard: Callable[[Any, Watch | None], Any] | None = None
+    ) -> _Multicallable:
         if method not in self._throttlings:
             self._throttlings[method] = Throttling(method)
         return _Multicallable(invoke, method, self._mesh_token, self._spans, self._throttlings[method], guard)
@@ -96,7 +98,7 @@ class _Multicallable:
         mesh_token: str,
         spans: ClientSpans | None,
         throttling: Throttling,
-        guard: Callable[[Any], Any] | None = None,
+        guard: Callable[[Any, Watch | None], Any] | None = None,
     ) -> None:
         self._invoke = invoke
         self._method = method
@@ -114,6 +116,7 @@ class _Multicallable:
         credentials: grpc.CallCredentials | None = None,
         wait_for_ready: bool | None = None,
         compression: grpc.Compression | None = None,
+        kind: str = "",
     ) -> Any:
         context = current()
         if timeout is not None:
@@ -121,7 +124,7 @@ class _Multicallable:
         remaining = context.absolute_deadline - context.clock.monotonic()
         if remaining <= 0:
             raise DeadlineSpent(f"no time is left to call {self._method}")
-        ended = self._throttling.admit(context)
+        watch = self._throttling.admit(context, kind)
         stamped = wire.encode(context, remaining, self._mesh_token)
         if metadata:
             stamped = (*metadata, *stamped)
@@ -144,9 +147,9 @@ class _Multicallable:
             raise
         if span is not None:
             span.end_with(call)
-        if ended is not None:
-            call.add_done_callback(ended)
-        return call if self._guard is None else self._guard(call)
+        if watch is not None:
+            call.add_done_callback(watch.ended)
+        return call if self._guard is None else self._guard(call, watch)
 
 
 class StreamingCall:
@@ -157,15 +160,16 @@ class StreamingCall:
     is the underlying call's.
     """
 
-    def __init__(self, call: Any) -> None:
+    def __init__(self, call: Any, watch: Watch | None = None) -> None:
         self._call = call
+        self._watch = watch
         scope = current_scope()
         if scope is not None:
             disown = scope.own(call.cancel)
             call.add_done_callback(lambda _: disown())
 
     def __aiter__(self) -> AsyncIterator[Any]:
-        return _Responses(self._call)
+        return _Responses(self._call, self._watch)
 
     async def __aenter__(self) -> Self:
         return self
@@ -185,16 +189,25 @@ class _Responses:
     An async generator would do the same a turn of the event loop later, and cost each message a frame.
     """
 
-    __slots__ = ("__anext__", "_call")
+    __slots__ = ("__anext__", "_call", "_next", "_watch")
     __anext__: Callable[[], Awaitable[Any]]
     """The call's own, in place of a method that would call it: no frame for each message."""
 
-    def __init__(self, call: Any) -> None:
+    def __init__(self, call: Any, watch: Watch | None) -> None:
         self._call = call
-        self.__anext__ = call.__aiter__().__anext__
+        self._watch = watch
+        self._next = call.__aiter__().__anext__
+        self.__anext__ = self._next if watch is None else self._first
 
     def __aiter__(self) -> Self:
         return self
+
+    async def _first(self) -> Any:
+        assert self._watch is not None
+        response = await self._next()
+        self._watch.answered()
+        self.__anext__ = self._next
+        return response
 
     def __del__(self) -> None:
         if not self._call.done():

@@ -1,68 +1,95 @@
 """Local throttling: calls that would be shed over there are shed here, before anything is sent.
 
-One method's calls are judged tenant by tenant, so that a tenant that is refused for what it does itself holds nobody back. While
-none of a tenant's calls is shed, only one in WATCH_ONE_IN is looked at: it costs the others nothing.
+One method's calls are judged tenant by tenant, and kind by kind where their caller names kinds: who is refused for what it does
+itself holds nobody else back, nor itself where it does something else. While nothing is shed, only one call in WATCH_ONE_IN is
+looked at, which costs the others nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import grpc
 
 from deadlinemesh.admission import Throttle
-from deadlinemesh.deadline import DeadlineContext
+from deadlinemesh.deadline import Clock, DeadlineContext
 from deadlinemesh.errors import Shed
 from deadlinemesh.transport.ended import code_of_ended, error_of_ended
 
 __all__ = ["Throttling"]
 
 WATCH_ONE_IN = 8
-"""Of the calls of a tenant that nothing of was shed lately."""
+"""Of the calls of which nothing was shed lately."""
 
 _SOON = 1.0
-"""Seconds after which a caller that was refused here may try again; a throttle doubles what it lets through in a few of them."""
+"""Seconds after which a caller that was shed here may try again; a throttle doubles what it lets through in a few of them."""
 
 
 class Throttling:
     """Watches the calls of one method."""
 
     def __init__(self, method: str) -> None:
-        self._method = method
-        self._shed: dict[str, Throttle] = {}
-        """The tenants of which something was shed lately."""
+        self.method = method
+        self._throttles: dict[tuple[str, str], Throttle] = {}
+        """By tenant and kind, where something was shed lately."""
         self._calm_calls = 0
 
-    def admit(self, context: DeadlineContext) -> Callable[[grpc.aio.Call], None] | None:
-        """Count a call that is about to be made. Raises Shed if it should not be.
+    def admit(self, context: DeadlineContext, kind: str) -> Watch | None:
+        """Take note of a call that is about to be made. Raises Shed if it should not be.
 
-        Returns what is to be called when it has ended; None if nobody needs to know.
+        Returns what is to be told how it fares; None if nobody needs to know.
         """
-        tenant_id = context.tenant_id
-        throttle = self._shed.get(tenant_id)
+        key = (context.tenant_id, kind)
+        throttle = self._throttles.get(key)
         if throttle is None:
             self._calm_calls += 1
-            if self._calm_calls % WATCH_ONE_IN:
-                return None
-            return lambda call: self._ended_in_calm(call, context)
-        if not throttle.attempt(context.clock.monotonic()):
+            return None if self._calm_calls % WATCH_ONE_IN else Watch(self, key, context.clock)
+        now = context.clock.monotonic()
+        if not throttle.lets_through(now):
             raise Shed(
-                f"{self._method} has shed most of this tenant's calls lately, so this one was not even sent",
-                retry_after=_SOON,
-                phase="throttle",
+                f"{self.method} sheds most such calls of this tenant, so this one was not even sent", retry_after=_SOON
             )
-        if throttle.calm:
-            del self._shed[tenant_id]
-        return lambda call: throttle.shed(context.clock.monotonic()) if _was_shed(call, self._method) else None
+        if throttle.calm(now):
+            del self._throttles[key]
+        return Watch(self, key, context.clock)
 
-    def _ended_in_calm(self, call: grpc.aio.Call, context: DeadlineContext) -> None:
-        # Where another call has ended the calm meanwhile, this one is not among the attempts that were counted.
-        if context.tenant_id not in self._shed and _was_shed(call, self._method):
-            now = context.clock.monotonic()
-            throttle = self._shed[context.tenant_id] = Throttle(now)
-            throttle.attempt(now)
-            throttle.shed(now)
+    def accepted(self, key: tuple[str, str], now: float) -> None:
+        """A watched call was accepted."""
+        throttle = self._throttles.get(key)
+        if throttle is not None:
+            throttle.accepted(now)
+
+    def shed(self, key: tuple[str, str], now: float) -> None:
+        """A watched call was shed."""
+        throttle = self._throttles.get(key)
+        if throttle is None:
+            self._throttles = {one: other for one, other in self._throttles.items() if not other.calm(now)}
+            throttle = self._throttles[key] = Throttle(now)
+        throttle.shed(now)
 
 
-def _was_shed(call: grpc.aio.Call, method: str) -> bool:
-    return code_of_ended(call) is grpc.StatusCode.RESOURCE_EXHAUSTED and isinstance(error_of_ended(call, method), Shed)
+class Watch:
+    """Tells a `Throttling` whether one call was accepted: by its first response, or its end."""
+
+    def __init__(self, throttling: Throttling, key: tuple[str, str], clock: Clock) -> None:
+        self._throttling = throttling
+        self._key = key
+        self._clock = clock
+        self._over = False
+
+    def answered(self) -> None:
+        """A response has come."""
+        if not self._over:
+            self._over = True
+            self._throttling.accepted(self._key, self._clock.monotonic())
+
+    def ended(self, call: grpc.aio.Call) -> None:
+        """The call has ended."""
+        if self._over:
+            return
+        code = code_of_ended(call)
+        if code is grpc.StatusCode.OK:
+            self.answered()
+        elif code is grpc.StatusCode.RESOURCE_EXHAUSTED and isinstance(
+            error_of_ended(call, self._throttling.method), Shed
+        ):
+            self._over = True
+            self._throttling.shed(self._key, self._clock.monotonic())

@@ -14,7 +14,7 @@ from functools import lru_cache
 
 from deadlinemesh.deadline import DeadlineContext
 
-__all__ = ["IDENTITY", "REMAINING_US", "TRACEPARENT", "Identity", "decode", "encode"]
+__all__ = ["IDENTITY", "REMAINING_US", "TRACEPARENT", "Identity", "decode", "encode", "tighter"]
 
 REMAINING_US = "deadline-remaining-us"
 """What remains of the deadline at the moment of sending: whole microseconds, decimal, at most 16 digits."""
@@ -63,26 +63,31 @@ def encode(context: DeadlineContext, remaining: float, mesh_token: str) -> Metad
     )
 
 
-def decode(metadata: Pairs, native_remaining: float | None) -> tuple[float | None, Identity, str | None]:
-    """Read a call's metadata, believing nothing yet. `native_remaining` is what `grpc-timeout` left, in seconds.
+def decode(metadata: Pairs) -> tuple[float | None, Identity, str | None]:
+    """Read a call's metadata, believing nothing yet.
 
-    Returns the seconds left by the tighter of the two deadlines, None where the caller sent neither; who it says to be; and
-    a `deadline-remaining-us` that is not what it should be and was ignored, else None.
+    Returns the exact rest in seconds, None where the caller sent none; who it says to be; and a `deadline-remaining-us` that is
+    not what it should be and is ignored, else None.
     """
-    remaining, identity, malformed = native_remaining, _NOBODY, None
+    exact, identity, malformed = None, _NOBODY, None
     for pair in metadata:  # unpacked only where wanted: grpc.aio's pairs are slow at it
         key = pair[0]
         if key == REMAINING_US:
             value = pair[1]
             if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 16:
-                seconds = int(value) / 1_000_000
-                if remaining is None or seconds < remaining:
-                    remaining = seconds
+                exact = tighter(exact, int(value) / 1_000_000)
             else:
                 malformed = repr(value)
         elif key == IDENTITY:
             identity = _identity(pair[1])
-    return remaining, identity, malformed
+    return exact, identity, malformed
+
+
+def tighter(one: float | None, other: float | None) -> float | None:
+    """The tighter of two deadlines, of which either may be missing."""
+    if one is None or other is None:
+        return other if one is None else one
+    return one if one < other else other
 
 
 _NOBODY = Identity(b"", "", "", "", "")

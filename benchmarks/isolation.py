@@ -1,0 +1,128 @@
+"""A tenant beside an aggressor: what it keeps of the answers, and of the speed, that it has alone.
+
+Each pool has SLOTS slots. The victim calls at half of its fair share of them, the aggressor at a hundred times its own, both in an
+open loop. The pools are those of the real services, each in a process of its own: model slots at the llm-proxy, HTTP connections at
+the tool-runner. Beside them, a plain grpc.aio server whose slots are a semaphore.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from benchmarks.isolation_peers import DEADLINE, SERVICE_S, SLOTS, TOKEN, Call, calls_to
+from benchmarks.process import started
+from benchmarks.report import Options, Result, bar, median, quantile, result
+from deadlinemesh.policy import hash_key, new_key
+
+__all__ = ["isolation"]
+
+POOLS = {"model slots": "llm-proxy", "http connections": "tool-runner"}
+FAIR_PER_S = SLOTS / 2 / SERVICE_S
+VICTIM_PER_S = FAIR_PER_S / 2
+AGGRESSOR_PER_S = FAIR_PER_S * 100
+WARM_UP, MEASURED = 2.0, 8.0
+"""Seconds of the victim's calls before the counting begins, and while it goes on."""
+
+
+async def isolation(options: Options) -> Result:
+    """Measure each pool, and the plain one, with the victim alone and then beside the aggressor."""
+    rounds = options.repetitions or 5
+    found: dict[str, list[dict[str, float]]] = {pool: [] for pool in (*POOLS, "plain")}
+    for number in range(rounds):
+        for pool, measured in found.items():
+            async with _server(pool) as port:
+                measured.append(await _compare(pool, port, f"{options.seed} {number} {pool}"))
+    figures = {pool: _figures(measured) for pool, measured in found.items()}
+    bars = []
+    for pool in POOLS:
+        bars.append(bar(f"{pool}: goodput kept", figures[pool]["goodput_kept"], 0.95, at_least=True))
+        bars.append(bar(f"{pool}: p99 over that alone", figures[pool]["p99_ratio"], 2.0))
+    return result("isolation", rounds, {"pools": figures}, bars)
+
+
+def _figures(rounds: list[dict[str, float]]) -> dict[str, Any]:
+    figures: dict[str, Any] = {name: round(median([one[name] for one in rounds]), 3) for name in rounds[0]}
+    kept = [one["goodput_kept"] for one in rounds]
+    return {**figures, "goodput_kept_spread": [round(min(kept), 3), round(max(kept), 3)]}
+
+
+async def _compare(pool: str, port: int, seed: str) -> dict[str, float]:
+    channel, call = calls_to(pool, port, "victim")
+    async with channel:
+        alone = await _victim(call, random.Random(seed))
+        flood = started(
+            "benchmarks.isolation_peers",
+            *("flood", "--pool", pool, "--port", str(port), "--per-s", str(AGGRESSOR_PER_S)),
+            *("--seed", str(random.Random(seed).getrandbits(32))),
+        )
+        async with flood:
+            beside = await _victim(call, random.Random(seed))
+    return {
+        "goodput_kept": beside[0] / alone[0],
+        "p99_ratio": beside[1] / alone[1],
+        "alone_p99_ms": alone[1] * 1000,
+        "beside_p99_ms": beside[1] * 1000,
+    }
+
+
+async def _victim(call: Call, draw: random.Random) -> tuple[float, float]:
+    """The same calls at the same instants each time. Good answers a second, and p99 in seconds; no answer counts as DEADLINE."""
+    taken: list[float] = []
+
+    async def timed() -> None:
+        began = time.monotonic()
+        good = await call()
+        if began >= counted_from:
+            taken.append(time.monotonic() - began if good else DEADLINE)
+
+    at = time.monotonic()
+    counted_from, until = at + WARM_UP, at + WARM_UP + MEASURED
+    calls = []
+    while (at := at + draw.expovariate(VICTIM_PER_S)) < until:
+        await asyncio.sleep(max(0.0, at - time.monotonic()))
+        calls.append(asyncio.ensure_future(timed()))
+    await asyncio.gather(*calls)
+    return sum(one < DEADLINE for one in taken) / MEASURED, quantile(taken, 0.99)
+
+
+@asynccontextmanager
+async def _server(pool: str) -> AsyncIterator[int]:
+    async with AsyncExitStack() as stack:
+        if pool == "plain":
+            yield (await stack.enter_async_context(started("benchmarks.isolation_peers", "plain")))["port"]
+            return
+        upstream = await stack.enter_async_context(started("benchmarks.isolation_peers", "upstream"))
+        policy = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "policy.yaml"
+        policy.write_text(_policy(upstream["port"]))
+        environment = {
+            "DMESH_LISTEN": "127.0.0.1:0",
+            "DMESH_POLICY_FILE": str(policy),
+            "DMESH_MESH_TOKEN": TOKEN,
+            "DMESH_DRAIN_SECONDS": "0",
+            "DMESH_LOG_LEVEL": "ERROR",
+        }
+        ready = started("deadlinemesh.cli", "serve", POOLS[pool], "--announce", environment=environment)
+        yield (await stack.enter_async_context(ready))["port"]
+
+
+def _policy(upstream: int) -> str:
+    tenants = {
+        name: {"tier": "professional", "api_keys": [hash_key(new_key(name))]} for name in ("victim", "aggressor")
+    }
+    model = {"provider": "scripted", "slots": SLOTS, "first_token": SERVICE_S, "per_token": 0, "jitter": 0}
+    tool = {"url": f"http://127.0.0.1:{upstream}/", "description": "Waits, and says ok.", "idempotent": True}
+    policy = {
+        "tiers": {"professional": {"run_budget": "120s", "iterations": 5}},
+        "tenants": tenants,
+        "models": {"slow": model},
+        "tools": {"connections_per_host": SLOTS, "http": {"upstream": tool}},
+    }
+    return json.dumps(policy)  # JSON is YAML
