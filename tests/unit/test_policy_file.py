@@ -345,6 +345,19 @@ MISTAKES = [
         id="text for a flag",
     ),
     pytest.param(
+        "description:",
+        "cache_for: 5m\n      description:",
+        "23: tools.http.lookup.cache_for: only an idempotent tool's results may be kept: say idempotent: true, or leave "
+        "cache_for out",
+        id="kept though not idempotent",
+    ),
+    pytest.param(
+        "description:",
+        "cache_for: soon\n      idempotent: true\n      description:",
+        "23: tools.http.lookup.cache_for: 'soon' is not a duration: write 250ms, 30s, 5m, 1h, or a number of seconds",
+        id="kept for no duration",
+    ),
+    pytest.param(
         "Looks up a customer.", '""', "23: tools.http.lookup.description: must not be empty", id="empty description"
     ),
     pytest.param(

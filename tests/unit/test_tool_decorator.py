@@ -82,6 +82,21 @@ def test_tools_are_not_idempotent_unless_they_say_so() -> None:
     assert definition(pay).spec.arguments_schema["properties"] == {}
 
 
+def test_only_idempotent_tools_may_have_their_results_kept_and_for_a_number_of_seconds() -> None:
+    @tool(idempotent=True, cache_for=300)
+    async def read() -> None:
+        """Read."""
+
+    async def pay() -> None:
+        """Pay."""
+
+    assert definition(read).spec.cache_for == 300
+    with pytest.raises(TypeError, match="add idempotent=True, or no cache_for"):
+        tool(cache_for=300)(pay)
+    with pytest.raises(TypeError, match="a number of seconds, or 0 to keep nothing; not -1"):
+        tool(idempotent=True, cache_for=-1)(pay)
+
+
 def test_a_decorated_function_is_still_the_function() -> None:
     assert book.__name__ == "book"
     assert definition_of(time.sleep) is None

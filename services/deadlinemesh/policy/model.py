@@ -226,6 +226,8 @@ class HttpTool(_Frozen):
     """JSON Schema of the arguments object."""
     idempotent: Flag = False
     """Whether it may be retried. Say so only where a second call does no harm."""
+    cache_for: Duration = 0.0
+    """How long a result may be given again to the same tenant for the same arguments. Only for idempotent tools. 0: not at all."""
     internal: Flag = False
     """Whether it is ours: then it is told the deadline in X-Request-Deadline and X-Request-Timeout-Ms."""
     headers_env: dict[HeaderName, EnvName] = Field(default_factory=dict)
@@ -243,6 +245,12 @@ class ToolsPolicy(_Frozen):
     """Tools that are HTTP endpoints, by name."""
     connections_per_host: Annotated[WholeNumber, Field(ge=1)] = 100
     """HTTP connections that one tool-runner opens to one host."""
+    cache_bytes: Annotated[WholeNumber, Field(ge=0)] = 64 * 1024 * 1024
+    """What kept results may take of one tool-runner's memory. 0: none are kept."""
+    cache_read_budget: PositiveDuration = 0.1
+    """The longest a call looks for a kept result before it runs the tool; less where little time remains."""
+    cache_write_budget: PositiveDuration = 5.0
+    """The deadline of a result's write, which is background work and outlives the run."""
 
 
 class AdmissionPolicy(_Frozen):

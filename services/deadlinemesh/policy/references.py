@@ -72,6 +72,9 @@ def _shared_keys(tenants: Mapping[str, Mapping[str, Any]]) -> Iterator[Fault]:
 
 
 def _http_tool(loc: Loc, tool: Mapping[str, Any]) -> Iterator[Fault]:
+    if _seconds(tool.get("cache_for", 0)) and tool.get("idempotent", False) is False:
+        reason = "only an idempotent tool's results may be kept: say idempotent: true, or leave cache_for out"
+        yield Fault((*loc, "cache_for"), reason)
     arguments = tool.get("arguments", {"type": "object"})
     if not isinstance(arguments, Mapping):
         return

@@ -8,6 +8,8 @@ tracing.py      switches OpenTelemetry's tracing on
 
 from deadlinemesh.telemetry.deferred import Deferred
 from deadlinemesh.telemetry.events import (
+    CacheUsed,
+    CacheWritten,
     CallEnded,
     CallStarted,
     Event,
@@ -20,6 +22,8 @@ from deadlinemesh.telemetry.events import (
 from deadlinemesh.telemetry.sinks import CountingSink, JsonLinesSink, LogSink, MetricsSink
 
 __all__ = [
+    "CacheUsed",
+    "CacheWritten",
     "CallEnded",
     "CallStarted",
     "CountingSink",

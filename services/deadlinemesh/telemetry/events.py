@@ -11,7 +11,18 @@ from typing import Protocol
 
 from deadlinemesh.admission import Wait
 
-__all__ = ["CallEnded", "Event", "MalformedRemaining", "OrphanReported", "RunEnded", "Sink", "Telemetry"]
+__all__ = [
+    "CacheUsed",
+    "CacheWritten",
+    "CallEnded",
+    "CallStarted",
+    "Event",
+    "MalformedRemaining",
+    "OrphanReported",
+    "RunEnded",
+    "Sink",
+    "Telemetry",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +91,36 @@ class RunEnded:
     unattributed: float
 
 
-Event = CallStarted | CallEnded | OrphanReported | MalformedRemaining | RunEnded | Wait
+@dataclass(frozen=True, slots=True)
+class CacheUsed:
+    """A tool call has looked for a kept result."""
+
+    hop: str
+    tenant_id: str
+    run_id: str
+    tool: str
+    hit: bool
+    """Whether the call's result is the kept one, and the tool was not run."""
+    seconds: float
+    problem: str
+    """`slow` when the store was given up, `failed` when it raised; else empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheWritten:
+    """The write of a result to be kept is over. It belongs to the tenant and the run that caused it."""
+
+    hop: str
+    tenant_id: str
+    run_id: str
+    tool: str
+    seconds: float
+    problem: str
+    """`failed` when the store raised, `crowded` when too many of the tenant's were at work and it was left out, the name of
+    the `Cause` when it was stopped; empty when it was written."""
+
+
+Event = CallStarted | CallEnded | OrphanReported | MalformedRemaining | RunEnded | Wait | CacheUsed | CacheWritten
 
 
 class Sink(Protocol):

@@ -12,7 +12,7 @@ from opentelemetry import metrics
 
 from deadlinemesh.admission import Wait
 from deadlinemesh.telemetry.deferred import Deferred
-from deadlinemesh.telemetry.events import CallEnded, Event, MalformedRemaining, OrphanReported
+from deadlinemesh.telemetry.events import CacheUsed, CacheWritten, CallEnded, Event, MalformedRemaining, OrphanReported
 
 __all__ = ["CountingSink", "JsonLinesSink", "LogSink", "MetricsSink"]
 
@@ -94,6 +94,8 @@ class MetricsSink:
         )
         self._orphans = meter.create_counter("mesh.orphans", unit="{task}")
         self._malformed = meter.create_counter("mesh.deadline.malformed", unit="{call}")
+        self._reads = meter.create_counter("mesh.cache.reads", unit="{call}")
+        self._writes = meter.create_counter("mesh.cache.writes", unit="{result}")
 
     def record(self, event: Event) -> None:
         if isinstance(event, CallEnded):
@@ -109,3 +111,11 @@ class MetricsSink:
             self._waits.record(event.seconds, labels)
         elif isinstance(event, MalformedRemaining):
             self._malformed.add(1, {"mesh.hop": event.hop})
+        elif isinstance(event, CacheUsed):
+            found = event.problem or ("hit" if event.hit else "miss")
+            self._reads.add(1, {"mesh.tool": event.tool, "mesh.cache.found": found})
+        elif isinstance(event, CacheWritten):
+            labels = {"mesh.tool": event.tool}
+            if event.problem:
+                labels["error.type"] = event.problem
+            self._writes.add(1, labels)

@@ -13,6 +13,7 @@ from deadlinemesh.policy import Policy, with_fresh_keys
 from deadlinemesh.telemetry import CountingSink, Telemetry
 from deadlinemesh.testing.memory import MemoryChannel, MemoryServer
 from deadlinemesh.tool_runner import servicer as tool_runner
+from deadlinemesh.tool_runner.cache import ResultCache
 from deadlinemesh.transport import DeadlineInterceptor, Gate, MeshChannel, MeshGate
 from deadlinemesh.v1 import llm_proxy_pb2_grpc, orchestrator_pb2_grpc, tool_runner_pb2_grpc
 
@@ -24,7 +25,8 @@ _TOKEN = "memory"
 class MemoryMesh:
     """A mesh for `policy`, whose tenants get fresh keys, on `clock`. Every hop is `transit` seconds from its caller.
 
-    `rounding` stretches each `grpc-timeout` as the C core does. `providers`, by the models' names, replace those of policy.
+    `rounding` stretches each `grpc-timeout` as the C core does. `providers`, by the models' names, replace those of policy, and
+    `cache` the tool-runner's store.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class MemoryMesh:
         transit: float = 0.0,
         rounding: float = 1.0,
         providers: Mapping[str, Provider] | None = None,
+        cache: ResultCache | None = None,
     ) -> None:
         self.policy, self.keys = with_fresh_keys(policy)
         self.events = CountingSink()
@@ -53,7 +56,8 @@ class MemoryMesh:
             llm_proxy.build(self.policy, clock, providers, telemetry), servers[llm_proxy.HOP]
         )
         tool_runner_pb2_grpc.add_ToolRunnerServiceServicer_to_server(
-            tool_runner.build(self.policy, clock, telemetry), servers[tool_runner.HOP]
+            tool_runner.build(self.policy, clock, telemetry, self.hops[tool_runner.HOP].background, cache),
+            servers[tool_runner.HOP],
         )
         edge = self.hops[orchestrator.HOP]
         servicer = orchestrator.OrchestratorServicer(

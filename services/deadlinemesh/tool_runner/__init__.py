@@ -6,6 +6,7 @@
     kinds/          how each kind of tool is run: python.py, http.py
     registry.py     the tools of a policy, and who may use which
     builtin.py      the tools that are always there
+    cache.py        results of idempotent tools, kept for their tenants
     service.py      one call: queue, progress, result, and where its time went
     servicer.py     the same as `ToolRunnerService`; the only module here that knows messages
 

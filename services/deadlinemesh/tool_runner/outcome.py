@@ -62,6 +62,8 @@ class ToolSpec:
     """JSON Schema (2020-12) of the arguments object."""
     idempotent: bool
     """Whether a second identical call does no harm."""
+    cache_for: float = 0.0
+    """Seconds that its results may be kept for the same tenant and the same arguments; 0: they are not."""
 
 
 class Call(Protocol):

@@ -157,6 +157,8 @@ def _wrong(http: HttpToolPolicy, url: UrlTemplate) -> Iterator[tuple[str, str]]:
         Arguments(http.arguments)
     except ValueError as error:
         yield "arguments", str(error)
+    if http.cache_for and not http.idempotent:
+        yield "cache_for", "only an idempotent tool's results may be kept; say idempotent: true, or no cache_for"
     for name in sorted(url.arguments - set(http.arguments.get("required", []))):
         yield "url", f"{{{name}}} could be missing from a call; list it in arguments.required"
 

@@ -6,11 +6,12 @@ import asyncio
 import logging
 import math
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass
 
 from deadlinemesh.deadline import SYSTEM_CLOCK, Clock, DeadlineContext, Ledger, Phase, current
 from deadlinemesh.errors import Doomed, Shed, UpstreamFailed
+from deadlinemesh.tool_runner.cache import KeptResults
 from deadlinemesh.tool_runner.outcome import Tool, ToolError, ToolOutcome, ToolSpec, ToolStatus
 from deadlinemesh.tool_runner.registry import Registry
 
@@ -59,47 +60,64 @@ Event = Started | Progressed | Finished
 class ToolService:
     """Runs the tools of a registry. `clock` must be that of the contexts it is called in.
 
-    A result that would not fit into a message of `message_bytes` is cut, with a mark.
+    A result that would not fit into a message of `message_bytes` is cut, with a mark. Without `kept`, none is kept.
     """
 
-    def __init__(self, registry: Registry, message_bytes: int, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        message_bytes: int,
+        clock: Clock = SYSTEM_CLOCK,
+        kept: KeptResults | None = None,
+    ) -> None:
         self._registry = registry
         self._most_bytes = message_bytes - MESSAGE_OVERHEAD
         self._clock = clock
+        self._kept = kept
 
     def specs(self) -> tuple[ToolSpec, ...]:
         """The current tenant's tools, in alphabetical order."""
         return self._registry.specs(current().tenant_id)
 
     async def call(self, name: str, arguments_json: str, call_id: str = "") -> AsyncGenerator[Event, None]:
-        """Run a tool: `Started`, any number of `Progressed`, `Finished`; only `Finished` if its arguments are wrong.
+        """Run a tool: `Started`, any number of `Progressed`, `Finished`; only `Finished` if its arguments are wrong, or if it
+        was not run because its result was kept.
 
         A tool's failure is a result. Raises NotFound for an unknown tool, Shed and Doomed where there is no place for it in time; a
         spent deadline and a cancel pass through.
         The tool is gone when the generator is closed: use `contextlib.aclosing`.
         """
         context = current()
-        registry, most_bytes = self._registry, self._most_bytes
+        registry, most_bytes, kept = self._registry, self._most_bytes, self._kept
         tool, arguments = registry.find(context.tenant_id, name)
         with registry.in_use():
             running = _Running(Ledger(self._clock, context.started_at))
             given, violations = arguments.read(arguments_json)
+            found = None
+            if kept is not None and not violations:
+                with running.waiting():
+                    found = await kept.find(tool.spec, given)
             if violations:
-                outcome = ToolOutcome.invalid(name, violations)
+                outcome = _fitting(ToolOutcome.invalid(name, violations), most_bytes)
+            elif found is not None:
+                outcome = found
             else:
                 task = asyncio.get_running_loop().create_task(tool.run(given, running), name=f"tool {name} {call_id}")
                 try:
                     async with aclosing(running.events_until(task)) as events:
                         async for event in events:
                             yield event
-                    outcome = _outcome_of(task, tool, context, call_id)
+                    outcome = _fitting(_outcome_of(task, tool, context, call_id), most_bytes)
                 finally:
                     await _ended(task)
-            yield running.finished(_fitting(outcome, most_bytes))
+                if kept is not None:
+                    kept.keep(tool.spec, given, outcome)
+            yield running.finished(outcome)
 
-    async def replace(self, registry: Registry, message_bytes: int) -> None:
-        """Use `registry` for calls to come; return when those that began with the old one are over."""
+    async def replace(self, registry: Registry, message_bytes: int, kept: KeptResults | None = None) -> None:
+        """Use `registry` and `kept` for calls to come; return when those that began with the old one are over."""
         old, self._registry = self._registry, registry
+        self._kept = kept  # another registry's tool of the same name need not be the same tool
         self._most_bytes = message_bytes - MESSAGE_OVERHEAD
         await old.aclose()
 
@@ -128,10 +146,14 @@ class _Running:
         within = 0.0 if math.isnan(fraction) else min(1.0, max(0.0, fraction))
         await self._events.put(Progressed(within, _sound(message)[:PROGRESS_CHARACTERS]))
 
+    def waiting(self) -> AbstractContextManager[None]:
+        """The block is part of the wait for the tool to begin."""
+        return self._ledger.phase(Phase.TOOL_QUEUE)
+
     async def events_until(self, task: asyncio.Task[ToolOutcome]) -> AsyncGenerator[Event, None]:
         """What happens until the tool's task is done."""
         task.add_done_callback(self._wake)
-        with self._ledger.phase(Phase.TOOL_QUEUE):
+        with self.waiting():
             while not (task.done() and self._events.empty()):
                 event = await self._events.get()
                 if event is not None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
 
-from deadlinemesh.deadline import SYSTEM_CLOCK, Clock
+from deadlinemesh.deadline import SYSTEM_CLOCK, Background, Clock
 from deadlinemesh.policy.model import Policy
 from deadlinemesh.telemetry import Telemetry
+from deadlinemesh.tool_runner.cache import KeptResults, MemoryCache, ResultCache
 from deadlinemesh.tool_runner.outcome import ToolSpec
 from deadlinemesh.tool_runner.registry import Registry
 from deadlinemesh.tool_runner.service import Event, Finished, Progressed, Started, ToolService
@@ -24,8 +25,10 @@ HOP = "tool-runner"
 class ToolRunnerServicer(tool_runner_pb2_grpc.ToolRunnerServiceServicer):
     """The tool-runner behind gRPC. The inbound interceptor sets the context, ends calls on time and maps errors."""
 
-    def __init__(self, service: ToolService) -> None:
+    def __init__(self, service: ToolService, keeping: Callable[[Policy], KeptResults | None] = lambda _: None) -> None:
+        """`keeping` makes what keeps results under a policy."""
         self.service = service
+        self._keeping = keeping
 
     async def CallTool(  # the name is the contract's
         self, request: tool_runner_pb2.CallToolRequest, context: Any
@@ -44,17 +47,36 @@ class ToolRunnerServicer(tool_runner_pb2_grpc.ToolRunnerServiceServicer):
 
         Raises InvalidRequest, and keeps the old one, if the new one's tools are not right.
         """
-        await self.service.replace(Registry.from_policy(policy), policy.limits.message_bytes)
+        registry = Registry.from_policy(policy)
+        await self.service.replace(registry, policy.limits.message_bytes, self._keeping(policy))
 
     async def aclose(self) -> None:
         """Close all connections. Call it when the server has stopped."""
         await self.service.aclose()
 
 
-def build(policy: Policy, clock: Clock = SYSTEM_CLOCK, telemetry: Telemetry | None = None) -> ToolRunnerServicer:
-    """A tool-runner for `policy`. Raises InvalidRequest with every violation if its tools are not right."""
+def build(
+    policy: Policy,
+    clock: Clock = SYSTEM_CLOCK,
+    telemetry: Telemetry | None = None,
+    background: Background | None = None,
+    cache: ResultCache | None = None,
+) -> ToolRunnerServicer:
+    """A tool-runner for `policy`. Raises InvalidRequest with every violation if its tools are not right.
+
+    `background` is that of the hop: results are written in it; without it none are kept. `cache` stands in for the embedded
+    store. A store of your own outlives a change of policy, and what it holds is used to the end of its time.
+    """
+
+    def keeping(policy: Policy) -> KeptResults | None:
+        if background is None or (cache is None and not policy.tools.cache_bytes):
+            return None
+        store = MemoryCache(policy.tools.cache_bytes, clock) if cache is None else cache
+        return KeptResults(store, background, policy.tools, telemetry or Telemetry(), HOP)
+
     registry = Registry.from_policy(policy, clock=clock, telemetry=telemetry)
-    return ToolRunnerServicer(ToolService(registry, policy.limits.message_bytes, clock))
+    service = ToolService(registry, policy.limits.message_bytes, clock, keeping(policy))
+    return ToolRunnerServicer(service, keeping)
 
 
 def _response(event: Event) -> tool_runner_pb2.CallToolResponse:

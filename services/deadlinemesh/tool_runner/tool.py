@@ -7,6 +7,7 @@ first call.
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
@@ -54,16 +55,19 @@ class Definition:
 @overload
 def tool(function: Function) -> Function: ...
 @overload
-def tool(*, idempotent: bool = False) -> Callable[[Function], Function]: ...
-def tool(function: Function | None = None, *, idempotent: bool = False) -> Function | Callable[[Function], Function]:
+def tool(*, idempotent: bool = False, cache_for: float = 0.0) -> Callable[[Function], Function]: ...
+def tool(
+    function: Function | None = None, *, idempotent: bool = False, cache_for: float = 0.0
+) -> Function | Callable[[Function], Function]:
     """Make an async function a tool: its name, its docstring and its annotations are what a model is told.
 
-    `idempotent` says that a second identical call does no harm, which allows it to be retried. The function itself is
-    returned unchanged. Raises TypeError, saying what to write instead, for a function that cannot be a tool.
+    `idempotent` says that a second identical call does no harm, which allows it to be retried. `cache_for` is for how many
+    seconds a result may be given again to the same tenant for the same arguments. The function itself is returned unchanged.
+    Raises TypeError, saying what to write instead, for a function that cannot be a tool.
     """
 
     def decorate(decorated: Function) -> Function:
-        setattr(decorated, _ATTRIBUTE, _define(decorated, idempotent))
+        setattr(decorated, _ATTRIBUTE, _define(decorated, idempotent, cache_for))
         return decorated
 
     return decorate if function is None else decorate(function)
@@ -82,7 +86,7 @@ class _PlainSchema(GenerateJsonSchema):
         return False
 
 
-def _define(function: Callable[..., Any], idempotent: bool) -> Definition:
+def _define(function: Callable[..., Any], idempotent: bool, cache_for: float) -> Definition:
     origin = f"{function.__module__}:{function.__qualname__}"
     if not inspect.iscoroutinefunction(function):
         raise TypeError(
@@ -91,6 +95,12 @@ def _define(function: Callable[..., Any], idempotent: bool) -> Definition:
         )
     if not _NAME.fullmatch(function.__name__):
         raise TypeError(f"{origin}: a tool's name is lower case letters, digits and underscores, at most 63")
+    if not (math.isfinite(cache_for) and cache_for >= 0):
+        raise TypeError(f"{origin}: cache_for is a number of seconds, or 0 to keep nothing; not {cache_for!r}")
+    if cache_for and not idempotent:
+        raise TypeError(
+            f"{origin}: only an idempotent tool's results may be kept; add idempotent=True, or no cache_for"
+        )
     description = inspect.getdoc(function)
     if not description:
         raise TypeError(f"{origin}: a tool needs a docstring; it is what the model is told about it")
@@ -102,7 +112,7 @@ def _define(function: Callable[..., Any], idempotent: bool) -> Definition:
     schema.pop("title", None)
     schema.setdefault("properties", {})
     return Definition(
-        function, ToolSpec(function.__name__, description, schema, idempotent), origin, arguments, progress
+        function, ToolSpec(function.__name__, description, schema, idempotent, cache_for), origin, arguments, progress
     )
 
 

@@ -46,7 +46,7 @@ class HttpTool(Tool):
         connections: Connections,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self.spec = ToolSpec(name, policy.description, policy.arguments, policy.idempotent)
+        self.spec = ToolSpec(name, policy.description, policy.arguments, policy.idempotent, policy.cache_for)
         self.origin = f"tools.http.{name}"
         self._policy = policy
         self._url = url

@@ -1,0 +1,223 @@
+"""Results of idempotent tools, kept for a while, each for the tenant that caused it.
+
+Reading is part of a call and spends its time, so a store that is slow is soon given up in favour of the tool. Writing is nobody's
+wait. It is its owner's work under a deadline of its own: it outlives the run that caused it, whose end does not end it, and
+whatever run is on meanwhile has nothing to do with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+from collections import Counter, OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from deadlinemesh.deadline import SYSTEM_CLOCK, Background, Clock, DeadlineContext, current, narrowed_after
+from deadlinemesh.deadline.scope import current_scope
+from deadlinemesh.errors import DeadlineSpent
+from deadlinemesh.policy.model import ToolsPolicy
+from deadlinemesh.telemetry import CacheUsed, CacheWritten, Telemetry
+from deadlinemesh.tool_runner.outcome import ToolOutcome, ToolSpec, ToolStatus
+
+__all__ = ["CacheKey", "KeptResults", "MemoryCache", "ResultCache"]
+
+_LOG = logging.getLogger("deadlinemesh.tool_runner")
+
+READ_SHARE = 0.05
+"""Of what remains of a call, the most that looking into the cache may take."""
+
+MOST_WRITES = 64
+"""Writes of one tenant at once. A store that hangs must not fill the memory with what it was to keep: more are left out."""
+
+_OVERHEAD = 500
+"""Bytes of an entry beside its two texts, about."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheKey:
+    """Whose result of what. No tenant ever has another's key."""
+
+    tenant_id: str
+    tool: str
+    arguments: str
+    """Canonical JSON: sorted keys, no spaces, ASCII."""
+
+
+class ResultCache(Protocol):
+    """Where results are kept: in this process, or elsewhere. What it raises is logged and never fails a call."""
+
+    async def get(self, key: CacheKey) -> str | None:
+        """What was put under `key`, unless its time is over. The current deadline is a small share of the call's."""
+
+    async def put(self, key: CacheKey, content: str, seconds: float) -> None:
+        """Keep `content` for `seconds`. The current context is its owner's, with the write's own deadline."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    content: str
+    expires_at: float
+    size: int
+
+
+class _Shelf:
+    """One tenant's entries, the least recently used first."""
+
+    def __init__(self) -> None:
+        self.entries: OrderedDict[CacheKey, _Entry] = OrderedDict()
+        self.size = 0
+
+    def remove(self, key: CacheKey) -> None:
+        entry = self.entries.pop(key, None)
+        self.size -= 0 if entry is None else entry.size
+
+
+class MemoryCache:
+    """The embedded store: at most `most_bytes` of this process's memory, in all.
+
+    Where that is not enough, the tenant that holds most gives up what it has not used for longest: one that stores without end
+    takes nothing from those that hold less.
+    """
+
+    def __init__(self, most_bytes: int, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._most_bytes = most_bytes
+        self._clock = clock
+        self._shelves: dict[str, _Shelf] = {}
+
+    @property
+    def size(self) -> int:
+        """Bytes in use, about."""
+        return sum(shelf.size for shelf in self._shelves.values())
+
+    def __len__(self) -> int:
+        return sum(len(shelf.entries) for shelf in self._shelves.values())
+
+    async def get(self, key: CacheKey) -> str | None:
+        """See `ResultCache.get`."""
+        shelf = self._shelves.get(key.tenant_id)
+        entry = None if shelf is None else shelf.entries.get(key)
+        if shelf is None or entry is None:
+            return None
+        if self._clock.monotonic() >= entry.expires_at:
+            shelf.remove(key)
+            return None
+        shelf.entries.move_to_end(key)
+        return entry.content
+
+    async def put(self, key: CacheKey, content: str, seconds: float) -> None:
+        """See `ResultCache.put`. What would never fit is not kept."""
+        shelf = self._shelves.setdefault(key.tenant_id, _Shelf())
+        shelf.remove(key)
+        size = sys.getsizeof(content) + sys.getsizeof(key.arguments) + _OVERHEAD
+        if size <= self._most_bytes:
+            shelf.entries[key] = _Entry(content, self._clock.monotonic() + seconds, size)
+            shelf.size += size
+            self._make_room()
+        if not shelf.entries:
+            del self._shelves[key.tenant_id]
+
+    def _make_room(self) -> None:
+        while self.size > self._most_bytes:
+            largest = max(self._shelves.values(), key=lambda shelf: shelf.size)
+            largest.remove(next(iter(largest.entries)))
+
+
+class KeptResults:
+    """What a tool-runner does with a store: which results it keeps, how long it waits for them, and on whose account it writes."""
+
+    def __init__(
+        self, cache: ResultCache, background: Background, tools: ToolsPolicy, telemetry: Telemetry, hop: str = ""
+    ) -> None:
+        self._cache = cache
+        self._background = background
+        self._read_budget = tools.cache_read_budget
+        self._write_budget = tools.cache_write_budget
+        self._telemetry = telemetry
+        self._hop = hop
+        self._writing: Counter[str] = Counter()
+
+    async def find(self, spec: ToolSpec, arguments: Mapping[str, Any]) -> ToolOutcome | None:
+        """The current tenant's kept result of this call; None where there is none, or none in time."""
+        if not _may_be_kept(spec):
+            return None
+        context = current()
+        began_at = context.clock.monotonic()
+        patience = min(self._read_budget, context.remaining * READ_SHARE)
+        # A task of its own, as a store that holds on to its cancellation must not hold the call. The scope ends what is left of it.
+        read = asyncio.get_running_loop().create_task(
+            self._read(_key(context.tenant_id, spec.name, arguments), patience), name=f"cache read {spec.name}"
+        )
+        try:
+            await asyncio.wait([read], timeout=patience)
+            content, problem = read.result() if read.done() else (None, "slow")
+        finally:
+            read.cancel()
+        hit, seconds = content is not None, context.clock.monotonic() - began_at
+        self._telemetry.record(
+            CacheUsed(self._hop, context.tenant_id, context.run_id, spec.name, hit, seconds, problem)
+        )
+        return None if content is None else ToolOutcome(ToolStatus.OK, content)
+
+    def keep(self, spec: ToolSpec, arguments: Mapping[str, Any], outcome: ToolOutcome) -> None:
+        """Have the outcome of the current tenant's call written, if it is one to keep. Waits for nothing."""
+        if outcome.status is not ToolStatus.OK or not _may_be_kept(spec):
+            return
+        owner = current()
+        tenant_id, asked_at = owner.tenant_id, owner.clock.monotonic()
+        key = _key(tenant_id, spec.name, arguments)
+        if self._writing[tenant_id] >= MOST_WRITES:
+            self._tell(owner, spec.name, asked_at, "crowded")
+            return
+
+        async def write() -> None:
+            problem = ""
+            try:
+                problem = await self._written(key, outcome.content, spec.cache_for)
+            finally:
+                scope = current_scope()
+                stopped = None if scope is None else scope.cause
+                self._tell(owner, spec.name, asked_at, problem if stopped is None else stopped.value)
+
+        def over() -> None:
+            self._writing[tenant_id] -= 1
+            if not self._writing[tenant_id]:
+                del self._writing[tenant_id]
+
+        self._writing[tenant_id] += 1
+        self._background.spawn(write, until=asked_at + self._write_budget, name=f"cache write {spec.name}").when_over(
+            over
+        )
+
+    def _tell(self, owner: DeadlineContext, tool: str, asked_at: float, problem: str) -> None:
+        seconds = owner.clock.monotonic() - asked_at
+        self._telemetry.record(CacheWritten(self._hop, owner.tenant_id, owner.run_id, tool, seconds, problem))
+
+    async def _read(self, key: CacheKey, patience: float) -> tuple[str | None, str]:
+        try:
+            async with narrowed_after(patience, "cache"):
+                return await self._cache.get(key), ""
+        except DeadlineSpent:
+            return None, "slow"
+        except Exception as error:
+            _LOG.warning("the cache failed to read %s: %s: %s", key.tool, type(error).__name__, error)
+            return None, "failed"
+
+    async def _written(self, key: CacheKey, content: str, seconds: float) -> str:
+        try:
+            await self._cache.put(key, content, seconds)
+        except Exception as error:
+            _LOG.warning("the cache failed to write %s: %s: %s", key.tool, type(error).__name__, error)
+            return "failed"
+        return ""
+
+
+def _may_be_kept(spec: ToolSpec) -> bool:
+    return spec.idempotent and spec.cache_for > 0
+
+
+def _key(tenant_id: str, tool: str, arguments: Mapping[str, Any]) -> CacheKey:
+    return CacheKey(tenant_id, tool, json.dumps(arguments, sort_keys=True, separators=(",", ":")))
