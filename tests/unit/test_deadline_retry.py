@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from contextvars import Context
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.virtual import in_virtual_time, now, with_seconds
 
-from deadlinemesh.deadline import RetryPolicy, current, entered, retried
+from deadlinemesh.deadline import (
+    Attempt,
+    GivenUp,
+    Patience,
+    Retry,
+    RetryBudget,
+    RetryPolicy,
+    current,
+    entered,
+    narrowed_after,
+    retried,
+)
 from deadlinemesh.errors import DeadlineSpent, Shed, UpstreamFailed
+from deadlinemesh.testing import virtual_time
 
 
 class Upstream:
@@ -24,7 +37,7 @@ class Upstream:
         self.started: list[float] = []
         self.granted: list[float] = []
 
-    async def __call__(self) -> str:
+    async def __call__(self, attempt: Attempt) -> str:
         self.started.append(now())
         self.granted.append(current().remaining)
         await asyncio.sleep(self.seconds)
@@ -58,27 +71,182 @@ async def test_transient_failures_are_tried_again_after_a_doubling_backoff() -> 
     assert upstream.started == pytest.approx([0.0, 0.1, 0.3, 0.7])
 
 
+class Hanging:
+    """Is silent for `seconds` in each attempt but the last."""
+
+    def __init__(self, attempts: int, seconds: float = 3600.0) -> None:
+        self.attempts = attempts
+        self.seconds = seconds
+        self.spans: list[tuple[float, float]] = []
+
+    async def __call__(self, attempt: Attempt) -> str:
+        began_at = now()
+        try:
+            await self.wait(attempt)
+        finally:
+            self.spans.append((began_at, now()))
+        return "answer"
+
+    async def wait(self, attempt: Attempt) -> None:
+        await asyncio.sleep(self.seconds if len(self.spans) < self.attempts - 1 else 0.0)
+
+
 @in_virtual_time
 async def test_an_attempt_that_may_be_followed_by_another_gets_80_percent_and_the_last_gets_all() -> None:
-    upstream = Upstream(UpstreamFailed("reset"), UpstreamFailed("reset"), seconds=1.0)
-    await retried_for(10.0, upstream, RetryPolicy(retries=2, first_backoff=1.0), draw=lambda: 0.0)
-    assert upstream.granted == pytest.approx([10.0 * 0.8, 9.0 * 0.8, 8.0])
+    hanging = Hanging(attempts=4)
+    with entered(with_seconds(10.0)), pytest.raises(DeadlineSpent):
+        async with narrowed_after(10.0):
+            await retried(hanging, RetryPolicy(retries=2, first_backoff=0.0), is_transient=transient, draw=lambda: 0.0)
+    assert hanging.spans == [pytest.approx(span) for span in [(0.0, 8.0), (8.0, 9.6), (9.6, 10.0)]]
 
 
 @in_virtual_time
 async def test_an_attempt_that_used_up_its_share_is_cut_and_tried_again() -> None:
-    started: list[float] = []
-
-    async def hangs_once() -> str:
-        started.append(now())
-        if len(started) == 1:
-            await asyncio.sleep(100.0)
-        return "answer"
-
+    hanging = Hanging(attempts=2)
     policy = RetryPolicy(retries=1, first_backoff=0.5)
     with entered(with_seconds(10.0)):
-        assert await retried(hangs_once, policy, is_transient=transient, draw=lambda: 1.0) == "answer"
-    assert started == pytest.approx([0.0, 8.5])
+        assert await retried(hanging, policy, is_transient=transient, draw=lambda: 1.0) == "answer"
+    assert hanging.spans == [(0.0, 8.0), (8.5, 8.5)]
+
+
+@in_virtual_time
+async def test_an_attempt_keeps_its_callers_deadline_however_patient_the_caller_is() -> None:
+    upstream = Upstream(UpstreamFailed("reset"), seconds=1.0)
+    await retried_for(10.0, upstream, RetryPolicy(retries=1, first_backoff=0.0))
+    assert upstream.granted == [10.0, 9.0]
+
+
+class Reporting(Hanging):
+    """Gives a sign of life every second."""
+
+    async def wait(self, attempt: Attempt) -> None:
+        for _ in range(int(self.seconds)):
+            attempt.alive()
+            await asyncio.sleep(1.0)
+
+
+@in_virtual_time
+async def test_what_is_known_to_be_quick_is_given_up_after_an_unusual_silence_and_what_gives_signs_of_life_is_not() -> (
+    None
+):
+    class Starting(Hanging):
+        async def wait(self, attempt: Attempt) -> None:
+            await asyncio.sleep(1.0)  # in a queue
+            attempt.alive()
+            await super().wait(attempt)
+
+    policy = RetryPolicy(retries=1, patience=2.0, first_backoff=0.0)
+    starting, reporting = Starting(attempts=2), Reporting(attempts=2, seconds=9.0)
+    with entered(with_seconds(10.0)):
+        await retried(starting, policy, is_transient=transient)
+        assert starting.spans == [(0.0, 3.0), (3.0, 4.0)]
+    with entered(with_seconds(10.0)):
+        await retried(reporting, policy, is_transient=transient)
+        assert reporting.spans == [(4.0, 13.0)], "one attempt"
+
+
+@in_virtual_time
+async def test_what_is_slow_is_not_given_up_where_another_attempt_would_not_fit() -> None:
+    hanging = Hanging(attempts=2, seconds=9.5)
+    policy = RetryPolicy(retries=1, viable_attempt=3.0)
+    with entered(with_seconds(10.0)):
+        assert await retried(hanging, policy, is_transient=transient) == "answer"
+    assert hanging.spans == [(0.0, 9.5)]
+
+
+@in_virtual_time
+async def test_what_is_slow_is_not_given_up_where_the_budget_has_no_retry_left() -> None:
+    budget = RetryBudget(virtual_time.clock(), floor=0.0)
+    hanging = Hanging(attempts=2, seconds=9.5)
+    told: list[Retry] = []
+    with entered(with_seconds(10.0)):
+        await retried(hanging, RetryPolicy(retries=1), is_transient=transient, budget=budget, tell=told.append)
+    assert hanging.spans == [(0.0, 9.5)]
+    assert [(retry.why, retry.refused) for retry in told] == [("HUNG", "budget")]
+
+
+@in_virtual_time
+async def test_what_has_settled_is_neither_given_up_nor_told_to_be_alive() -> None:
+    class Settling(Hanging):
+        async def wait(self, attempt: Attempt) -> None:
+            attempt.settled()
+            attempt.alive()
+            await super().wait(attempt)
+
+    settling = Settling(attempts=2, seconds=9.5)
+    with entered(with_seconds(10.0)):
+        await retried(settling, RetryPolicy(retries=1, patience=0.1), is_transient=transient)
+    assert settling.spans == [(0.0, 9.5)]
+
+
+@in_virtual_time
+async def test_where_there_is_relief_the_only_attempt_is_given_up_as_well_if_that_leaves_time_for_it() -> None:
+    hanging = Hanging(attempts=9, seconds=9.9)
+    policy = RetryPolicy(retries=0)
+    with entered(with_seconds(10.0)), pytest.raises(GivenUp):
+        await retried(hanging, policy, is_transient=transient, relief=1.0)
+    assert hanging.spans == [(0.0, 8.0)]
+    with entered(with_seconds(10.0)):
+        await retried(hanging, policy, is_transient=transient, relief=2.5)
+    assert hanging.spans[1:] == [pytest.approx((8.0, 17.9))]
+
+
+@in_virtual_time
+async def test_an_attempt_that_swallows_its_cancellation_is_cancelled_until_it_is_gone() -> None:
+    async def stubborn(attempt: Attempt) -> str:
+        if not ended:
+            for _ in range(3):
+                try:
+                    await asyncio.sleep(3600.0)
+                except asyncio.CancelledError:
+                    ended.append(now())
+        return "answer"
+
+    ended: list[float] = []
+    with entered(with_seconds(10.0)):
+        assert await retried(stubborn, RetryPolicy(retries=1), is_transient=transient) == "answer"
+    assert ended == pytest.approx([8.0, 8.05, 8.1])
+    assert asyncio.current_task().cancelling() == 0  # type: ignore[union-attr]
+
+
+@in_virtual_time
+async def test_a_cancel_from_outside_goes_on_though_the_attempt_was_being_given_up() -> None:
+    async def closing_slowly(attempt: Attempt) -> None:
+        try:
+            await asyncio.sleep(3600.0)
+        finally:
+            await asyncio.shield(asyncio.sleep(1.0))
+
+    async def call() -> None:
+        with entered(with_seconds(10.0)):
+            await retried(closing_slowly, RetryPolicy(retries=1), is_transient=transient)
+
+    task = asyncio.create_task(call())
+    await asyncio.sleep(8.0)
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+
+
+@in_virtual_time
+async def test_patience_is_decided_on_where_no_context_is_current() -> None:
+    asked: list[float] = []
+
+    def better() -> bool:
+        asked.append(now())
+        return True
+
+    async def silent() -> None:
+        async with Patience(better) as patience:
+            patience.lasts(1.0)
+            patience.is_endless()
+            patience.context = current().tightened_after(2.0)
+            Context().run(patience.set_timer, asyncio.get_running_loop())  # as the lookout does
+            await asyncio.sleep(5.0)
+
+    with entered(with_seconds(10.0)), pytest.raises(GivenUp):
+        await silent()
+    assert asked == [2.0]
 
 
 @in_virtual_time
@@ -158,6 +326,86 @@ async def test_each_backoff_is_spent_inside_what_the_caller_gave_for_it() -> Non
             draw=lambda: 1.0,
         )
     assert waits == [(1.0, 1.5), (2.5, 3.5)]
+
+
+@in_virtual_time
+async def test_each_retry_that_is_made_or_refused_is_told() -> None:
+    async def told(policy: RetryPolicy, *errors: Exception, budget: RetryBudget | None = None) -> list[Retry]:
+        retries: list[Retry] = []
+        with entered(with_seconds(10.0)), suppress(UpstreamFailed, Shed):
+            await retried(
+                Upstream(*errors),
+                policy,
+                is_transient=transient,
+                budget=budget,
+                tell=retries.append,
+                draw=lambda: 1.0,
+            )
+        return retries
+
+    reset, wait = UpstreamFailed("reset"), Shed("busy", retry_after=30.0)
+    one = RetryPolicy(retries=1)
+    assert await told(one, reset) == [Retry(1, "UPSTREAM_FAILED", 0.1, "")]
+    assert await told(one, reset, reset) == [
+        Retry(1, "UPSTREAM_FAILED", 0.1, ""),
+        Retry(2, "UPSTREAM_FAILED", 0.2, "limit"),
+    ]
+    assert await told(one, wait) == [Retry(1, "SHED", 30.0, "retry_after")]
+    assert await told(RetryPolicy(1, viable_attempt=20.0), reset) == [Retry(1, "UPSTREAM_FAILED", 0.1, "time")]
+    empty = RetryBudget(virtual_time.clock(), floor=0.0)
+    assert await told(one, reset, budget=empty) == [Retry(1, "UPSTREAM_FAILED", 0.1, "budget")]
+    assert await told(one) == []
+
+
+@in_virtual_time
+async def test_in_a_full_outage_there_are_1_1_attempts_a_call_and_none_that_cannot_finish() -> None:
+    budget = RetryBudget(virtual_time.clock())
+    attempts: list[float] = []
+
+    async def down(attempt: Attempt) -> None:
+        attempts.append(current().remaining)
+        await asyncio.sleep(0.02)
+        raise UpstreamFailed("down")
+
+    async def call() -> None:
+        context = with_seconds(1.0)
+        with entered(context), suppress(UpstreamFailed):
+            await retried(down, RetryPolicy(retries=2, viable_attempt=0.05), is_transient=transient, budget=budget)
+        assert not context.is_expired
+
+    calls = 2000
+    async with asyncio.TaskGroup() as group:
+        for _ in range(calls):
+            group.create_task(call())
+            await asyncio.sleep(0.01)
+    assert 1.05 < len(attempts) / calls <= 1.1
+    assert min(attempts) >= 0.05
+
+
+@in_virtual_time
+async def test_retries_that_help_may_be_a_fifth_of_the_calls() -> None:
+    clock = virtual_time.clock()
+    budget = RetryBudget(clock)
+    made = 0
+    for _ in range(2000):
+        budget.call()
+        if budget.take():
+            made += 1
+            budget.helped()
+        clock.advance(0.01)
+    assert made / 2000 == pytest.approx(0.2, abs=0.01)
+
+
+@in_virtual_time
+async def test_where_calls_are_few_three_retries_are_there_and_come_back_with_time() -> None:
+    clock = virtual_time.clock()
+    budget = RetryBudget(clock)
+    budget.call()
+    assert [budget.take() for _ in range(4)] == [True, True, True, False]
+    clock.advance(10.0)
+    assert [budget.take() for _ in range(3)] == [True, False, False]
+    clock.advance(60.0)
+    assert [budget.take() for _ in range(4)] == [True, True, True, False]
 
 
 @given(st.integers(1, 60), st.floats(0.0, 1.0))

@@ -153,7 +153,7 @@ MISTAKES = [
         "scripted",
         "scripted\n    slotz: 1",
         (
-            "16: models.demo.slotz: is not a field here; did you mean slots? one of slots, max_output_tokens, "
+            "16: models.demo.slotz: is not a field here; did you mean slots? one of slots, max_output_tokens, fallback, "
             "provider, first_token, per_token, jitter, seed"
         ),
         id="unknown field of a model",
@@ -352,6 +352,18 @@ MISTAKES = [
         id="kept though not idempotent",
     ),
     pytest.param(
+        "provider: scripted",
+        "provider: scripted\n    fallback: gtp",
+        "16: models.demo.fallback: 'gtp' is not a model; did you mean gpt? one of demo, gpt",
+        id="unknown fallback",
+    ),
+    pytest.param(
+        "model: gpt-x",
+        "model: gpt-x\n    fallback: gpt",
+        "19: models.gpt.fallback: leads back to where it began, from gpt to gpt: the last model of a chain has no fallback",
+        id="fallback to itself",
+    ),
+    pytest.param(
         "description:",
         "cache_for: soon\n      idempotent: true\n      description:",
         "23: tools.http.lookup.cache_for: 'soon' is not a duration: write 250ms, 30s, 5m, 1h, or a number of seconds",
@@ -397,6 +409,22 @@ MISTAKES = [
         id="value against its tag",
     ),
 ]
+
+
+def test_fallbacks_that_go_round_are_told_at_each_of_them() -> None:
+    text = changed("provider: scripted", "provider: scripted\n    fallback: gpt")
+    text = text.replace("model: gpt-x", "model: gpt-x\n    fallback: demo")
+    assert [(line, path) for line, path, _ in problems_of(text)] == [
+        (16, "models.demo.fallback"),
+        (20, "models.gpt.fallback"),
+    ]
+
+
+def test_a_model_falls_back_only_to_what_the_tenant_may_use() -> None:
+    policy = parse(changed("provider: scripted", "provider: scripted\n    fallback: gpt"), "policy.yaml")
+    assert policy.fallbacks_of("acme", "demo") == ()
+    assert policy.fallbacks_of("bolt", "demo") == ("gpt",)
+    assert policy.fallbacks_of("bolt", "gpt") == ()
 
 
 @pytest.mark.parametrize(("old", "new", "problem"), MISTAKES)

@@ -8,6 +8,8 @@
     background.py   work that outlives its caller, with its owner's tenant and a deadline of its own
     ledger.py       where the time went, by phase, without overlap
     retry.py        attempts that fit into what remains
+    retry_budget.py how many of them one upstream may be given
+    patience.py     when to give up one that seems to hang
 
 Standard library only. Instants are on the local monotonic clock, in seconds; names that end in `_at` take one. Names that
 end in `_after` take a duration in seconds.
@@ -18,19 +20,26 @@ from deadlinemesh.deadline.clock import SYSTEM_CLOCK, Clock, SystemClock, Virtua
 from deadlinemesh.deadline.context import DeadlineContext, current, current_or_none, entered
 from deadlinemesh.deadline.ledger import Ledger, Phase
 from deadlinemesh.deadline.narrowed import Narrowed, narrowed_after, narrowed_at
-from deadlinemesh.deadline.retry import RetryPolicy, retried
+from deadlinemesh.deadline.patience import GivenUp, Patience
+from deadlinemesh.deadline.retry import Attempt, Retry, RetryPolicy, retried
+from deadlinemesh.deadline.retry_budget import RetryBudget
 from deadlinemesh.deadline.scope import Orphan, Scope, Scopes
 
 __all__ = [
     "SYSTEM_CLOCK",
+    "Attempt",
     "Background",
     "BackgroundTask",
     "Clock",
     "DeadlineContext",
+    "GivenUp",
     "Ledger",
     "Narrowed",
     "Orphan",
+    "Patience",
     "Phase",
+    "Retry",
+    "RetryBudget",
     "RetryPolicy",
     "Scope",
     "Scopes",

@@ -16,7 +16,44 @@ from deadlinemesh.deadline.lookout import Lookout, lookout_of
 from deadlinemesh.deadline.scope import CANCEL_AGAIN_AFTER, Scope, current_scope
 from deadlinemesh.errors import DeadlineSpent
 
-__all__ = ["Narrowed", "narrowed_after", "narrowed_at"]
+__all__ = ["Cutting", "Narrowed", "narrowed_after", "narrowed_at"]
+
+
+class Cutting:
+    """Cancels the running task, and again until the block that it is in is left; and takes that back in the end."""
+
+    def __init__(self) -> None:
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("a block that is cut at an instant needs a running task")
+        self._task = task
+        self._cancels_before = task.cancelling()
+        self._cancels = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def cut(self) -> None:
+        """Cancel it now."""
+        self._cancels += 1
+        self._task.cancel()
+        self._timer = asyncio.get_running_loop().call_later(CANCEL_AGAIN_AFTER, self.cut)
+
+    def is_why(self, kind: type[BaseException] | None) -> bool:
+        """End the cutting as the block is left. Whether it is the reason that an exception of this `kind` leaves the block.
+
+        A cancel from outside that came as well must go on. And a block that turned our cancel into an error of another kind, as a
+        task group does whose children fail while they are being cancelled, ended for lack of time all the same.
+        """
+        if self._timer is not None:
+            self._timer.cancel()
+        pending = self._cancels_before
+        for _ in range(self._cancels):
+            pending = self._task.uncancel()
+        return (
+            self._cancels > 0
+            and pending <= self._cancels_before
+            and kind is not None
+            and issubclass(kind, (asyncio.CancelledError, Exception))
+        )
 
 
 class Narrowed:
@@ -27,19 +64,13 @@ class Narrowed:
         self.expired = False
         """Whether this block's own deadline passed while it ran."""
         self._phase = phase
-        self._task: asyncio.Task[object] | None = None
+        self._cutting: Cutting
         self._timer: asyncio.TimerHandle | None = None
         self._lookout: Lookout
         self._token: Token[tuple[DeadlineContext | None, Scope | None]] | None = None
-        self._cancels_before = 0
-        self._cancels = 0
 
     async def __aenter__(self) -> Self:
-        task = asyncio.current_task()
-        if task is None:
-            raise RuntimeError("narrowed_at and narrowed_after need a running task")
-        self._task = task
-        self._cancels_before = task.cancelling()
+        self._cutting = Cutting()
         self._token = _HERE.set((self.context, current_scope()))
         self._lookout = lookout_of(asyncio.get_running_loop())
         self._lookout.watch(self, self.context.remaining, self.context.clock)
@@ -50,33 +81,19 @@ class Narrowed:
         self._timer = loop.call_at(self.context.absolute_deadline, self._spend)
 
     def _spend(self) -> None:
-        assert self._task is not None
         self.expired = True
-        self._cancels += 1
-        self._task.cancel()
-        self._timer = asyncio.get_running_loop().call_later(CANCEL_AGAIN_AFTER, self._spend)
+        self._cutting.cut()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        assert self._task is not None
         assert self._token is not None
         if self._timer is None:
             self._lookout.forget(self)
         else:
             self._timer.cancel()
         _HERE.reset(self._token)
-        pending = self._cancels_before
-        for _ in range(self._cancels):
-            pending = self._task.uncancel()
-        # A cancel from outside that came as well must go on. And a block that turned our cancel into an error of another kind,
-        # as a task group does whose children fail while they are being cancelled, ended for lack of time all the same.
-        if (
-            self.expired
-            and pending <= self._cancels_before
-            and kind is not None
-            and issubclass(kind, (asyncio.CancelledError, Exception))
-        ):
+        if self._cutting.is_why(kind):
             raise DeadlineSpent(f"the time for {self._phase or 'this step'} is spent", phase=self._phase) from (
                 None if isinstance(error, asyncio.CancelledError) else error
             )

@@ -5,6 +5,7 @@ servicer.py   messages to the domain and back
 runs.py       a run from its registration to its oblivion; who watches it
 agent.py      the agent loop
 answers.py    what to say when there was no time to finish
+upstreams.py  what is known of models and tools, and how many retries they may have
 ports.py      what the loop needs of models and tools
 adapters.py   those over gRPC
 events.py     what a run tells

@@ -10,17 +10,22 @@ import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 
 from deadlinemesh.conversation import Message, Role, ToolCall, ToolSpec
-from deadlinemesh.deadline import Ledger, Phase, RetryPolicy, current, retried
+from deadlinemesh.deadline import Attempt, GivenUp, Ledger, Phase, current
 from deadlinemesh.errors import (
     ClientCancelled,
     DeadlineSpent,
     DeadlineSpentUpstream,
+    Doomed,
+    Draining,
     InternalFailure,
     MeshError,
     NotFound,
+    Shed,
     Stopped,
+    UpstreamFailed,
 )
 from deadlinemesh.orchestrator.events import (
     RunEvent,
@@ -40,11 +45,15 @@ from deadlinemesh.orchestrator.ports import (
     TurnFinished,
     TurnStarted,
 )
+from deadlinemesh.orchestrator.upstreams import Upstream, Upstreams
 
 __all__ = ["Agent", "Assignment"]
 
 _EXPIRES_WITH = 0.05
 """A hop below that reports a spent deadline this close to ours, in seconds, reports ours."""
+
+_TRANSIENT = (UpstreamFailed, Shed, Draining)
+"""What another attempt may mend: it may meet a better instance, or a better moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +66,9 @@ class Assignment:
     max_iterations: int
     max_output_tokens: int
     tool_retries: int
+    """Attempts after the first; a model turn that has said nothing may have as many."""
+    fallbacks: tuple[str, ...] = ()
+    """Models that take the place of `model`, one after the other, in the rest of a run in which it fails."""
 
 
 @dataclass(slots=True)
@@ -66,6 +78,11 @@ class _Turn:
     text: list[str] = field(default_factory=list)
     calls: list[ToolCall] = field(default_factory=list)
     results: dict[str, ToolResult] = field(default_factory=dict)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is anything that must not come twice."""
+        return bool(self.text or self.calls)
 
     def messages(self) -> list[Message]:
         """The turn as history; a call without a result gets a synthetic one, so that the history is valid."""
@@ -87,6 +104,7 @@ class Agent:
         assignment: Assignment,
         models: ModelPort,
         tools: ToolPort,
+        upstreams: Upstreams,
         ledger: Ledger,
         emit: Callable[[RunEvent], None],
     ) -> None:
@@ -94,8 +112,10 @@ class Agent:
         self.usage = Usage()
         self.finished_calls: list[tuple[ToolCall, ToolResult]] = []
         self._assignment = assignment
+        self._choice = [assignment.model, *assignment.fallbacks]
         self._models = models
         self._tools = tools
+        self._upstreams = upstreams
         self._ledger = ledger
         self._emit = emit
         self._history = list(assignment.messages)
@@ -145,30 +165,70 @@ class Agent:
         """One model turn. Each tool call starts as soon as it is complete; the turn ends when all have ended."""
         try:
             async with asyncio.TaskGroup() as group:
-                await self._stream(offered, group)
+                await self._speak(offered, group)
         except BaseExceptionGroup as group:
             expected, defects = group.split(MeshError)
             if defects is not None or expected is None:
                 raise
             raise _first(expected) from None
 
-    async def _stream(self, offered: Sequence[ToolSpec], group: asyncio.TaskGroup) -> None:
+    async def _speak(self, offered: Sequence[ToolSpec], group: asyncio.TaskGroup) -> None:
+        """Have the turn's model speak; where it fails before it has said anything, the next one, for the rest of the run.
+
+        A fallback is no retry: the load is another upstream's, and has its own limits there.
+        """
+        while True:
+            model, *others = self._choice
+            upstream = self._upstreams.of(f"model {model}")
+            relief = self._upstreams.of(f"model {others[0]}").viable if others else None
+            try:
+                return await upstream.retried(
+                    partial(self._stream, model, offered, group, upstream),
+                    self._assignment.tool_retries,
+                    # A proxy that drains is another one's to replace, not another model's.
+                    is_transient=partial(self._may_speak_again, (Draining,) if others else _TRANSIENT),
+                    waiting=partial(self._ledger.phase, Phase.RETRY_BACKOFF),
+                    relief=relief,
+                )
+            except (*_TRANSIENT, Doomed, GivenUp) as failed:
+                here = current()
+                if relief is None or self._turn.has_begun or here.remaining < relief:
+                    raise
+                upstream.fell_back(here, others[0], "HUNG" if isinstance(failed, GivenUp) else failed.reason)
+                self._choice = others
+
+    def _may_speak_again(self, kinds: tuple[type[Exception], ...], error: Exception) -> bool:
+        return isinstance(error, kinds) and not self._turn.has_begun
+
+    async def _stream(
+        self,
+        model: str,
+        offered: Sequence[ToolSpec],
+        group: asyncio.TaskGroup,
+        upstream: Upstream,
+        attempt: Attempt,
+    ) -> None:
         phases = _Successive(self._ledger, Phase.LLM_QUEUE)
+        timed = _FirstTimed(upstream)
         self.usage.model_calls += 1
-        stream = self._models.generate(
-            self._assignment.model, self._history, offered, self._assignment.max_output_tokens
-        )
+        stream = self._models.generate(model, self._history, offered, self._assignment.max_output_tokens)
         try:
             async with aclosing(stream) as events:
                 async for event in events:
                     match event:
                         case TurnStarted():
                             phases.enter(Phase.LLM_FIRST_TOKEN)
+                            timed.begin()
+                            attempt.alive()
                         case TextDelta():
+                            attempt.settled()
+                            timed.end()
                             phases.enter(Phase.LLM_STREAM)
                             self._turn.text.append(event.text)
                             self._emit(event)
                         case ToolCall():
+                            attempt.settled()
+                            timed.end()
                             phases.enter(Phase.LLM_STREAM)
                             self._dispatch(event, group)
                         case TurnFinished():
@@ -199,34 +259,42 @@ class Agent:
 
     async def _result_of(self, call: ToolCall) -> ToolResult:
         spec = self._specs.get(call.name)
-        retries = self._assignment.tool_retries if spec is not None and spec.idempotent else 0
+        # The names of tools that are not offered have no bound.
+        upstream = self._upstreams.of("tool " + ("" if spec is None else call.name))
         try:
-            return await retried(
-                lambda: self._attempt(call),
-                RetryPolicy(retries),
+            return await upstream.retried(
+                partial(self._attempt, call, upstream),
+                self._assignment.tool_retries,
                 is_transient=lambda error: isinstance(error, _Transient),
-                waiting=lambda: self._ledger.phase(Phase.RETRY_BACKOFF),
+                waiting=partial(self._ledger.phase, Phase.RETRY_BACKOFF),
+                idempotent=spec is not None and spec.idempotent,
             )
         except _Transient as failed:
             return failed.result
         except DeadlineSpent as spent:
             if current().remaining <= _EXPIRES_WITH:
                 raise
-            return ToolResult(ToolStatus.FAILED, f"{call.name} failed: {spent}, and no further attempt fits")
+            return ToolResult(ToolStatus.FAILED, f"{call.name} failed: {spent}")
 
-    async def _attempt(self, call: ToolCall) -> ToolResult:
+    async def _attempt(self, call: ToolCall, upstream: Upstream, attempt: Attempt) -> ToolResult:
         phases = _Successive(self._ledger, Phase.TOOL_QUEUE)
+        timed = _FirstTimed(upstream)
         try:
             async with aclosing(self._tools.call(call)) as events:
                 async for event in events:
                     match event:
                         case ToolStarted():
                             phases.enter(Phase.TOOL_CALL)
+                            timed.begin()
+                            attempt.alive()
                         case ToolProgress():
+                            attempt.alive()
                             self._emit(ToolCallProgress(call.id, event.message, event.fraction))
                         case ToolResult():
                             if event.transient:
                                 raise _Transient(event)
+                            if event.status is ToolStatus.OK:
+                                timed.end()
                             return event
         except NotFound as unknown:
             return ToolResult(ToolStatus.UNKNOWN_TOOL, str(unknown))
@@ -237,10 +305,12 @@ class Agent:
         except DeadlineSpent:
             raise
         except MeshError as failed:
-            # A tool-runner that is gone, full or draining: another attempt may meet a better one.
             retry_after: float | None = getattr(failed, "retry_after", None)
-            result = ToolResult(ToolStatus.FAILED, f"{call.name} failed: {failed}", True, retry_after)
-            raise _Transient(result) from failed
+            transient = isinstance(failed, _TRANSIENT)
+            result = ToolResult(ToolStatus.FAILED, f"{call.name} failed: {failed}", transient, retry_after)
+            if not transient:
+                return result
+            raise _Transient(result, failed.reason) from failed
         finally:
             phases.leave()
         raise InternalFailure(f"the tool-runner ended {call.name} without a result", hop="tool-runner")
@@ -249,10 +319,27 @@ class Agent:
 class _Transient(Exception):
     """A failure that another attempt may mend; carries the result to give if none does."""
 
-    def __init__(self, result: ToolResult) -> None:
+    def __init__(self, result: ToolResult, reason: str = UpstreamFailed.reason) -> None:
         super().__init__(result.content)
         self.result = result
+        self.reason = reason
         self.retry_after = result.retry_after
+
+
+class _FirstTimed:
+    """Has an upstream remember how long it took to come from the beginning to what was waited for first."""
+
+    def __init__(self, upstream: Upstream) -> None:
+        self._upstream = upstream
+        self._began_at: float | None = None
+
+    def begin(self) -> None:
+        self._began_at = current().clock.monotonic()
+
+    def end(self) -> None:
+        if self._began_at is not None:
+            self._upstream.took(current().clock.monotonic() - self._began_at)
+            self._began_at = None
 
 
 class _Successive:

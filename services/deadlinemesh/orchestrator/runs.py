@@ -29,6 +29,7 @@ from deadlinemesh.orchestrator.answers import partial_answer
 from deadlinemesh.orchestrator.edge import HOP, Grant
 from deadlinemesh.orchestrator.events import Outcome, PhaseChanged, RunEvent, RunFinished, RunStarted, TextDelta, Usage
 from deadlinemesh.orchestrator.ports import ModelPort, ToolPort
+from deadlinemesh.orchestrator.upstreams import Upstreams
 from deadlinemesh.policy import Limits
 from deadlinemesh.telemetry import RunEnded, Telemetry
 
@@ -189,6 +190,7 @@ class Runs:
         self._tools = tools
         self._limits = limits
         self._telemetry = telemetry
+        self._upstreams = Upstreams(telemetry, HOP)
         self._by_id: dict[str, AgentRun] = {}
         self._by_request: dict[tuple[str, str], AgentRun] = {}
         self._ended: dict[str, deque[tuple[float, AgentRun]]] = {}
@@ -248,7 +250,7 @@ class Runs:
         return run
 
     async def _execute(self, run: AgentRun, assignment: Assignment) -> None:
-        run.agent = agent = Agent(assignment, self._models, self._tools, run.ledger, run.emit)
+        run.agent = agent = Agent(assignment, self._models, self._tools, self._upstreams, run.ledger, run.emit)
         run.ledger.leave(Phase.ADMISSION)
         try:
             async with narrowed_at(run.due_at, "run"):

@@ -132,8 +132,10 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         if instructions and not any(message.role is Role.SYSTEM for message in messages):
             messages.insert(0, Message(Role.SYSTEM, instructions))
         messages.append(Message(Role.USER, request.prompt))
+        model = request.model or tenant.models[0]
         return Assignment(
-            model=request.model or tenant.models[0],
+            model=model,
+            fallbacks=self._policy.fallbacks_of(tenant.tenant_id, model),
             messages=tuple(messages),
             tools=_chosen(request.tools, await self._tools.specs()),
             max_iterations=_max_iterations(request, run.grant),

@@ -155,7 +155,7 @@ class TierPolicy(_Frozen):
     iterations: Annotated[WholeNumber, Field(ge=1)]
     """The most model turns."""
     tool_retries: Annotated[WholeNumber, Field(ge=0)] = 0
-    """Attempts after the first, for each call of an idempotent tool."""
+    """Attempts after the first, for each call of an idempotent tool and each model turn that has said nothing yet."""
     model_queue: Literal["normal", "priority"] = "normal"
     """The band in which its model calls wait for a slot."""
     weight: Annotated[WholeNumber, Field(ge=1)] = 1
@@ -179,6 +179,9 @@ class _Model(_Frozen):
     """Turns it takes at once; more wait in line."""
     max_output_tokens: Annotated[WholeNumber, Field(ge=1)] = 1024
     """The most tokens of one turn."""
+    fallback: Name | None = None
+    """The model that takes its place for the rest of a run in which it fails, or hangs, before it has said anything. Only for
+    tenants that may use both."""
 
 
 class ScriptedModel(_Model):
@@ -304,3 +307,10 @@ class Policy(_Frozen):
     def models_of(self, tenant_id: str) -> tuple[str, ...]:
         """The models that the tenant may use; the first is its default."""
         return self.tenants[tenant_id].models or tuple(self.models)
+
+    def fallbacks_of(self, tenant_id: str, model: str) -> tuple[str, ...]:
+        """The models that take the place of `model` one after the other, as far as the tenant may use them."""
+        allowed, chain = self.models_of(tenant_id), [model]
+        while (after := self.models[chain[-1]].fallback) is not None and after in allowed and after not in chain:
+            chain.append(after)
+        return tuple(chain[1:])

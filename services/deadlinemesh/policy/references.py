@@ -37,6 +37,7 @@ def contradictions(data: Any) -> Iterator[Fault]:
         for index, model in enumerate(_list(tenant.get("models"))):
             yield from _unknown_names(("tenants", name, "models", index), model, models, "a model")
     yield from _shared_keys(tenants)
+    yield from _fallbacks(models)
     for name, tool in _mapping(_mapping(policy.get("tools")).get("http")).items():
         yield from _http_tool(("tools", "http", name), _mapping(tool))
 
@@ -55,6 +56,20 @@ def _tiers(tiers: Mapping[str, Any], limits: Mapping[str, Any]) -> Iterator[Faul
                 f"limits.shortest_run ({shortest:g} s) and limits.response_reserve ({reserve:g} s)"
             )
             yield Fault(("tiers", name, "run_budget"), reason)
+
+
+def _fallbacks(models: Mapping[str, Any]) -> Iterator[Fault]:
+    after = {name: _mapping(model).get("fallback") for name, model in models.items()}
+    for name, fallback in after.items():
+        loc: Loc = ("models", name, "fallback")
+        yield from _unknown_names(loc, fallback, models, "a model")
+        chain = [name]
+        while isinstance(fallback, str) and fallback not in chain:
+            chain.append(fallback)
+            fallback = after.get(fallback)
+        if fallback == name:
+            way = " to ".join([*chain, name])
+            yield Fault(loc, f"leads back to where it began, from {way}: the last model of a chain has no fallback")
 
 
 def _unknown_names(loc: Loc, name: Any, known: Mapping[str, Any], what: str) -> Iterator[Fault]:

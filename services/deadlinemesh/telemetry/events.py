@@ -17,8 +17,11 @@ __all__ = [
     "CallEnded",
     "CallStarted",
     "Event",
+    "FellBack",
     "MalformedRemaining",
     "OrphanReported",
+    "Retried",
+    "RetryRefused",
     "RunEnded",
     "Sink",
     "Telemetry",
@@ -120,7 +123,62 @@ class CacheWritten:
     the `Cause` when it was stopped; empty when it was written."""
 
 
-Event = CallStarted | CallEnded | OrphanReported | MalformedRemaining | RunEnded | Wait | CacheUsed | CacheWritten
+@dataclass(frozen=True, slots=True)
+class Retried:
+    """A failed attempt is tried again."""
+
+    hop: str
+    tenant_id: str
+    run_id: str
+    upstream: str
+    """`tool NAME` or `model NAME`."""
+    retry: int
+    """From 1."""
+    why: str
+    """The name of the `Cause` of the attempt before, or HUNG when that was silent for too long."""
+    backoff: float
+
+
+@dataclass(frozen=True, slots=True)
+class RetryRefused:
+    """A failed attempt is not tried again; one that seemed to hang goes on."""
+
+    hop: str
+    tenant_id: str
+    run_id: str
+    upstream: str
+    retry: int
+    why: str
+    refused: str
+    """`limit` of the tier, `not_idempotent`, no `time`, `retry_after` beyond the deadline, or the upstream's `budget`."""
+
+
+@dataclass(frozen=True, slots=True)
+class FellBack:
+    """A run goes on with another model, as its own failed before it said anything."""
+
+    hop: str
+    tenant_id: str
+    run_id: str
+    upstream: str
+    fallback: str
+    why: str
+    """As in `Retried`."""
+
+
+Event = (
+    CallStarted
+    | CallEnded
+    | OrphanReported
+    | MalformedRemaining
+    | RunEnded
+    | Wait
+    | CacheUsed
+    | CacheWritten
+    | Retried
+    | RetryRefused
+    | FellBack
+)
 
 
 class Sink(Protocol):

@@ -12,7 +12,17 @@ from opentelemetry import metrics
 
 from deadlinemesh.admission import Wait
 from deadlinemesh.telemetry.deferred import Deferred
-from deadlinemesh.telemetry.events import CacheUsed, CacheWritten, CallEnded, Event, MalformedRemaining, OrphanReported
+from deadlinemesh.telemetry.events import (
+    CacheUsed,
+    CacheWritten,
+    CallEnded,
+    Event,
+    FellBack,
+    MalformedRemaining,
+    OrphanReported,
+    Retried,
+    RetryRefused,
+)
 
 __all__ = ["CountingSink", "JsonLinesSink", "LogSink", "MetricsSink"]
 
@@ -94,6 +104,8 @@ class MetricsSink:
         )
         self._orphans = meter.create_counter("mesh.orphans", unit="{task}")
         self._malformed = meter.create_counter("mesh.deadline.malformed", unit="{call}")
+        self._retries = meter.create_counter("mesh.retries", unit="{attempt}", description="Made and refused")
+        self._fallbacks = meter.create_counter("mesh.fallbacks", unit="{run}")
         self._reads = meter.create_counter("mesh.cache.reads", unit="{call}")
         self._writes = meter.create_counter("mesh.cache.writes", unit="{result}")
 
@@ -111,6 +123,12 @@ class MetricsSink:
             self._waits.record(event.seconds, labels)
         elif isinstance(event, MalformedRemaining):
             self._malformed.add(1, {"mesh.hop": event.hop})
+        elif isinstance(event, (Retried, RetryRefused)):
+            refused = event.refused if isinstance(event, RetryRefused) else ""
+            labels = {"mesh.upstream": event.upstream, "error.type": event.why, "mesh.retry.refused": refused}
+            self._retries.add(1, labels)
+        elif isinstance(event, FellBack):
+            self._fallbacks.add(1, {"mesh.upstream": event.upstream, "error.type": event.why})
         elif isinstance(event, CacheUsed):
             found = event.problem or ("hit" if event.hit else "miss")
             self._reads.add(1, {"mesh.tool": event.tool, "mesh.cache.found": found})

@@ -1,0 +1,351 @@
+"""What the agent loop tries again, what it leaves alone, and what is learned from it. Without gRPC, on virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+
+import pytest
+from tests.virtual import in_virtual_time, now, with_seconds
+
+from deadlinemesh.conversation import Message, Role, ToolCall, ToolSpec, history_violations
+from deadlinemesh.deadline import Ledger, Phase, entered, narrowed_after
+from deadlinemesh.errors import DeadlineSpent, Doomed, Draining, InternalFailure, MeshError, Shed, UpstreamFailed
+from deadlinemesh.orchestrator.agent import Agent, Assignment
+from deadlinemesh.orchestrator.events import RunEvent
+from deadlinemesh.orchestrator.ports import (
+    ModelEvent,
+    TextDelta,
+    ToolEvent,
+    ToolProgress,
+    ToolResult,
+    ToolStarted,
+    ToolStatus,
+    TurnFinished,
+    TurnStarted,
+)
+from deadlinemesh.orchestrator.upstreams import KNOWN, MOST_KNOWN, PATIENCE, PATIENCE_FLOOR, Upstreams
+from deadlinemesh.telemetry import CountingSink, FellBack, Retried, RetryRefused, Telemetry
+from deadlinemesh.testing import virtual_time
+
+SECONDS = 10.0
+HANGS = 3600.0
+
+
+class Models:
+    """A script for each turn: what it does, in order. A number is a wait, an error is raised, the rest is yielded."""
+
+    def __init__(self, **turns: list[list[float | MeshError | ModelEvent]]) -> None:
+        self.turns = turns
+        self.asked: list[tuple[str, float]] = []
+
+    async def generate(
+        self, model: str, messages: Sequence[Message], tools: Sequence[ToolSpec], max_output_tokens: int
+    ) -> AsyncGenerator[ModelEvent, None]:
+        assert history_violations(messages, "messages") == []
+        self.asked.append((model, now()))
+        script = self.turns[model].pop(0) if len(self.turns[model]) > 1 else self.turns[model][0]
+        for step in script:
+            if isinstance(step, float):
+                await asyncio.sleep(step)
+            elif isinstance(step, MeshError):
+                raise step
+            else:
+                yield step
+
+
+class Tools:
+    """The same for the attempts at a tool."""
+
+    def __init__(self, *attempts: list[float | MeshError | ToolEvent]) -> None:
+        self.attempts = list(attempts)
+        self.began: list[float] = []
+
+    async def specs(self) -> tuple[ToolSpec, ...]:
+        return (ToolSpec("look", "Look.", {}, True), ToolSpec("pay", "Pay.", {}, False))
+
+    async def call(self, call: ToolCall) -> AsyncGenerator[ToolEvent, None]:
+        self.began.append(now())
+        for step in self.attempts.pop(0) if len(self.attempts) > 1 else self.attempts[0]:
+            if isinstance(step, float):
+                await asyncio.sleep(step)
+            elif isinstance(step, MeshError):
+                raise step
+            else:
+                yield step
+
+
+ENDED = TurnFinished(1, 1, False)
+ANSWER: list[float | MeshError | ModelEvent] = [TurnStarted(), 0.2, TextDelta("forty-"), TextDelta("two"), ENDED]
+SILENT: list[float | MeshError | ModelEvent] = [TurnStarted(), HANGS]
+RESULT = ToolResult(ToolStatus.OK, "seen")
+QUICK: list[float | MeshError | ToolEvent] = [ToolStarted(), 0.1, RESULT]
+
+
+def asks_for(tool: str) -> list[float | MeshError | ModelEvent]:
+    return [TurnStarted(), ToolCall(f"call-{tool}", tool, "{}"), ENDED]
+
+
+class World:
+    """An orchestrator's memory and what it told, across runs."""
+
+    def __init__(self) -> None:
+        self.sink = CountingSink()
+        self.upstreams = Upstreams(Telemetry([self.sink]), "orchestrator")
+        self.events: list[RunEvent] = []
+
+    async def run(
+        self,
+        models: Models,
+        tools: Tools | None = None,
+        *,
+        retries: int = 1,
+        fallbacks: tuple[str, ...] = (),
+        tenant_id: str = "acme",
+        seconds: float = SECONDS,
+    ) -> Agent:
+        tools = tools or Tools(QUICK)
+        assignment = Assignment(
+            model="main",
+            messages=(Message(Role.USER, "go"),),
+            tools=await tools.specs(),
+            max_iterations=5,
+            max_output_tokens=0,
+            tool_retries=retries,
+            fallbacks=fallbacks,
+        )
+        self.events.clear()
+        ledger = Ledger(virtual_time.clock(), now())
+        agent = self.agent = Agent(assignment, models, tools, self.upstreams, ledger, self.events.append)
+        self.ledger = ledger
+        with entered(with_seconds(seconds, tenant_id=tenant_id)):
+            async with narrowed_after(seconds, "run"):
+                await agent.run()
+        assert history_violations(agent.history, "history") == []
+        return agent
+
+    @property
+    def said(self) -> str:
+        return "".join(event.text for event in self.events if isinstance(event, TextDelta))
+
+    def told(self) -> list[tuple[str, str, str]]:
+        """Of each retry: the upstream, why, and what refused it."""
+        return [
+            (event.upstream, event.why, event.refused if isinstance(event, RetryRefused) else "")
+            for event in self.sink.events
+            if isinstance(event, (Retried, RetryRefused))
+        ]
+
+
+@pytest.mark.parametrize("error", [UpstreamFailed("down"), Shed("busy"), Draining("away")])
+@in_virtual_time
+async def test_a_model_turn_that_failed_before_it_said_anything_is_tried_again(error: MeshError) -> None:
+    world, models = World(), Models(main=[[TurnStarted(), error], ANSWER])
+    agent = await world.run(models)
+    assert (agent.text, world.said) == ("forty-two", "forty-two")
+    assert world.told() == [("model main", error.reason, "")]
+    assert agent.usage.model_calls == 2
+    assert world.ledger.spent()[Phase.RETRY_BACKOFF] > 0
+
+
+@in_virtual_time
+async def test_a_model_turn_that_has_said_something_is_not_tried_again() -> None:
+    world, models = World(), Models(main=[[TurnStarted(), TextDelta("for"), UpstreamFailed("down")], ANSWER])
+    with pytest.raises(UpstreamFailed):
+        await world.run(models, fallbacks=("other",))
+    assert (world.agent.text, world.said, len(models.asked)) == ("for", "for", 1)
+    assert world.told() == []
+
+
+@in_virtual_time
+async def test_a_model_turn_that_has_asked_for_a_tool_is_not_tried_again() -> None:
+    world, tools = World(), Tools(QUICK)
+    models = Models(main=[[TurnStarted(), ToolCall("call-1", "look", "{}"), 1.0, UpstreamFailed("down")], ANSWER])
+    with pytest.raises(UpstreamFailed):
+        await world.run(models, tools)
+    assert len(tools.began) == 1
+
+
+@pytest.mark.parametrize("error", [InternalFailure("defect"), Doomed("too late")])
+@in_virtual_time
+async def test_a_failure_that_another_attempt_would_not_mend_ends_the_turn(error: MeshError) -> None:
+    world, models = World(), Models(main=[[error], ANSWER])
+    with pytest.raises(type(error)):
+        await world.run(models)
+    assert len(models.asked) == 1
+
+
+@in_virtual_time
+async def test_a_tier_without_retries_has_none_for_models_either() -> None:
+    world, models = World(), Models(main=[[UpstreamFailed("down")], ANSWER])
+    with pytest.raises(UpstreamFailed):
+        await world.run(models, retries=0)
+    assert world.told() == [("model main", "UPSTREAM_FAILED", "limit")]
+
+
+@in_virtual_time
+async def test_a_failed_model_gives_way_to_its_fallback_at_once_and_for_the_rest_of_the_run() -> None:
+    world = World()
+    models = Models(main=[[Shed("busy", retry_after=60.0)]], other=[asks_for("look"), ANSWER])
+    agent = await world.run(models, retries=0, fallbacks=("other",))
+    assert [(model, at) for model, at in models.asked] == [("main", 0.0), ("other", 0.0), ("other", 0.1)]
+    assert agent.text == "forty-two"
+    assert [event for event in world.sink.events if isinstance(event, FellBack)] == [
+        FellBack("orchestrator", "acme", "run-1", "model main", "other", "SHED")
+    ]
+
+
+@in_virtual_time
+async def test_a_silent_model_of_which_nothing_is_known_has_80_percent_before_its_fallback_is_tried() -> None:
+    world, models = World(), Models(main=[SILENT], other=[ANSWER])
+    agent = await world.run(models, retries=0, fallbacks=("other",))
+    assert models.asked == [("main", 0.0), ("other", 8.0)]
+    assert (agent.text, world.said) == ("forty-two", "forty-two")
+
+
+@in_virtual_time
+async def test_a_model_that_is_known_to_be_quick_gives_way_soon() -> None:
+    world = World()
+    for _ in range(KNOWN):
+        await world.run(Models(main=[ANSWER]))
+    began_at, models = now(), Models(main=[SILENT], other=[ANSWER])
+    await world.run(models, retries=0, fallbacks=("other",))
+    assert models.asked[1] == ("other", pytest.approx(began_at + PATIENCE * 0.2 + PATIENCE_FLOOR))
+
+
+@in_virtual_time
+async def test_a_model_that_waits_in_a_queue_or_speaks_slowly_is_not_taken_for_silent() -> None:
+    world = World()
+    for _ in range(KNOWN):
+        await world.run(Models(main=[ANSWER]))
+    queued: list[float | MeshError | ModelEvent] = [5.0, *ANSWER]
+    slow: list[float | MeshError | ModelEvent] = [TurnStarted(), 0.2, TextDelta("forty-"), 9.0, TextDelta("two"), ENDED]
+    for script in (queued, slow):
+        models = Models(main=[script], other=[ANSWER])
+        await world.run(models, fallbacks=("other",))
+        assert [model for model, _ in models.asked] == ["main"]
+        assert world.said == "forty-two"
+
+
+@in_virtual_time
+async def test_a_proxy_that_drains_is_tried_again_with_the_same_model() -> None:
+    world, models = World(), Models(main=[[Draining("away")], ANSWER], other=[ANSWER])
+    await world.run(models, fallbacks=("other",))
+    assert [model for model, _ in models.asked] == ["main", "main"]
+
+
+@in_virtual_time
+async def test_the_last_of_the_chain_may_be_tried_again() -> None:
+    world = World()
+    models = Models(main=[[UpstreamFailed("down")]], other=[[UpstreamFailed("down too")], ANSWER])
+    await world.run(models, fallbacks=("other",))
+    assert [model for model, _ in models.asked] == ["main", "other", "other"]
+
+
+@in_virtual_time
+async def test_a_fallback_is_not_tried_where_no_time_is_left_for_it() -> None:
+    world, models = World(), Models(main=[[0.02, UpstreamFailed("down")]], other=[ANSWER])
+    with pytest.raises(UpstreamFailed):
+        await world.run(models, fallbacks=("other",), seconds=0.06)
+    assert [model for model, _ in models.asked] == ["main"]
+
+
+@in_virtual_time
+async def test_a_slow_tool_is_not_started_twice_once_it_is_known_to_be_slow() -> None:
+    world, taken = World(), 7.0
+    slow: list[float | MeshError | ToolEvent] = [ToolStarted(), taken, RESULT]
+    for _ in range(KNOWN):
+        await world.run(Models(main=[asks_for("look"), ANSWER]), Tools(slow))
+    slower: list[float | MeshError | ToolEvent] = [ToolStarted(), 9.0, RESULT]
+    tools = Tools(slower)
+    await world.run(Models(main=[asks_for("look"), ANSWER]), tools)
+    assert len(tools.began) == 1
+    assert world.agent.finished_calls[0][1].content == "seen"
+
+
+@in_virtual_time
+async def test_a_tool_that_hangs_though_it_is_quick_as_a_rule_is_soon_tried_again() -> None:
+    world = World()
+    for _ in range(KNOWN):
+        await world.run(Models(main=[asks_for("look"), ANSWER]), Tools(QUICK))
+    tools = Tools([ToolStarted(), HANGS], QUICK)
+    await world.run(Models(main=[asks_for("look"), ANSWER]), tools)
+    gave_up_after = tools.began[1] - tools.began[0]
+    assert gave_up_after == pytest.approx(PATIENCE * 0.1 + PATIENCE_FLOOR, abs=0.1)  # and the backoff
+    assert world.told() == [("tool look", "HUNG", "")]
+
+
+@in_virtual_time
+async def test_a_tool_that_tells_its_progress_is_left_alone() -> None:
+    world = World()
+    for _ in range(KNOWN):
+        await world.run(Models(main=[asks_for("look"), ANSWER]), Tools(QUICK))
+    steps = [step for number in range(1, 11) for step in (0.7, ToolProgress("", number / 10))]
+    tools = Tools([ToolStarted(), *steps, RESULT])
+    await world.run(Models(main=[asks_for("look"), ANSWER]), tools)
+    assert len(tools.began) == 1
+
+
+@in_virtual_time
+async def test_what_is_not_idempotent_is_neither_tried_again_nor_given_up() -> None:
+    world, failed = World(), ToolResult(ToolStatus.FAILED, "reset", transient=True)
+    tools = Tools([ToolStarted(), failed])
+    await world.run(Models(main=[asks_for("pay"), ANSWER]), tools)
+    assert len(tools.began) == 1
+    assert world.told() == [("tool pay", "UPSTREAM_FAILED", "not_idempotent")]
+    tools = Tools([ToolStarted(), 9.5, RESULT])
+    await world.run(Models(main=[asks_for("pay"), ANSWER]), tools)
+    assert len(tools.began) == 1
+
+
+@in_virtual_time
+async def test_one_tenants_failing_calls_use_up_no_other_tenants_retries() -> None:
+    world, down = World(), [ToolStarted(), ToolResult(ToolStatus.FAILED, "reset", transient=True)]
+    for _ in range(20):
+        await world.run(Models(main=[asks_for("look"), ANSWER]), Tools(down), tenant_id="acme")
+    assert ("tool look", "UPSTREAM_FAILED", "budget") in world.told()
+    tools = Tools(down, QUICK)
+    await world.run(Models(main=[asks_for("look"), ANSWER]), tools, tenant_id="bolt")
+    assert len(tools.began) == 2
+
+
+@in_virtual_time
+async def test_in_a_full_outage_there_are_hardly_more_attempts_than_calls_and_all_end_in_time() -> None:
+    world, began = World(), []
+    down: list[float | MeshError | ToolEvent] = [0.02, UpstreamFailed("down")]
+
+    async def run() -> None:
+        tools = Tools(down)
+        await world.run(Models(main=[asks_for("look"), ANSWER]), tools, retries=2, seconds=2.0)
+        began.extend(tools.began)
+
+    calls = 1000
+    async with asyncio.TaskGroup() as group:
+        for _ in range(calls):
+            group.create_task(run())
+            await asyncio.sleep(0.01)
+    assert len(began) / calls <= 1.1
+    refused = [why for upstream, _, why in world.told() if upstream == "tool look"]
+    assert refused.count("budget") > 800
+
+
+@in_virtual_time
+async def test_what_is_remembered_of_upstreams_has_a_bound_and_the_oldest_goes_first() -> None:
+    upstreams = Upstreams(Telemetry(), "orchestrator")
+    with entered(with_seconds(SECONDS)):
+        first, second = upstreams.of("tool 0"), upstreams.of("tool 1")
+        for number in range(2, MOST_KNOWN):
+            upstreams.of(f"tool {number}")
+        assert upstreams.of("tool 0") is first
+        upstreams.of("one more")
+        assert len(upstreams) == MOST_KNOWN
+        assert upstreams.of("tool 0") is first
+        assert upstreams.of("tool 1") is not second
+
+
+@in_virtual_time
+async def test_a_run_that_hangs_for_want_of_any_fallback_ends_at_its_own_deadline() -> None:
+    world = World()
+    with pytest.raises(DeadlineSpent):
+        await world.run(Models(main=[SILENT]), retries=1)
+    assert now() == SECONDS
