@@ -99,7 +99,7 @@ def test_a_run_whose_provider_never_answers_and_has_no_fallback_ends_at_its_inte
     async def main() -> None:
         hole = BlackHole()
         mesh = MemoryMesh(default_policy(), virtual_time.clock(), providers={"demo": hole, "fast": hole})
-        finished = (await run(mesh, "acme", 5.0))[-1].finished
+        finished = (await run(mesh, "acme", 20.0))[-1].finished
         assert finished.outcome == orchestrator_pb2.OUTCOME_DEADLINE_SPENT
         await mesh.idle()
         assert hole.asked == hole.left == 3, "enterprise has two retries, which hung as well"
