@@ -127,6 +127,19 @@ MISTAKES = [
         "iterations: 2", "iterations: 2.5", "4: tiers.free.iterations: 2.5 is not a whole number", id="fraction"
     ),
     pytest.param("iterations: 2", "iterations: 0", "4: tiers.free.iterations: must be at least 1, not 0", id="too few"),
+    pytest.param(
+        "tools:\n  http:",
+        "tools:\n  workers: 0\n  http:",
+        "20: tools.workers: must be at least 1, not 0",
+        id="no workers",
+    ),
+    pytest.param(
+        "tools:\n  http:",
+        "tools:\n  calls_per_workers: 5\n  http:",
+        "20: tools.calls_per_workers: is not a field here; did you mean calls_per_worker? one of modules, http, "
+        "connections_per_host, workers, calls_per_worker, worker_memory_bytes",
+        id="unknown field of tools",
+    ),
     pytest.param("    iterations: 2\n", "", "2: tiers.free.iterations: is missing", id="missing field"),
     pytest.param(
         "iterations: 2",

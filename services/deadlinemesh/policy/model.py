@@ -254,6 +254,12 @@ class ToolsPolicy(_Frozen):
     """The longest a call looks for a kept result before it runs the tool; less where little time remains."""
     cache_write_budget: PositiveDuration = 5.0
     """The deadline of a result's write, which is background work and outlives the run."""
+    workers: Annotated[WholeNumber, Field(ge=1)] = 4
+    """Processes of one tool-runner in which plain functions run, one call at a time in each."""
+    calls_per_worker: Annotated[WholeNumber, Field(ge=1)] = 100
+    """Calls after which a process is replaced."""
+    worker_memory_bytes: Annotated[WholeNumber, Field(ge=1)] = 128 * 1024 * 1024
+    """A process that holds more than this after a call is replaced."""
 
 
 class AdmissionPolicy(_Frozen):
