@@ -5,11 +5,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
 from enum import StrEnum
+from functools import wraps
 from typing import Annotated, Any
 
 import pytest
 from jsonschema import Draft202012Validator
 from pydantic import Field
+from tests import blocking_tools
 
 from deadlinemesh.tool_runner import Progress, tool
 from deadlinemesh.tool_runner.tool import Definition, definition_of
@@ -102,13 +104,31 @@ def test_a_decorated_function_is_still_the_function() -> None:
     assert definition_of(time.sleep) is None
 
 
-def test_a_sync_function_is_refused_with_the_reason_and_the_remedy() -> None:
+def test_an_async_function_runs_on_the_event_loop_and_a_plain_one_blocks() -> None:
+    assert not definition(book).blocks
+    assert definition(blocking_tools.count).blocks
+    assert definition(blocking_tools.count).progress == "progress"
+
+
+def test_a_plain_function_that_no_process_could_import_is_refused_with_the_remedy() -> None:
     def blocking(url: str) -> str:
         """Block."""
         return url
 
-    with pytest.raises(TypeError, match=r"blocking: tools are async; blocking work cannot be stopped .* `async def`"):
-        tool(blocking)  # type: ignore[type-var]
+    with pytest.raises(TypeError, match=r"blocking: .* must be able to import it: define it at the top of a module"):
+        tool(blocking)
+
+
+def test_a_plain_wrapper_around_an_async_function_is_refused_with_the_remedy() -> None:
+    async def inner() -> None:
+        """Wait."""
+
+    @wraps(inner)
+    def wrapper() -> Any:
+        return inner()
+
+    with pytest.raises(TypeError, match=r"inner: its decorators hide that it is async: .*`async def`"):
+        tool(wrapper)
 
 
 def test_a_generator_is_refused() -> None:
@@ -116,8 +136,13 @@ def test_a_generator_is_refused() -> None:
         """Stream."""
         yield 1
 
-    with pytest.raises(TypeError, match="without `yield`"):
-        tool(stream)
+    def plain() -> Any:
+        """Stream."""
+        yield 1
+
+    for generator in (stream, plain):
+        with pytest.raises(TypeError, match="without `yield`"):
+            tool(generator)
 
 
 async def undocumented(x: int) -> int:

@@ -109,10 +109,17 @@ async def test_a_module_offers_its_own_tools_and_what_it_names_in_all_but_no_mer
 
 
 async def test_a_module_that_cannot_be_imported_is_told_with_the_reason(module: Any) -> None:
-    blocking = module("blocking", '@tool\ndef block() -> None:\n    """Block."""\n')
-    found = violations({"modules": ["no.such.module", blocking]})
+    undocumented = module("undocumented", "@tool\nasync def silent() -> None:\n    pass\n")
+    found = violations({"modules": ["no.such.module", undocumented]})
     assert "ModuleNotFoundError: No module named 'no'" in found["tools.modules[0]"]
-    assert "TypeError: blocking:block: tools are async; blocking work" in found["tools.modules[1]"]
+    assert "TypeError: undocumented:silent: a tool needs a docstring" in found["tools.modules[1]"]
+
+
+async def test_a_plain_function_is_a_tool_like_any_other_and_needs_no_process_before_it_is_called(module: Any) -> None:
+    mixed = module("mixed", GREET + '@tool\ndef block() -> None:\n    """Block."""\n')
+    registry = Registry.from_policy(policy({"modules": [mixed]}))
+    assert [spec.name for spec in registry.specs("acme")] == ["block", "greet"]
+    await registry.aclose()
 
 
 async def test_an_allow_list_may_only_name_tools_that_exist() -> None:

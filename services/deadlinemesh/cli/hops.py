@@ -104,5 +104,6 @@ def _tool_runner(parts: _Parts) -> MeshServer:
     interceptor = parts.interceptor(tool_runner.HOP, parts.mesh_gate(tool_runner.HOP))
     servicer = tool_runner.build(parts.policy, telemetry=parts.telemetry, background=interceptor.background)
     parts.stack.push_async_callback(servicer.aclose)
+    servicer.warm()
     register = partial(tool_runner_pb2_grpc.add_ToolRunnerServiceServicer_to_server, servicer)
     return parts.server(interceptor, "deadlinemesh.v1.ToolRunnerService", register)

@@ -1,9 +1,10 @@
 """The tool-runner: runs tools of every kind, each inside its caller's deadline.
 
-    tool.py         `@tool`: an async Python function becomes a tool
+    tool.py         `@tool`: a Python function becomes a tool
     outcome.py      what a tool is and what comes of a call
     arguments.py    a model's arguments, checked; what is wrong is explained so that it can correct itself
-    kinds/          how each kind of tool is run: python.py, http.py
+    kinds/          how each kind of tool is run: python.py, process.py, http.py
+    workers/        the processes in which plain functions run
     registry.py     the tools of a policy, and who may use which
     builtin.py      the tools that are always there
     cache.py        results of idempotent tools, kept for their tenants

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
+from deadlinemesh.errors import Shed, UpstreamFailed
+
 __all__ = ["Call", "Tool", "ToolError", "ToolOutcome", "ToolSpec", "ToolStatus"]
 
 
@@ -38,6 +40,15 @@ class ToolOutcome:
             ToolStatus.INVALID_ARGUMENTS,
             f"{tool} was not run, because its arguments are not right:\n{listed}\nCorrect them and call it again.",
         )
+
+    @classmethod
+    def failed(cls, tool: str, error: BaseException) -> ToolOutcome:
+        """The outcome of a call that raised `error`: of a `ToolError` its text, of others the type as well."""
+        if isinstance(error, ToolError):
+            return cls(ToolStatus.FAILED, f"{tool} failed: {error}", error.transient, error.retry_after)
+        transient = isinstance(error, (UpstreamFailed, Shed, ConnectionError, TimeoutError))
+        wait = error.retry_after if isinstance(error, (UpstreamFailed, Shed)) else None
+        return cls(ToolStatus.FAILED, f"{tool} failed: {type(error).__name__}: {error}", transient, wait)
 
 
 class ToolError(Exception):

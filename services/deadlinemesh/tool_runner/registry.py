@@ -21,16 +21,18 @@ from deadlinemesh.telemetry import Telemetry
 from deadlinemesh.tool_runner.arguments import Arguments
 from deadlinemesh.tool_runner.kinds.connections import Connections, pooled_client
 from deadlinemesh.tool_runner.kinds.http import HttpTool
+from deadlinemesh.tool_runner.kinds.process import ProcessTool
 from deadlinemesh.tool_runner.kinds.python import PythonTool
 from deadlinemesh.tool_runner.kinds.url import UrlTemplate
 from deadlinemesh.tool_runner.outcome import Tool, ToolSpec
 from deadlinemesh.tool_runner.tool import definition_of
+from deadlinemesh.tool_runner.workers.pool import Workers
 
 __all__ = ["Registry"]
 
 
 class Registry:
-    """Tools by name. Holds the HTTP client that they share; `aclose` closes it when the last call is over."""
+    """Tools by name. Holds the HTTP client and the workers that they share; `aclose` ends both when the last call is over."""
 
     @classmethod
     def from_policy(
@@ -48,16 +50,17 @@ class Registry:
         client = http_client(policy.tools)
         bulkhead = partial(
             Bulkhead,
-            limit=policy.tools.connections_per_host,
             shares=policy.shares(),
             most_waiting=policy.admission.most_waiting,
             clock=clock,
             on_wait=None if telemetry is None else telemetry.record,
         )
-        connections = Connections(bulkhead)
+        connections = Connections(partial(bulkhead, limit=policy.tools.connections_per_host))
+        answer_bytes = policy.limits.message_bytes
+        workers = Workers(policy.tools, bulkhead("tool workers", limit=policy.tools.workers), answer_bytes)
         violations: list[Violation] = []
         found: dict[str, Tool] = {}
-        for field, tool in _candidates(policy.tools, client, connections, environ, violations):
+        for field, tool in _candidates(policy.tools, client, connections, workers, environ, violations):
             other = found.setdefault(tool.spec.name, tool)
             if other is not tool and other.origin != tool.origin:
                 what = f"the name {tool.spec.name!r} is taken twice: by {other.origin} and by {tool.origin}"
@@ -69,15 +72,21 @@ class Registry:
                     violations.append(Violation(field, f"{name!r} is not a tool; {choices(sorted(found))}"))
         if violations:
             raise InvalidRequest(violations)
-        return cls(found, {tenant_id: tenant.tools for tenant_id, tenant in policy.tenants.items()}, client)
+        allowed = {tenant_id: tenant.tools for tenant_id, tenant in policy.tenants.items()}
+        return cls(found, allowed, client, workers)
 
     def __init__(
-        self, tools: Mapping[str, Tool], allowed: Mapping[str, Sequence[str]], client: httpx.AsyncClient | None = None
+        self,
+        tools: Mapping[str, Tool],
+        allowed: Mapping[str, Sequence[str]],
+        client: httpx.AsyncClient | None = None,
+        workers: Workers | None = None,
     ) -> None:
         """`allowed` names each tenant's tools; an empty list allows all."""
         self._tools = {name: (tools[name], Arguments(tools[name].spec.arguments_schema)) for name in sorted(tools)}
         self._allowed = {tenant: frozenset(names) for tenant, names in allowed.items()}
         self._client = client
+        self._workers = workers
         self._calls = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -108,9 +117,16 @@ class Registry:
             if not self._calls:
                 self._idle.set()
 
+    def warm(self) -> None:
+        """Start what the first call of a plain function would have to wait for. Raises OSError where that is not possible."""
+        if self._workers is not None and any(isinstance(tool, ProcessTool) for tool, _ in self._tools.values()):
+            self._workers.warm()
+
     async def aclose(self) -> None:
-        """Wait until no call holds the registry, then close its connections."""
+        """Wait until no call holds the registry, then end its processes and close its connections."""
         await self._idle.wait()
+        if self._workers is not None:
+            await self._workers.aclose()
         if self._client is not None:
             await self._client.aclose()
 
@@ -119,18 +135,19 @@ def _candidates(
     tools: ToolsPolicy,
     client: httpx.AsyncClient,
     connections: Connections,
+    workers: Workers,
     environ: Mapping[str, str],
     violations: list[Violation],
 ) -> Iterator[tuple[str, Tool]]:
     for index, module_name in enumerate(tools.modules):
         field = f"tools.modules[{index}]"
         try:
-            offered = list(_offered(importlib.import_module(module_name)))
+            offered = list(_offered(importlib.import_module(module_name), workers))
         except Exception as error:  # whatever a module raises at import; nothing is awaited here
             violations.append(Violation(field, f"{module_name} cannot be imported: {type(error).__name__}: {error}"))
             continue
         if not offered:
-            violations.append(Violation(field, f"{module_name} has no tools: decorate async functions with @tool"))
+            violations.append(Violation(field, f"{module_name} has no tools: decorate functions with @tool"))
         yield from ((field, tool) for tool in offered)
     for name, http in tools.http.items():
         field = f"tools.http.{name}"
@@ -142,13 +159,13 @@ def _candidates(
             yield field, HttpTool(name, http, url, headers, client, connections)
 
 
-def _offered(module: ModuleType) -> Iterator[Tool]:
+def _offered(module: ModuleType, workers: Workers) -> Iterator[Tool]:
     """The module's own tools, and those of others that it names in `__all__`: an import alone offers nothing."""
     public = getattr(module, "__all__", ())
     for name, value in vars(module).items():
         definition = definition_of(value)
         if definition is not None and (definition.function.__module__ == module.__name__ or name in public):
-            yield PythonTool(definition)
+            yield ProcessTool(definition, workers) if definition.blocks else PythonTool(definition)
 
 
 def _wrong(http: HttpToolPolicy, url: UrlTemplate) -> Iterator[tuple[str, str]]:

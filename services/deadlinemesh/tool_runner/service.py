@@ -10,9 +10,9 @@ from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass
 
 from deadlinemesh.deadline import SYSTEM_CLOCK, Clock, DeadlineContext, Ledger, Phase, current
-from deadlinemesh.errors import Doomed, Shed, UpstreamFailed
+from deadlinemesh.errors import Doomed, Shed
 from deadlinemesh.tool_runner.cache import KeptResults
-from deadlinemesh.tool_runner.outcome import Tool, ToolError, ToolOutcome, ToolSpec, ToolStatus
+from deadlinemesh.tool_runner.outcome import Tool, ToolError, ToolOutcome, ToolSpec
 from deadlinemesh.tool_runner.registry import Registry
 
 __all__ = ["Event", "Finished", "Progressed", "Started", "ToolService"]
@@ -121,8 +121,12 @@ class ToolService:
         self._most_bytes = message_bytes - MESSAGE_OVERHEAD
         await old.aclose()
 
+    def warm(self) -> None:
+        """Start what the first call would have to wait for. Raises OSError where that is not possible."""
+        self._registry.warm()
+
     async def aclose(self) -> None:
-        """Close all connections, once no call is running."""
+        """End all processes and close all connections, once no call is running."""
         await self._registry.aclose()
 
 
@@ -181,20 +185,17 @@ def _outcome_of(task: asyncio.Task[ToolOutcome], tool: Tool, context: DeadlineCo
         return task.result()
     if context.is_expired or not isinstance(error, Exception) or isinstance(error, (Shed, Doomed)):
         raise error  # the call is refused, not answered: its caller is to hold back
-    if isinstance(error, ToolError):
-        return ToolOutcome(ToolStatus.FAILED, f"{tool.spec.name} failed: {error}", error.transient, error.retry_after)
-    _LOG.warning(
-        "tool %s (%s) failed: call %s, tenant %s, run %s",
-        tool.spec.name,
-        tool.origin,
-        call_id,
-        context.tenant_id,
-        context.run_id,
-        exc_info=error,
-    )
-    transient = isinstance(error, (UpstreamFailed, ConnectionError, TimeoutError))
-    wait = error.retry_after if isinstance(error, UpstreamFailed) else None
-    return ToolOutcome(ToolStatus.FAILED, f"{tool.spec.name} failed: {type(error).__name__}: {error}", transient, wait)
+    if not isinstance(error, ToolError):
+        _LOG.warning(
+            "tool %s (%s) failed: call %s, tenant %s, run %s",
+            tool.spec.name,
+            tool.origin,
+            call_id,
+            context.tenant_id,
+            context.run_id,
+            exc_info=error,
+        )
+    return ToolOutcome.failed(tool.spec.name, error)
 
 
 async def _ended(task: asyncio.Task[ToolOutcome]) -> None:

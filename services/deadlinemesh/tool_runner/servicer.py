@@ -50,8 +50,12 @@ class ToolRunnerServicer(tool_runner_pb2_grpc.ToolRunnerServiceServicer):
         registry = Registry.from_policy(policy)
         await self.service.replace(registry, policy.limits.message_bytes, self._keeping(policy))
 
+    def warm(self) -> None:
+        """Start what the first call would have to wait for. Raises OSError where that is not possible."""
+        self.service.warm()
+
     async def aclose(self) -> None:
-        """Close all connections. Call it when the server has stopped."""
+        """End all processes and close all connections. Call it when the server has stopped."""
         await self.service.aclose()
 
 

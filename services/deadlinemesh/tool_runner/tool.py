@@ -1,4 +1,4 @@
-"""`@tool`: an async Python function becomes a tool.
+"""`@tool`: a Python function becomes a tool. An `async def` runs on the event loop, a plain `def` in a worker process.
 
 Everything about a function is checked when it is decorated, so that a mistake shows at start and not at a tenant's
 first call.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, get_type_hints, overload
 
@@ -24,27 +24,32 @@ __all__ = ["Definition", "Progress", "definition_of", "tool"]
 _ATTRIBUTE = "__deadlinemesh_tool__"
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
-Function = TypeVar("Function", bound=Callable[..., Coroutine[Any, Any, Any]])
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Progress(Protocol):
     """A parameter annotated with this is no argument: the tool-runner fills it in. In tests any async callable does."""
 
     def __call__(self, fraction: float, message: str = "") -> Awaitable[None]:
-        """Tell the caller how far the tool is: `fraction` from 0 to 1, `message` for people."""
+        """Tell the caller how far the tool is: `fraction` from 0 to 1, `message` for people. A plain function need not await it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Definition:
     """What `@tool` found out about a function."""
 
-    function: Callable[..., Coroutine[Any, Any, Any]]
+    function: Callable[..., Any]
     spec: ToolSpec
     origin: str
     arguments: type[BaseModel]
     """Validates arguments and converts them to the annotated types. A field's alias is the parameter's name."""
     progress: str | None
     """The parameter that wants a `Progress`; None without one."""
+
+    @property
+    def blocks(self) -> bool:
+        """Whether it is a plain function, for which a worker process is needed."""
+        return not inspect.iscoroutinefunction(self.function)
 
     def bind(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """The function's keyword arguments. Raises pydantic's ValidationError."""
@@ -59,7 +64,7 @@ def tool(*, idempotent: bool = False, cache_for: float = 0.0) -> Callable[[Funct
 def tool(
     function: Function | None = None, *, idempotent: bool = False, cache_for: float = 0.0
 ) -> Function | Callable[[Function], Function]:
-    """Make an async function a tool: its name, its docstring and its annotations are what a model is told.
+    """Make a function a tool: its name, its docstring and its annotations are what a model is told.
 
     `idempotent` says that a second identical call does no harm, which allows it to be retried. `cache_for` is for how many
     seconds a result may be given again to the same tenant for the same arguments. The function itself is returned unchanged.
@@ -88,11 +93,18 @@ class _PlainSchema(GenerateJsonSchema):
 
 def _define(function: Callable[..., Any], idempotent: bool, cache_for: float) -> Definition:
     origin = f"{function.__module__}:{function.__qualname__}"
-    if not inspect.iscoroutinefunction(function):
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise TypeError(
-            f"{origin}: tools are async; blocking work cannot be stopped at its deadline, so give it a service or a"
-            " process of its own and await that. Write `async def`, without `yield`"
+            f"{origin}: a tool gives one answer: write it without `yield`, and tell how far it is by a Progress"
         )
+    if not inspect.iscoroutinefunction(function):
+        if inspect.iscoroutinefunction(inspect.unwrap(function)):
+            raise TypeError(f"{origin}: its decorators hide that it is async: write their wrappers with `async def`")
+        if "<locals>" in function.__qualname__:
+            raise TypeError(
+                f"{origin}: a plain function runs in a process of its own, which must be able to import it: define it at"
+                " the top of a module"
+            )
     if not _NAME.fullmatch(function.__name__):
         raise TypeError(f"{origin}: a tool's name is lower case letters, digits and underscores, at most 63")
     if not (math.isfinite(cache_for) and cache_for >= 0):

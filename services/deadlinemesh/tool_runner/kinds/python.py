@@ -1,4 +1,4 @@
-"""Tools that are async Python functions."""
+"""Tools that are async Python functions: they run on the event loop."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from deadlinemesh.tool_runner.arguments import located
 from deadlinemesh.tool_runner.outcome import Call, Tool, ToolError, ToolOutcome, ToolStatus
 from deadlinemesh.tool_runner.tool import Definition
 
-__all__ = ["PythonTool"]
+__all__ = ["PythonTool", "content_of", "violations_of"]
 
 
 class PythonTool(Tool):
-    """A function decorated with `@tool`. The model reads a string that it returns as it is, anything else as JSON."""
+    """An async function decorated with `@tool`."""
 
     def __init__(self, definition: Definition) -> None:
         self.spec = definition.spec
@@ -28,9 +28,7 @@ class PythonTool(Tool):
         try:
             bound = self._definition.bind(arguments)
         except ValidationError as error:
-            # Annotations can say what a schema cannot: that a date exists, that two fields agree.
-            wrong = [f"{located(problem['loc'])}: {problem['msg']}" for problem in error.errors(include_url=False)]
-            return ToolOutcome.invalid(self.spec.name, wrong)
+            return ToolOutcome.invalid(self.spec.name, violations_of(error))
         if self._definition.progress is not None:
             bound[self._definition.progress] = call.progress
         try:
@@ -38,5 +36,14 @@ class PythonTool(Tool):
         except SystemExit as error:
             # asyncio would let it end the whole process, with every other tenant's calls.
             raise ToolError(f"{self.spec.name} tried to exit the process") from error
-        content = answer if isinstance(answer, str) else to_json(answer, bytes_mode="base64", fallback=str).decode()
-        return ToolOutcome(ToolStatus.OK, content)
+        return ToolOutcome(ToolStatus.OK, content_of(answer))
+
+
+def content_of(answer: Any) -> str:
+    """What the model reads of a function's answer: a string as it is, anything else as JSON."""
+    return answer if isinstance(answer, str) else to_json(answer, bytes_mode="base64", fallback=str).decode()
+
+
+def violations_of(error: ValidationError) -> list[str]:
+    """What only the annotations know to be wrong: they can say what a schema cannot, as that a date exists."""
+    return [f"{located(problem['loc'])}: {problem['msg']}" for problem in error.errors(include_url=False)]

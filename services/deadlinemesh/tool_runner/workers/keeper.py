@@ -1,0 +1,115 @@
+"""The tool-runner's hold on its keeper."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+from itertools import count
+
+from deadlinemesh.tool_runner.workers.keeper_main import COMMAND, ENDED, KILL, START
+from deadlinemesh.tool_runner.workers.worker import Worker
+
+__all__ = ["Keeper"]
+
+_PROGRAM = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from deadlinemesh.tool_runner.workers.keeper_main import main
+main(int(sys.argv[2]))
+"""
+
+
+class Keeper:
+    """A keeper process. Commands to it are queued from the moment it is started, so nobody waits for it to be ready.
+
+    Starting it takes the event loop about a millisecond. Raises OSError where it cannot be started.
+    """
+
+    def __init__(self) -> None:
+        self.lost = False
+        """Whether the process is gone, and every worker with it."""
+        self._loop = asyncio.get_running_loop()
+        self._workers: dict[int, Worker] = {}
+        self._numbers = count(1)
+        self._said = b""
+        self._gone: asyncio.Future[None] = self._loop.create_future()
+        self._control, theirs = socket.socketpair()
+        self._control.setblocking(False)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _PROGRAM, json.dumps(_path()), str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=2,  # what a tool prints belongs to the log
+                pass_fds=[theirs.fileno()],
+                env=_environment(),
+                start_new_session=True,
+            )
+        self._loop.add_reader(self._control, self._listen)
+
+    def start(self, tenant_id: str) -> Worker:
+        """A new worker. It takes calls at once, even before it is there."""
+        ours, theirs = socket.socketpair()
+        worker = Worker(next(self._numbers), tenant_id, ours, self._kill)
+        self._workers[worker.number] = worker
+        with theirs:
+            try:
+                socket.send_fds(self._control, [COMMAND.pack(START, worker.number)], [theirs.fileno()])
+            except OSError:  # it is going, or stands still with a full socket
+                self._lose()
+        return worker
+
+    async def aclose(self) -> None:
+        """End every worker and the keeper."""
+        if not self.lost:
+            self._control.shutdown(socket.SHUT_WR)
+            await asyncio.shield(self._gone)
+
+    def _kill(self, number: int) -> None:
+        try:
+            self._control.send(COMMAND.pack(KILL, number))
+        except OSError:
+            self._lose()
+
+    def _listen(self) -> None:
+        try:
+            heard = self._control.recv(4096)
+        except BlockingIOError:
+            return
+        except ConnectionError:
+            heard = b""
+        if not heard:
+            self._lose()
+            return
+        self._said += heard
+        whole = len(self._said) - len(self._said) % ENDED.size
+        for number, code in ENDED.iter_unpack(self._said[:whole]):
+            self._workers.pop(number).gone(code)
+        self._said = self._said[whole:]
+
+    def _lose(self) -> None:
+        """The keeper has gone, or is to go. Its workers go with it: the system kills them when it ends."""
+        if self.lost:
+            return
+        self.lost = True
+        self._loop.remove_reader(self._control)
+        self._control.close()
+        self._process.kill()
+        self._process.wait()  # for what has been killed already, or has just closed its last file
+        for worker in self._workers.values():
+            worker.gone(None)
+        self._workers.clear()
+        self._gone.set_result(None)
+
+
+def _path() -> list[str]:
+    """Where modules are imported from here. The empty entry means the working directory, which a tool may change."""
+    return [entry or os.getcwd() for entry in sys.path]
+
+
+def _environment() -> dict[str, str]:
+    # Tools run with their own secrets, and not with the mesh's.
+    return {name: value for name, value in os.environ.items() if not name.startswith("DMESH_")}

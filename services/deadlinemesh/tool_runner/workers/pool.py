@@ -1,0 +1,102 @@
+"""How many workers there are, whose they are, and when one is used again.
+
+A process that has run one tenant's call never runs another tenant's: whatever the first left in memory, in module variables or in
+the working directory is not the second's to find. So an idle worker waits for its own tenant, and the one that has waited longest
+makes room when there are as many processes as there may be. A fork costs about a millisecond, so little is lost by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+from deadlinemesh.admission import Bulkhead
+from deadlinemesh.deadline import current
+from deadlinemesh.policy.model import ToolsPolicy
+from deadlinemesh.tool_runner.outcome import Call
+from deadlinemesh.tool_runner.workers.keeper import Keeper
+from deadlinemesh.tool_runner.workers.worker import Answer, Question, Worker
+
+__all__ = ["Workers"]
+
+
+class Workers:
+    """The worker processes of one tool-runner. `bulkhead` bounds the calls at once, and so the processes.
+
+    An answer is cut after `answer_bytes`. Nothing is started before the first call, or `warm`; `aclose` ends everything.
+    """
+
+    def __init__(self, policy: ToolsPolicy, bulkhead: Bulkhead, answer_bytes: int) -> None:
+        self._policy = policy
+        self._bulkhead = bulkhead
+        self._answer_bytes = answer_bytes
+        self._keeper: Keeper | None = None
+        self._idle: dict[Worker, None] = {}  # an ordered set: the first has waited longest
+
+    @property
+    def idle(self) -> tuple[Worker, ...]:
+        """Workers that wait for another call of their tenants, the one that has waited longest first."""
+        return tuple(self._idle)
+
+    def warm(self) -> None:
+        """Start what the first call would otherwise have to wait for. Raises OSError where that is not possible."""
+        self._kept()
+
+    async def ask(self, question: Question, call: Call) -> Answer:
+        """Call a function in a worker of the current tenant.
+
+        Waits for a slot on the current context's time. Cancelled, it ends the worker at once, and returns when the process is
+        gone. Raises Doomed, Shed or NoDeadline as the bulkhead does, and ToolError where the worker ends by itself.
+        """
+        async with self._bulkhead.slot(question.tool), self._worker() as worker:
+            answer = await worker.ask(question, call, self._answer_bytes)
+            worker.reusable = (
+                not answer.left
+                and worker.calls < self._policy.calls_per_worker
+                and answer.memory_bytes <= self._policy.worker_memory_bytes
+            )
+            return answer
+
+    async def aclose(self) -> None:
+        """End all workers."""
+        if self._keeper is not None:
+            await self._keeper.aclose()
+
+    @asynccontextmanager
+    async def _worker(self) -> AsyncIterator[Worker]:
+        """A worker of the current tenant for the block, which ends with it unless it was found to be reusable."""
+        keeper, tenant_id = self._kept(), current().tenant_id
+        own = (one for one in reversed(self._idle) if one.tenant_id == tenant_id and not one.ended.done())
+        worker = next(own, None)
+        if worker is None:
+            self._make_room()
+            worker = keeper.start(tenant_id)
+            worker.ended.add_done_callback(partial(self._ended, worker))
+        else:
+            del self._idle[worker]
+        try:
+            yield worker
+        finally:
+            if worker.reusable and not worker.ended.done():
+                self._idle[worker] = None
+            else:
+                await worker.end()
+
+    def _make_room(self) -> None:
+        """End the workers that have been idle longest, as long as there would be too many with one more."""
+        while self._idle and len(self._idle) + self._bulkhead.held > self._bulkhead.limit:
+            worker = next(iter(self._idle))
+            del self._idle[worker]
+            worker.kill()
+            worker.close()
+
+    def _ended(self, worker: Worker, _: object) -> None:
+        if worker in self._idle:
+            del self._idle[worker]
+            worker.close()
+
+    def _kept(self) -> Keeper:
+        if self._keeper is None or self._keeper.lost:
+            self._keeper = Keeper()
+        return self._keeper

@@ -1,0 +1,177 @@
+"""A worker: takes one call after the other, and runs each tool in its main thread.
+
+Everything that a tool may do to its process is done to this one: it may block, spin, exit, crash, fork or never come back.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Awaitable, Generator, Mapping
+from contextlib import suppress
+from contextvars import copy_context
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from deadlinemesh.deadline import SYSTEM_CLOCK, DeadlineContext, entered
+from deadlinemesh.tool_runner.kinds.python import content_of, violations_of
+from deadlinemesh.tool_runner.outcome import ToolError, ToolOutcome, ToolStatus
+from deadlinemesh.tool_runner.tool import Definition, definition_of
+from deadlinemesh.tool_runner.workers.frames import packed, receive_blocking
+
+__all__ = ["work"]
+
+_NICER = 5
+"""By how much a worker's processor time is worth less than the event loops', which have deadlines to keep."""
+
+_TRACEBACK_CHARACTERS = 8_000
+"""Of a traceback, its end, that is kept for the log."""
+
+_MESSAGE_CHARACTERS = 1_000
+"""Of a progress message, and of what is said about a call that left something running."""
+
+
+def work(sock: socket.socket) -> None:
+    """Take calls until the other end of `sock` is closed."""
+    _settle()
+    while (question := receive_blocking(sock)) is not None:
+        head, arguments = question
+        # What a tool sets in context variables ends with the call.
+        copy_context().run(_Call(sock, head).run, arguments)
+
+
+def _settle() -> None:
+    # Neither is for this process, which is ended by SIGKILL. Not ignored, as what it starts would then ignore them as well.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    os.dup2(2, 1)  # what a tool prints belongs to the log
+    os.nice(_NICER)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # writing a core takes longer than any deadline allows
+    with suppress(OSError):  # before memory runs out for the tool-runner, it shall run out for one tool
+        Path("/proc/self/oom_score_adj").write_text("500")
+
+
+class _Call:
+    """One call, from its arguments to its answer."""
+
+    def __init__(self, sock: socket.socket, head: Mapping[str, Any]) -> None:
+        self._sock = sock
+        self._head = head
+        self._lock = threading.Lock()
+        self._over = False
+        self._trace = ""
+
+    def run(self, arguments: bytes) -> None:
+        before = frozenset(threading.enumerate())
+        try:
+            definition = _find(self._head["module"], self._head["function"])
+            before = frozenset(threading.enumerate())  # a module may start threads for good, a call may not
+            outcome = self._outcome(definition, json.loads(arguments))
+        except BaseException as error:
+            outcome = self._failed(error)
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(Exception):
+                stream.flush()
+        content = outcome.content.encode(errors="replace")[: self._head["answer_bytes"]]
+        self._send(
+            {
+                "kind": "answer",
+                "status": outcome.status.value,
+                "transient": outcome.transient,
+                "retry_after": outcome.retry_after,
+                "traceback": self._trace,
+                "left": _left(before),
+                "memory_bytes": _memory_bytes(),
+            },
+            content,
+        )
+
+    def _outcome(self, definition: Definition, arguments: Mapping[str, Any]) -> ToolOutcome:
+        try:
+            bound = definition.bind(arguments)
+        except ValidationError as error:
+            return ToolOutcome.invalid(definition.spec.name, violations_of(error))
+        if definition.progress is not None:
+            bound[definition.progress] = self._progress
+        self._send({"kind": "begun"})
+        with entered(self._context()):
+            answer: Any = definition.function(**bound)
+        if inspect.isawaitable(answer):
+            raise ToolError("it gave an awaitable instead of an answer: declare the tool itself with `async def`")
+        return ToolOutcome(ToolStatus.OK, content_of(answer))
+
+    def _failed(self, error: BaseException) -> ToolOutcome:
+        name = self._head["tool"]
+        if isinstance(error, SystemExit):
+            error = ToolError("it tried to exit the process")
+        if not isinstance(error, ToolError):
+            self._trace = "".join(traceback.format_exception(error))[-_TRACEBACK_CHARACTERS:]
+        return ToolOutcome.failed(name, error)
+
+    def _context(self) -> DeadlineContext:
+        """The caller's context. Durations travel, also between two processes of one machine."""
+        now, head = SYSTEM_CLOCK.monotonic(), self._head
+        return DeadlineContext(
+            tenant_id=head["tenant_id"],
+            absolute_deadline=now + head["remaining"],
+            tier=head["tier"],
+            trace_id=head["trace_id"],
+            run_id=head["run_id"],
+            started_at=now - head["elapsed"],
+        )
+
+    def _progress(self, fraction: float, message: str = "") -> Awaitable[None]:
+        self._send({"kind": "progress", "fraction": float(fraction), "message": str(message)[:_MESSAGE_CHARACTERS]})
+        return _Told()
+
+    def _send(self, head: dict[str, Any], body: bytes = b"") -> None:
+        with self._lock:  # a tool may tell its progress from threads of its own
+            if not self._over:
+                self._over = head["kind"] == "answer"
+                self._sock.sendall(packed({"call": self._head["call"], **head}, body))
+
+
+class _Told:
+    """What `progress` returns: it has been told already, so awaiting it does nothing."""
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return
+        yield
+
+
+def _find(module: str, function: str) -> Definition:
+    for value in vars(importlib.import_module(module)).values():
+        definition = definition_of(value)
+        if definition is not None and definition.origin == f"{module}:{function}":
+            return definition
+    raise ToolError(f"{module} has no tool {function} when it is imported in a worker")
+
+
+def _left(before: frozenset[threading.Thread]) -> str:
+    """What the call has left running, for the log; empty if it is nothing. Reaps children that have ended."""
+    left = [f"the thread {thread.name}" for thread in threading.enumerate() if thread not in before]
+    with suppress(ChildProcessError):
+        while True:
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                left.append("a process")
+                break
+    return ", ".join(left)[:_MESSAGE_CHARACTERS]
+
+
+def _memory_bytes() -> int:
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        # The most that it ever was, and in kibibytes on Linux, which has /proc: in bytes everywhere else that counts.
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

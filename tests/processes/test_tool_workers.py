@@ -1,0 +1,441 @@
+"""Plain functions run in processes that are used again by their own tenant, and that always end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import statistics
+import sys
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deadlinemesh.admission import Wait, WaitEnd
+from deadlinemesh.deadline import SYSTEM_CLOCK, DeadlineContext, Orphan, Phase, Scope, Scopes
+from deadlinemesh.errors import Cause, ClientCancelled, DeadlineSpent, Stopped
+from deadlinemesh.policy.model import Policy
+from deadlinemesh.telemetry import CountingSink, Telemetry
+from deadlinemesh.tool_runner.outcome import ToolOutcome, ToolStatus
+from deadlinemesh.tool_runner.registry import Registry
+from deadlinemesh.tool_runner.service import Event, Finished, Progressed, Started, ToolService
+
+pytestmark = pytest.mark.processes
+
+_PATH = os.pathsep.join(sys.path)
+
+
+class Call:
+    """A call that is on its way."""
+
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+        self.events: list[Event] = []
+        self.told = asyncio.Event()
+        """Set when the tool has told its progress."""
+        self.task: asyncio.Task[None]
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes that a tool which stays has told of."""
+        told = next(event for event in self.events if isinstance(event, Progressed))
+        return [int(pid) for pid in told.message.split()]
+
+    async def stopped(self, cause: Cause) -> Stopped:
+        """Stop it, and return the error that it ended with."""
+        self.scope.stop(cause)
+        with pytest.raises(Stopped) as stopped:
+            await self.task
+        return stopped.value
+
+
+class Runner:
+    """A tool-runner with the tools of `tests.blocking_tools` for three tenants."""
+
+    def __init__(self, **tools: Any) -> None:
+        self.sink = CountingSink()
+        self.orphans: list[Orphan] = []
+        self._scopes = Scopes("tool-runner", self.orphans.append)
+        registry = Registry.from_policy(_policy(**tools), telemetry=Telemetry([self.sink]))
+        self.service = ToolService(registry, 1_000_000)
+
+    def begin(
+        self, name: str, tenant: str = "acme", seconds: float = 60.0, /, reads: bool = True, **arguments: Any
+    ) -> Call:
+        """Begin a call. One that does not read stops at the first progress."""
+        now = SYSTEM_CLOCK.monotonic()
+        call = Call(self._scopes.open(DeadlineContext(tenant, now + seconds, "free", "0" * 32, "run-1", now)))
+
+        async def run() -> None:
+            async with aclosing(self.service.call(name, json.dumps(arguments), "call-1")) as events:
+                async for event in events:
+                    call.events.append(event)
+                    if isinstance(event, Progressed):
+                        call.told.set()
+                        while not reads:
+                            await asyncio.Event().wait()
+
+        call.task = asyncio.create_task(call.scope.run(run()))
+        return call
+
+    async def call(self, name: str, tenant: str = "acme", seconds: float = 60.0, /, **arguments: Any) -> ToolOutcome:
+        """Make a call; its outcome."""
+        call = self.begin(name, tenant, seconds, **arguments)
+        await call.task
+        finished = call.events[-1]
+        assert isinstance(finished, Finished)
+        return finished.outcome
+
+    async def pid(self, tenant: str = "acme") -> int:
+        """Make a call; the process that it ran in."""
+        return int(json.loads((await self.call("whoami", tenant)).content)["pid"])
+
+    @property
+    def waits(self) -> list[WaitEnd]:
+        """What came of the waits for a worker."""
+        return [event.end for event in self.sink.events if isinstance(event, Wait)]
+
+
+@asynccontextmanager
+async def running(**tools: Any) -> AsyncIterator[Runner]:
+    runner = Runner(**tools)
+    yield runner
+    await runner.service.aclose()
+
+
+@pytest.fixture
+async def runner() -> AsyncIterator[Runner]:
+    async with running() as one:
+        yield one
+
+
+def _policy(**tools: Any) -> Policy:
+    return Policy.model_validate(
+        {
+            "tiers": {"free": {"run_budget": 60, "iterations": 2}},
+            "tenants": {
+                name: {"tier": "free", "api_keys": [f"sha256:{number:064x}"]}
+                for number, name in enumerate(("acme", "bolt", "cora"))
+            },
+            "models": {"scripted": {"provider": "scripted"}},
+            "tools": {"modules": ["tests.blocking_tools"], **tools},
+        }
+    )
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there at all, be it a zombie."""
+    return Path(f"/proc/{pid}").exists()
+
+
+def children() -> set[int]:
+    """The children of this process, zombies included."""
+    own = os.getpid()
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            if int(path.read_text().rpartition(") ")[2].split()[1]) == own:
+                found.add(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+async def ended(pid: int) -> None:
+    """Return when a process, that is alive as this is begun, has ended."""
+    loop, has_ended = asyncio.get_running_loop(), asyncio.Event()
+    process = os.pidfd_open(pid)
+    try:
+        loop.add_reader(process, has_ended.set)
+        await has_ended.wait()
+    finally:
+        loop.remove_reader(process)
+        os.close(process)
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+# --- a call ---
+
+
+async def test_a_plain_function_sees_its_call_and_nothing_of_the_mesh(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DMESH_MESH_TOKEN", "secret")
+    seen = json.loads((await runner.call("look", "acme", 60.0, day="2026-11-24")).content)
+    assert (seen["tenant"], seen["run"], seen["tier"], seen["day"]) == ("acme", "run-1", "free", "Tuesday")
+    assert seen["elapsed"] > 0
+    assert seen["elapsed"] + seen["remaining"] == pytest.approx(60.0, abs=0.01)
+    assert seen["main_thread"]
+    assert seen["modules"] == seen["mesh_variables"] == []
+
+
+async def test_progress_arrives_in_order_and_what_a_tool_prints_disturbs_nothing(runner: Runner) -> None:
+    call = runner.begin("count")
+    await call.task
+    started, half, whole, finished = call.events
+    assert isinstance(started, Started)
+    assert (half, whole) == (Progressed(0.5, "half"), Progressed(1.0, ""))
+    assert isinstance(finished, Finished)
+    assert finished.outcome == ToolOutcome(ToolStatus.OK, "[1,2]")
+    assert set(finished.spent) == {Phase.TOOL_QUEUE, Phase.TOOL_CALL}
+
+
+async def test_arguments_that_only_the_types_know_to_be_wrong_are_a_result_and_nothing_is_started(
+    runner: Runner,
+) -> None:
+    call = runner.begin("pick", number=3)
+    await call.task
+    (finished,) = call.events
+    assert isinstance(finished, Finished)
+    assert finished.outcome.status is ToolStatus.INVALID_ARGUMENTS
+    assert "- number: Value error, 3 is not even" in finished.outcome.content
+
+
+@pytest.mark.parametrize(
+    ("how", "told", "transient", "retry_after"),
+    [
+        ("told", "busy", True, 2.0),
+        ("reset", "ConnectionResetError: gone", True, None),
+        ("exit", "it tried to exit the process", False, None),
+        ("raise", "KeyError: 'secret_line_of_code'", False, None),
+    ],
+)
+async def test_a_failure_is_a_result_and_the_process_goes_on(
+    runner: Runner, how: str, told: str, transient: bool, retry_after: float | None
+) -> None:
+    before = await runner.pid()
+    expected = ToolOutcome(ToolStatus.FAILED, f"fail failed: {told}", transient, retry_after)
+    assert await runner.call("fail", how=how) == expected
+    assert await runner.pid() == before
+
+
+async def test_a_traceback_is_logged_here_and_not_told(runner: Runner, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "deadlinemesh.tool_runner"):
+        await runner.call("fail", how="raise")
+    (record,) = caplog.records
+    assert "tests.blocking_tools:fail) failed: tenant acme, run run-1" in record.getMessage()
+    assert 'raise KeyError("secret_line_of_code")' in record.getMessage()
+
+
+async def test_an_answer_that_no_message_could_carry_is_cut_in_the_worker(runner: Runner) -> None:
+    found = await runner.call("say", size=3_000_000)
+    assert len(found.content.encode()) <= 1_000_000
+    assert found.content.endswith("é\n[cut: the result is longer than 999488 bytes]")
+
+
+async def test_an_awaitable_is_no_answer(runner: Runner) -> None:
+    assert "declare the tool itself with `async def`" in (await runner.call("misnamed")).content
+
+
+# --- whose process it is ---
+
+
+async def test_a_process_is_used_again_by_its_tenant_and_never_by_another(runner: Runner) -> None:
+    acme, bolt = await runner.pid("acme"), await runner.pid("bolt")
+    assert acme != bolt
+    assert [await runner.pid("acme"), await runner.pid("bolt")] == [acme, bolt]
+
+
+async def test_the_process_that_was_idle_longest_makes_room_for_another_tenant() -> None:
+    async with running(workers=2) as runner:
+        acme, bolt = await runner.pid("acme"), await runner.pid("bolt")
+        cora = await runner.pid("cora")
+        assert await runner.pid("bolt") == bolt
+        assert await runner.pid("cora") == cora
+        assert await runner.pid("acme") != acme
+        assert not alive(acme)
+
+
+async def test_a_process_is_replaced_after_its_calls() -> None:
+    async with running(calls_per_worker=2) as runner:
+        first, again, other = [await runner.pid() for _ in range(3)]
+        assert first == again != other
+        assert not alive(first)
+
+
+async def test_a_process_that_holds_too_much_memory_is_replaced() -> None:
+    async with running(worker_memory_bytes=150 << 20) as runner:
+        first = await runner.pid()
+        await runner.call("grow", mebibytes=10)
+        assert await runner.pid() == first
+        await runner.call("grow", mebibytes=200)
+        assert await runner.pid() != first
+        assert not alive(first)
+
+
+async def test_more_calls_than_processes_wait_and_their_wait_is_queue_time() -> None:
+    async with running(workers=1) as runner:
+        holding = runner.begin("stay", how="sleep")
+        await holding.told.wait()
+        waiting = runner.begin("whoami")
+        await holding.stopped(Cause.CLIENT_CANCELLED)
+        await waiting.task
+        finished = waiting.events[-1]
+        assert isinstance(finished, Finished)
+        assert finished.spent[Phase.TOOL_QUEUE] > finished.spent[Phase.TOOL_CALL] > 0
+        assert runner.waits == [WaitEnd.GRANTED, WaitEnd.GRANTED]
+
+
+# --- how it ends ---
+
+
+@pytest.mark.parametrize(
+    ("how", "cause"),
+    [
+        *((how, Cause.DEADLINE_SPENT) for how in ("spin", "sigterm", "swallow", "fork", "setsid", "daemon", "shell")),
+        ("sleep", Cause.CLIENT_CANCELLED),
+        ("sleep", Cause.DRAINING),
+    ],
+)
+async def test_whatever_a_tool_does_it_has_ended_with_all_that_it_started_when_its_call_has(
+    runner: Runner, how: str, cause: Cause
+) -> None:
+    call = runner.begin("stay", how=how)
+    await call.told.wait()
+    assert all(alive(pid) for pid in call.pids)
+    assert (await call.stopped(cause)).cause is cause
+    assert not any(alive(pid) for pid in call.pids)
+    assert runner.orphans == []
+    assert (await runner.call("count")).content == "[1,2]"
+
+
+async def test_a_tool_is_gone_within_50_ms_of_its_deadline(runner: Runner) -> None:
+    late = []
+    for _ in range(5):
+        call = runner.begin("stay", "acme", 0.2, how="spin")
+        with pytest.raises(DeadlineSpent):
+            await call.task
+        late.append(SYSTEM_CLOCK.monotonic() - call.scope.context.absolute_deadline)
+        assert not any(alive(pid) for pid in call.pids)
+    assert statistics.median(late) < 0.05
+
+
+@pytest.mark.parametrize("what", ["thread", "process"])
+async def test_what_a_call_leaves_running_ends_with_it_and_is_reported(
+    runner: Runner, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "deadlinemesh.tool_runner"):
+        found = await runner.call("leave", how=what)
+    assert found.status is ToolStatus.OK
+    assert not any(alive(pid) for pid in json.loads(found.content)["pids"])
+    (record,) = caplog.records
+    expected = {"thread": "left the thread left-over running", "process": "left a process running"}[what]
+    assert expected in record.getMessage()
+    assert "tenant acme, run run-1" in record.getMessage()
+
+
+async def test_a_tool_that_talks_to_a_reader_who_does_not_read_ends_as_well(runner: Runner) -> None:
+    call = runner.begin("chatter", reads=False)
+    await call.told.wait()
+    await call.stopped(Cause.DEADLINE_SPENT)
+    assert not any(alive(pid) for pid in call.pids)
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ("exit", "crash failed: its process exited with status 3 before it had answered"),
+        ("segfault", "crash failed: its process was killed by SIGSEGV before it had answered"),
+        ("kill", "crash failed: its process was killed by SIGKILL before it had answered"),
+        ("closed", "crash failed: its process was killed by SIGKILL before it had answered"),
+        ("noise", "crash failed: what its process sent was no answer; does it write to what it did not open?"),
+    ],
+)
+async def test_a_crash_is_a_failed_result_that_names_it_and_the_next_call_works(
+    runner: Runner, how: str, told: str
+) -> None:
+    before = await runner.pid()
+    assert await runner.call("crash", how=how) == ToolOutcome(ToolStatus.FAILED, told)
+    assert not alive(before)
+    assert (await runner.call("count")).content == "[1,2]"
+
+
+async def test_an_idle_process_that_dies_is_forgotten(runner: Runner) -> None:
+    before = await runner.pid()
+    ending = asyncio.create_task(ended(before))
+    await asyncio.sleep(0)
+    os.kill(before, signal.SIGKILL)
+    await ending
+    await runner.pid("bolt")  # the keeper reaps before it starts another
+    assert await runner.pid() != before
+
+
+async def test_fifty_cancels_at_once_leave_no_process_and_no_file_behind() -> None:
+    async with running(workers=50) as runner:
+        await runner.call("count")
+        files, before = open_files(), children()
+        calls = [runner.begin("stay", tenant, how="setsid") for tenant in ("acme", "bolt") for _ in range(25)]
+        for call in calls:
+            await call.told.wait()
+        for call in calls:
+            call.scope.stop(Cause.CLIENT_CANCELLED)
+        for call in calls:
+            with pytest.raises(ClientCancelled):
+                await call.task
+        assert not any(alive(pid) for call in calls for pid in call.pids)
+        assert open_files() == files - 1  # the socket to the process that was idle before
+        assert children() == before
+        assert runner.orphans == []
+
+
+async def test_closing_ends_every_process_and_closes_every_file() -> None:
+    files, before = open_files(), children()
+    async with running() as runner:
+        pids = [await runner.pid("acme"), await runner.pid("bolt")]
+        (keeper,) = children() - before
+    assert not any(alive(pid) for pid in [keeper, *pids])
+    assert children() == before
+    assert open_files() <= files
+
+
+async def test_nothing_outlives_a_keeper_that_is_killed_and_the_next_call_has_another() -> None:
+    before = children()
+    async with running() as runner:
+        call = runner.begin("stay", how="fork")
+        await call.told.wait()
+        (keeper,) = children() - before
+        os.kill(keeper, signal.SIGKILL)
+        await call.task
+        finished = call.events[-1]
+        assert isinstance(finished, Finished)
+        assert finished.outcome.content == "stay failed: its process was lost before it had answered"
+        assert (await runner.call("count")).content == "[1,2]"
+        assert keeper not in children()
+
+
+_TOOL_RUNNER = """
+import asyncio
+from tests.processes.test_tool_workers import running
+
+async def main():
+    async with running() as runner:
+        call = runner.begin("stay", how="setsid")
+        await call.told.wait()
+        print(*call.pids, flush=True)
+        await call.task
+
+asyncio.run(main())
+"""
+
+
+async def test_nothing_outlives_a_tool_runner_that_is_killed() -> None:
+    tool_runner = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", _TOOL_RUNNER), stdout=asyncio.subprocess.PIPE, env=os.environ | {"PYTHONPATH": _PATH}
+    )
+    assert tool_runner.stdout is not None
+    pids = [int(pid) for pid in (await tool_runner.stdout.readline()).split()]
+    assert all(alive(pid) for pid in pids)
+    async with asyncio.TaskGroup() as ends:
+        for pid in pids:
+            ends.create_task(ended(pid))
+        await asyncio.sleep(0)  # until each is watched
+        tool_runner.kill()
+    await tool_runner.wait()
