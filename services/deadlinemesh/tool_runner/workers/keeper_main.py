@@ -41,9 +41,10 @@ def _prctl(option: int, value: int) -> None:
 
 def main(control_fd: int) -> None:
     """Keep workers until the other end of the socket `control_fd` is closed."""
-    # Imported now, so that no worker has to.
-    from deadlinemesh.tool_runner.workers import worker_main  # noqa: F401
+    # Imported and used once, so that no worker has to load what all of them need.
+    from deadlinemesh.tool_runner.workers.worker_main import rehearse
 
+    rehearse()
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     for number in (signal.SIGINT, signal.SIGTERM):  # it ends with the tool-runner, which may want to drain first
         signal.signal(number, signal.SIG_IGN)

@@ -26,10 +26,10 @@ from pydantic import ValidationError
 from deadlinemesh.deadline import SYSTEM_CLOCK, DeadlineContext, entered
 from deadlinemesh.tool_runner.kinds.python import content_of, violations_of
 from deadlinemesh.tool_runner.outcome import ToolError, ToolOutcome, ToolStatus
-from deadlinemesh.tool_runner.tool import Definition, definition_of
+from deadlinemesh.tool_runner.tool import Definition, definition_of, tool
 from deadlinemesh.tool_runner.workers.frames import packed, receive_blocking
 
-__all__ = ["work"]
+__all__ = ["rehearse", "work"]
 
 _NICER = 5
 """By how much a worker's processor time is worth less than the event loops', which have deadlines to keep."""
@@ -39,6 +39,19 @@ _TRACEBACK_CHARACTERS = 8_000
 
 _MESSAGE_CHARACTERS = 1_000
 """Of a progress message, and of what is said about a call that left something running."""
+
+
+@tool
+def example(text: str = "") -> dict[str, str]:
+    """Give it back."""
+    return {"text": text}
+
+
+def rehearse() -> None:
+    """Make all that libraries put off until it is first needed happen now, in the keeper, and not in each worker."""
+    definition = definition_of(example)
+    assert definition is not None
+    content_of(definition.function(**definition.bind({"text": ""})))
 
 
 def work(sock: socket.socket) -> None:
