@@ -157,6 +157,16 @@ async def test_an_exception_is_a_failed_result_and_its_traceback_is_logged_not_t
     assert record.exc_info is not None
 
 
+async def test_a_refusal_is_logged_without_a_traceback_or_not_at_all(caplog: pytest.LogCaptureFixture) -> None:
+    @tool
+    async def full() -> None:
+        """Refuse."""
+        raise Shed("full")
+
+    assert (await outcome(service(full), "full")).content == "full failed: Shed: full"
+    assert caplog.records == []
+
+
 @pytest.mark.parametrize(
     ("error", "told", "transient", "retry_after"),
     [
