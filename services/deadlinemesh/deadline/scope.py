@@ -37,12 +37,12 @@ deadline move between hops (the deadline contract, point 2)."""
 
 @dataclass(frozen=True, slots=True)
 class Orphan:
-    """A task that lives on after its scope was stopped."""
+    """A task, or a thread, that lives on after its scope was stopped."""
 
     context: DeadlineContext
     hop: str
     task: str
-    """What asyncio knows of the task: its name and where its coroutine stands."""
+    """What asyncio knows of a task: its name and where its coroutine stands. Of a thread: what was called in it."""
     age: float
     """Seconds since the scope was stopped."""
 
@@ -191,6 +191,10 @@ class Scope:
         """
         self._closers.add(close)
         return lambda: self._closers.discard(close)
+
+    def report(self, what: str, since: float) -> None:
+        """Report something other than a task as an orphan: it was to end at the instant `since`."""
+        self._owner._report(Orphan(self.context, self._owner.hop, what, self.context.clock.monotonic() - since))
 
     def hold(self) -> bool:
         """Put off every cancellation of the running task until `let_go`, for an await that must not be cut in the middle.

@@ -14,6 +14,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from deadlinemesh.deadline.scope import own_tasks
+from deadlinemesh.deadline.threads import own_threads
 from deadlinemesh.errors import Cause
 from deadlinemesh.transport.channels import KEEPALIVE
 from deadlinemesh.transport.inbound import DeadlineInterceptor
@@ -66,6 +67,7 @@ class MeshServer:
         from grpc_reflection.v1alpha import reflection
 
         own_tasks(asyncio.get_running_loop())  # before the first call's task is made
+        own_threads(asyncio.get_running_loop())
         settings = self._settings
         milliseconds = int(settings.keepalive * 1000)
         self._server = server = grpc.aio.server(

@@ -1,0 +1,176 @@
+"""A thread cannot be stopped: it is reported, it takes nobody's place, and it keeps nothing from ending."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator
+
+import pytest
+
+from deadlinemesh.deadline import SYSTEM_CLOCK, DeadlineContext, Orphan, Scope, Scopes
+from deadlinemesh.deadline.scope import REPORT_ORPHAN_AFTER
+from deadlinemesh.deadline.threads import Threads
+from deadlinemesh.errors import Cause, DeadlineSpent
+
+
+class Hop:
+    """The scopes of one hop, and the orphans that were reported."""
+
+    def __init__(self) -> None:
+        self.orphans: list[Orphan] = []
+        self.reported = asyncio.Event()
+        self._scopes = Scopes("tool-runner", self._report)
+
+    def open(self) -> Scope:
+        now = SYSTEM_CLOCK.monotonic()
+        return self._scopes.open(DeadlineContext("acme", now + 60, "free", "0" * 32, "run-1", now))
+
+    def _report(self, orphan: Orphan) -> None:
+        self.orphans.append(orphan)
+        self.reported.set()
+
+
+class Block:
+    """Something that blocks until it is let go, and cannot be cancelled."""
+
+    def __init__(self) -> None:
+        self.began = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._let_go = threading.Event()
+
+    def __call__(self) -> str:
+        self._loop.call_soon_threadsafe(self.began.set)
+        self._let_go.wait()
+        return "done"
+
+    def let_go(self) -> None:
+        self._let_go.set()
+
+
+@pytest.fixture
+async def block() -> AsyncIterator[Block]:
+    """Let go at the end of the test."""
+    one = Block()
+    yield one
+    one.let_go()
+
+
+def with_threads(most: int) -> Threads:
+    """The running loop's threads."""
+    threads = Threads(most)
+    asyncio.get_running_loop().set_default_executor(threads)
+    return threads
+
+
+async def test_a_call_in_a_thread_gives_its_result_or_raises_its_error() -> None:
+    with_threads(1)
+
+    async def work() -> str:
+        with pytest.raises(ValueError, match="invalid literal"):
+            await asyncio.to_thread(int, "x")
+        return await asyncio.to_thread(str, 42)
+
+    hop = Hop()
+    assert await hop.open().run(work()) == "42"
+    assert hop.orphans == []
+
+
+async def test_more_calls_than_threads_wait_for_one_and_all_are_answered() -> None:
+    with_threads(2)
+    assert await asyncio.gather(*(asyncio.to_thread(abs, -n) for n in range(50))) == list(range(50))
+
+
+async def test_a_thread_that_outlives_its_call_is_reported_with_its_owner_and_what_it_does(block: Block) -> None:
+    with_threads(1)
+    hop = Hop()
+    scope = hop.open()
+    running = asyncio.create_task(scope.run(asyncio.to_thread(block)))
+    await block.began.wait()
+    scope.stop(Cause.DEADLINE_SPENT)
+    with pytest.raises(DeadlineSpent):
+        await running
+    await hop.reported.wait()
+    (orphan,) = hop.orphans
+    assert (orphan.context.tenant_id, orphan.context.run_id, orphan.hop) == ("acme", "run-1", "tool-runner")
+    assert orphan.task == f"a thread in {__name__}.Block"
+    assert REPORT_ORPHAN_AFTER <= orphan.age < 2 * REPORT_ORPHAN_AFTER
+
+
+async def test_a_thread_that_was_started_and_not_awaited_is_reported_as_well(block: Block) -> None:
+    with_threads(1)
+    hop = Hop()
+
+    async def start() -> None:
+        asyncio.get_running_loop().run_in_executor(None, block)
+        await block.began.wait()
+
+    await hop.open().run(start())
+    await hop.reported.wait()
+    assert len(hop.orphans) == 1
+
+
+async def test_a_thread_that_ends_soon_after_its_call_is_no_orphan(block: Block) -> None:
+    threads = with_threads(1)
+    hop = Hop()
+    scope = hop.open()
+    running = asyncio.create_task(scope.run(asyncio.to_thread(block)))
+    await block.began.wait()
+    scope.stop(Cause.CLIENT_CANCELLED)
+    await asyncio.wait([running])
+    block.let_go()
+    assert await asyncio.wrap_future(threads.submit(str, 1)) == "1"  # by the only thread there is
+    await asyncio.sleep(REPORT_ORPHAN_AFTER + 0.01)
+    assert hop.orphans == []
+
+
+async def test_a_call_that_still_waits_for_a_thread_when_its_scope_ends_is_never_begun(block: Block) -> None:
+    with_threads(1)
+    blocking = asyncio.create_task(asyncio.to_thread(block))
+    await block.began.wait()
+    begun: list[int] = []
+    scope = Hop().open()
+    waiting = asyncio.create_task(scope.run(asyncio.to_thread(begun.append, 1)))
+    await asyncio.sleep(0)
+    scope.stop(Cause.CLIENT_CANCELLED)
+    await asyncio.wait([waiting])
+    block.let_go()
+    assert await blocking == "done"
+    assert await asyncio.to_thread(str, 1) == "1"
+    assert begun == []
+
+
+async def test_an_orphan_takes_nobody_elses_place(block: Block) -> None:
+    with_threads(1)
+    hop = Hop()
+    scope = hop.open()
+    running = asyncio.create_task(scope.run(asyncio.to_thread(block)))
+    await block.began.wait()
+    scope.stop(Cause.DEADLINE_SPENT)
+    other = asyncio.create_task(asyncio.to_thread(str, 1))
+    await asyncio.wait([running])
+    assert await other == "1"
+    assert len(hop.orphans) == 1
+    block.let_go()
+    assert await asyncio.gather(*(asyncio.to_thread(abs, -n) for n in range(5))) == list(range(5))
+
+
+def test_a_thread_that_blocks_keeps_no_process_from_ending() -> None:
+    source = """
+import asyncio, threading
+from deadlinemesh.deadline.threads import own_threads
+
+async def main():
+    loop, began = asyncio.get_running_loop(), asyncio.Event()
+    own_threads(loop)
+    def block():
+        loop.call_soon_threadsafe(began.set)
+        threading.Event().wait()
+    loop.run_in_executor(None, block)
+    await began.wait()
+
+asyncio.run(main())
+"""
+    assert subprocess.run([sys.executable, "-c", source], timeout=30, check=True).returncode == 0
