@@ -157,7 +157,7 @@ async def test_an_exception_is_a_failed_result_and_its_traceback_is_logged_not_t
     assert record.exc_info is not None
 
 
-async def test_a_refusal_is_logged_without_a_traceback_or_not_at_all(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_refusal_by_admission_is_not_logged_as_a_failure(caplog: pytest.LogCaptureFixture) -> None:
     @tool
     async def full() -> None:
         """Refuse."""
