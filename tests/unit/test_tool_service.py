@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from deadlinemesh.deadline import SYSTEM_CLOCK, Clock, DeadlineContext, Phase, Scopes, VirtualClock, current
-from deadlinemesh.errors import Cause, ClientCancelled, DeadlineSpent, NotFound, UpstreamFailed
+from deadlinemesh.errors import Cause, ClientCancelled, DeadlineSpent, NotFound, Shed, UpstreamFailed
 from deadlinemesh.tool_runner import Progress, ToolError, tool
 from deadlinemesh.tool_runner.kinds.python import PythonTool
 from deadlinemesh.tool_runner.outcome import ToolOutcome, ToolStatus
@@ -157,13 +157,16 @@ async def test_an_exception_is_a_failed_result_and_its_traceback_is_logged_not_t
     assert record.exc_info is not None
 
 
-async def test_a_refusal_by_admission_is_not_logged_as_a_failure(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_refusal_by_admission_is_no_result_and_not_logged_as_a_failure(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     @tool
     async def full() -> None:
         """Refuse."""
         raise Shed("full")
 
-    assert (await outcome(service(full), "full")).content == "full failed: Shed: full"
+    with pytest.raises(Shed, match="full"):
+        await outcome(service(full), "full")
     assert caplog.records == []
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
-from deadlinemesh.errors import Shed, UpstreamFailed
+from deadlinemesh.errors import UpstreamFailed
 
 __all__ = ["Call", "Tool", "ToolError", "ToolOutcome", "ToolSpec", "ToolStatus"]
 
@@ -46,8 +46,8 @@ class ToolOutcome:
         """The outcome of a call that raised `error`: of a `ToolError` its text, of others the type as well."""
         if isinstance(error, ToolError):
             return cls(ToolStatus.FAILED, f"{tool} failed: {error}", error.transient, error.retry_after)
-        transient = isinstance(error, (UpstreamFailed, Shed, ConnectionError, TimeoutError))
-        wait = error.retry_after if isinstance(error, (UpstreamFailed, Shed)) else None
+        transient = isinstance(error, (UpstreamFailed, ConnectionError, TimeoutError))
+        wait = error.retry_after if isinstance(error, UpstreamFailed) else None
         return cls(ToolStatus.FAILED, f"{tool} failed: {type(error).__name__}: {error}", transient, wait)
 
 
