@@ -65,7 +65,7 @@ class Arrival:
         self.remaining: float | None
         """Seconds left by the tighter of the two deadlines; None where the caller sent neither."""
         self.late: float
-        """Seconds from its sending to its being taken up here, as far as they are known."""
+        """Seconds from its sending to its being taken up here; 0 if unknown. As much to be believed as its caller."""
         self.identity: wire.Identity
         self.malformed: str | None
         """A remaining time that is not what it should be and was ignored."""
@@ -91,7 +91,9 @@ Gate = Callable[[Arrival], DeadlineContext]
 
 
 class MeshGate:
-    """The door of an inner hop: believes peers that know the mesh's token, and refuses a call without a deadline."""
+    """The door of an inner hop: believes peers that know the mesh's token, and refuses a call without a deadline, or one that has
+    spent half of its time before it was taken up.
+    """
 
     def __init__(self, hop: str, mesh_token: str, clock: Clock = SYSTEM_CLOCK) -> None:
         self._hop = hop
@@ -107,6 +109,13 @@ class MeshGate:
             )
         if arrival.remaining is None:
             raise NoDeadline(f"{self._hop} takes no call without a deadline: set the call's timeout", hop=self._hop)
+        if arrival.late > TOO_LATE * (arrival.late + arrival.remaining):
+            raise Shed(
+                f"{self._hop} is behind: this call waited {arrival.late * 1000:.0f} ms to be taken up",
+                retry_after=arrival.late,
+                hop=self._hop,
+                phase="admission",
+            )
         at = arrival.at
         return DeadlineContext(
             caller.tenant_id,
@@ -275,13 +284,6 @@ class _Method:
         arrival.read(native)
         if arrival.malformed is not None:
             hop._telemetry.record(MalformedRemaining(hop.hop, self._name, arrival.malformed))
-        if arrival.late > TOO_LATE * (arrival.late + (arrival.remaining or 0.0)):
-            raise Shed(
-                f"{hop.hop} is behind: this call waited {arrival.late * 1000:.0f} ms to be taken up",
-                retry_after=arrival.late,
-                hop=hop.hop,
-                phase="admission",
-            )
         return hop._gate(arrival)
 
     def _conclude(

@@ -1,0 +1,42 @@
+"""The door of an inner hop: who comes too late to be served well is told so at once, and by whom that is believed."""
+
+from __future__ import annotations
+
+import pytest
+
+from deadlinemesh.deadline import DeadlineContext, VirtualClock
+from deadlinemesh.errors import NoDeadline, Shed, Unauthenticated
+from deadlinemesh.transport import Arrival, MeshGate, wire
+
+TOKEN = "secret"
+
+
+def arrived(exact: float | None, native: float | None, token: str = TOKEN) -> DeadlineContext:
+    """What the door says to a call that was sent with `exact` seconds left and is taken up with `native`."""
+    context = DeadlineContext("acme", 100.0, "free", "0" * 31 + "1", "run-1", 0.0, VirtualClock())
+    sent = wire.encode(context, (exact or 0.0) + wire.LEAST_TRANSIT, token)
+    arrival = Arrival("/x", [pair for pair in sent if exact is not None or pair[0] != wire.REMAINING_US], 0.0)
+    arrival.read(native)
+    return MeshGate("hop-a", TOKEN, VirtualClock())(arrival)
+
+
+@pytest.mark.parametrize(("exact", "native"), [(1.0, 1.03), (1.0, 1.0), (1.0, 0.51), (1.0, None), (None, 0.01)])
+def test_who_comes_in_time_enters(exact: float | None, native: float | None) -> None:
+    assert arrived(exact, native).remaining == pytest.approx(min(one for one in (exact, native) if one is not None))
+
+
+@pytest.mark.parametrize("native", [0.49, 0.1, 0.0, -0.01])
+def test_who_spent_half_its_time_before_it_was_taken_up_is_shed(native: float) -> None:
+    with pytest.raises(Shed, match=rf"hop-a is behind: this call waited {(1.0 - native) * 1000:.0f} ms") as shed:
+        arrived(1.0, native)
+    assert shed.value.retry_after == pytest.approx(1.0 - native)
+
+
+def test_a_stranger_is_not_told_how_busy_the_hop_is() -> None:
+    with pytest.raises(Unauthenticated):
+        arrived(1.0, 0.1, token="guess")
+
+
+def test_a_call_without_a_deadline_is_refused() -> None:
+    with pytest.raises(NoDeadline):
+        arrived(None, None)
