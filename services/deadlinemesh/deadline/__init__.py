@@ -7,6 +7,7 @@
     threads.py      what runs in the event loop's threads has an owner too
     narrowed.py     `narrowed_at` / `narrowed_after`: a share of the current time for one block
     background.py   work that outlives its caller, with its owner's tenant and a deadline of its own
+    allotment.py    how much of what remains a model turn may have
     ledger.py       where the time went, by phase, without overlap
     retry.py        attempts that fit into what remains
     retry_budget.py how many of them one upstream may be given
@@ -16,6 +17,7 @@ Standard library only. Instants are on the local monotonic clock, in seconds; na
 end in `_after` take a duration in seconds.
 """
 
+from deadlinemesh.deadline.allotment import Allotment, Pace, allot
 from deadlinemesh.deadline.background import Background, BackgroundTask
 from deadlinemesh.deadline.clock import SYSTEM_CLOCK, Clock, SystemClock, VirtualClock
 from deadlinemesh.deadline.context import DeadlineContext, current, current_or_none, entered
@@ -28,6 +30,7 @@ from deadlinemesh.deadline.scope import Orphan, Scope, Scopes
 
 __all__ = [
     "SYSTEM_CLOCK",
+    "Allotment",
     "Attempt",
     "Background",
     "BackgroundTask",
@@ -37,6 +40,7 @@ __all__ = [
     "Ledger",
     "Narrowed",
     "Orphan",
+    "Pace",
     "Patience",
     "Phase",
     "Retry",
@@ -46,6 +50,7 @@ __all__ = [
     "Scopes",
     "SystemClock",
     "VirtualClock",
+    "allot",
     "current",
     "current_or_none",
     "entered",

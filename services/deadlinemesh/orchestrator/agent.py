@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
 from deadlinemesh.conversation import Message, Role, ToolCall, ToolSpec
-from deadlinemesh.deadline import Attempt, GivenUp, Ledger, Phase, current
+from deadlinemesh.deadline import Allotment, Attempt, GivenUp, Ledger, Patience, Phase, allot, current
 from deadlinemesh.errors import (
     ClientCancelled,
     DeadlineSpent,
@@ -122,6 +122,7 @@ class Agent:
         self._turn = _Turn()
         self._specs = {tool.name: tool for tool in assignment.tools}
         self._truncated = False
+        self._wrapped_up = False
 
     @property
     def history(self) -> tuple[Message, ...]:
@@ -144,9 +145,9 @@ class Agent:
         return tuple(call for call in self._turn.calls if call.id not in self._turn.results)
 
     @property
-    def truncated(self) -> bool:
-        """Whether the last turn was ended by its token limit."""
-        return self._truncated
+    def cut_short(self) -> bool:
+        """Whether there would have been more to say or to do: a token limit ended the last turn, or time was short."""
+        return self._truncated or self._wrapped_up
 
     async def run(self) -> str:
         """Loop to the answer. Raises a Stopped error of the models or of the deadline; tool failures are the model's affair."""
@@ -162,10 +163,15 @@ class Agent:
         return self.text
 
     async def _take_turn(self, offered: Sequence[ToolSpec]) -> None:
-        """One model turn. Each tool call starts as soon as it is complete; the turn ends when all have ended."""
+        """One model turn. Each tool call starts as soon as it is complete; the turn ends when all have ended.
+
+        Where only one more short turn fits, no tool is offered: it is the last, and gives the answer that there is.
+        """
+        self._wrapped_up = bool(offered) and self._allotment(self._choice[0], offered).wraps_up
         try:
-            async with asyncio.TaskGroup() as group:
-                await self._speak(offered, group)
+            with self._ledger.phase(Phase.WRAP_UP) if self._wrapped_up else nullcontext():
+                async with asyncio.TaskGroup() as group:
+                    await self._speak(() if self._wrapped_up else offered, group)
         except BaseExceptionGroup as group:
             expected, defects = group.split(MeshError)
             if defects is not None or expected is None:
@@ -197,6 +203,11 @@ class Agent:
                 upstream.fell_back(here, others[0], "HUNG" if isinstance(failed, GivenUp) else failed.reason)
                 self._choice = others
 
+    def _allotment(self, model: str, offered: Sequence[ToolSpec]) -> Allotment:
+        quickest = min((self._upstreams.of(f"tool {tool.name}").usually for tool in offered), default=None)
+        pace, most = self._upstreams.of(f"model {model}").pace, self._assignment.max_output_tokens
+        return allot(current().remaining, pace, quickest_tool=quickest, most_tokens=most)
+
     def _may_speak_again(self, kinds: tuple[type[Exception], ...], error: Exception) -> bool:
         return isinstance(error, kinds) and not self._turn.has_begun
 
@@ -210,10 +221,17 @@ class Agent:
     ) -> None:
         phases = _Successive(self._ledger, Phase.LLM_QUEUE)
         timed = _FirstTimed(upstream)
+        allotment = self._allotment(model, offered)
+        messages = [*self._history, _time_left(current().remaining, self._wrapped_up)]
         self.usage.model_calls += 1
-        stream = self._models.generate(model, self._history, offered, self._assignment.max_output_tokens)
+        # Behind the window is the time of the tools. A turn that has not asked for any by then needs none, and may go on.
+        window = Patience(lambda: bool(self._turn.calls))
         try:
-            async with aclosing(stream) as events:
+            async with (
+                window,
+                aclosing(self._models.generate(model, messages, offered, allotment.max_tokens)) as events,
+            ):
+                window.lasts(allotment.window)
                 async for event in events:
                     match event:
                         case TurnStarted():
@@ -235,6 +253,10 @@ class Agent:
                             self.usage.input_tokens += event.input_tokens
                             self.usage.output_tokens += event.output_tokens
                             self._truncated = event.truncated
+                            timed.finish(event.output_tokens)
+        except GivenUp:
+            if not window.gave_up:
+                raise
         finally:
             phases.leave()
 
@@ -326,20 +348,39 @@ class _Transient(Exception):
         self.retry_after = result.retry_after
 
 
+def _time_left(seconds: float, wraps_up: bool) -> Message:
+    """What the model is told of the time. In round numbers, so that it need not be told anew all the time."""
+    if wraps_up:
+        return Message(Role.SYSTEM, "Time is nearly up. Give the best answer you can now, in two sentences at most.")
+    round_seconds = next((step for step in _ROUND_SECONDS if seconds >= step), 0)
+    left = f"About {round_seconds} seconds are left" if round_seconds else "Less than a second is left"
+    return Message(Role.SYSTEM, f"{left} for everything, tools included.")
+
+
+_ROUND_SECONDS = (300, 240, 180, 120, 90, 60, 45, 30, 20, 15, 10, 7, 5, 3, 2, 1)
+
+
 class _FirstTimed:
-    """Has an upstream remember how long it took to come from the beginning to what was waited for first."""
+    """Has an upstream remember how long it took to come from the beginning to what was waited for first, and from there."""
 
     def __init__(self, upstream: Upstream) -> None:
         self._upstream = upstream
         self._began_at: float | None = None
+        self._came_at: float | None = None
 
     def begin(self) -> None:
         self._began_at = current().clock.monotonic()
 
     def end(self) -> None:
         if self._began_at is not None:
-            self._upstream.took(current().clock.monotonic() - self._began_at)
+            self._came_at = current().clock.monotonic()
+            self._upstream.took(self._came_at - self._began_at)
             self._began_at = None
+
+    def finish(self, tokens: int) -> None:
+        """A model has said all, so many tokens."""
+        if self._came_at is not None:
+            self._upstream.spoke(current().clock.monotonic() - self._came_at, tokens)
 
 
 class _Successive:

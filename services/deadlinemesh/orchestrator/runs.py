@@ -255,7 +255,7 @@ class Runs:
         try:
             async with narrowed_at(run.due_at, "run"):
                 answer = await agent.run()
-            self._finish(run, Outcome.COMPLETED, None, "", answer, agent.truncated)
+            self._finish(run, Outcome.COMPLETED, None, "", answer, agent.cut_short)
         except DeadlineSpent:  # of the run, or of the step at work just then: the client knows of the run
             detail = f"the {run.grant.due:.3f} s that the run may use are spent"
             self._finish(run, Outcome.DEADLINE_SPENT, Cause.DEADLINE_SPENT, detail, partial_answer(agent), True)

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from typing import TypeVar
 
 from deadlinemesh.admission import RecentTimes
-from deadlinemesh.deadline import Attempt, DeadlineContext, Retry, RetryBudget, RetryPolicy, current, retried
+from deadlinemesh.deadline import Attempt, DeadlineContext, Pace, Retry, RetryBudget, RetryPolicy, current, retried
 from deadlinemesh.telemetry import FellBack, Retried, RetryRefused, Telemetry
 
 __all__ = ["Upstream", "Upstreams"]
@@ -42,6 +42,7 @@ class Upstream:
         self.name = name
         self._budget = budget
         self._times = RecentTimes()
+        self._per_token = RecentTimes()
         self._telemetry = telemetry
         self._hop = hop
 
@@ -49,10 +50,27 @@ class Upstream:
         """Remember a success: seconds from its beginning to its result, or to a model's first output."""
         self._times.add(seconds)
 
+    def spoke(self, seconds: float, tokens: int) -> None:
+        """Remember a model's turn: seconds from its first token to its last, and how many these were."""
+        if tokens > 1:
+            self._per_token.add(seconds / (tokens - 1))
+
+    @property
+    def pace(self) -> Pace:
+        """How fast it speaks, if it is a model."""
+        if not self._known:
+            return Pace()
+        return Pace(self._times.quantile(USUALLY), self._per_token.quantile(0.5))
+
+    @property
+    def usually(self) -> float:
+        """Seconds that it takes, half of the time; 0 while too little is known."""
+        return self._times.quantile(0.5) if self._known else 0.0
+
     @property
     def viable(self) -> float:
         """Seconds without which another attempt is hopeless: half of those known took longer."""
-        return max(VIABLE, self._times.quantile(0.5) if self._known else 0.0)
+        return max(VIABLE, self.usually)
 
     @property
     def patience(self) -> float | None:

@@ -12,6 +12,7 @@ import json
 import random
 import re
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 
 from deadlinemesh.llm_proxy.conversation import (
     Event,
@@ -130,5 +131,9 @@ def _tokens_read(turn: TurnRequest) -> int:
 
 
 def _fingerprint(seed: int, turn: TurnRequest) -> int:
-    digest = hashlib.sha256(repr((seed, turn)).encode()).digest()
+    # Not of what the time that is left has made of the request: nobody could play it again.
+    said = tuple(
+        message for place, message in enumerate(turn.messages) if place == 0 or message.role is not Role.SYSTEM
+    )
+    digest = hashlib.sha256(repr((seed, replace(turn, messages=said, max_output_tokens=0))).encode()).digest()
     return int.from_bytes(digest[:8])
