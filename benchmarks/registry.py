@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+from benchmarks.blackhole import blackhole
 from benchmarks.drift import drift
 from benchmarks.goodput import goodput
 from benchmarks.isolation import isolation
 from benchmarks.overhead import overhead
 from benchmarks.report import Options, Result
+from benchmarks.retries import retries
 from benchmarks.stop import stop
 
 __all__ = ["BENCHES"]
@@ -19,4 +21,6 @@ BENCHES: dict[str, Callable[[Options], Awaitable[Result]]] = {
     "overhead": overhead,
     "goodput": goodput,
     "isolation": isolation,
+    "retries": retries,
+    "blackhole": blackhole,
 }
