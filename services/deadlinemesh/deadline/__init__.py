@@ -5,6 +5,7 @@
     scope.py        `Scope` owns a task tree, ends it at the exact instant, and tells why
     lookout.py      what watches deadlines that are far away, so that the event loop needs no timers for them
     threads.py      what runs in the event loop's threads has an owner too
+    lag.py          how late the event loop is, and whose work made it so
     narrowed.py     `narrowed_at` / `narrowed_after`: a share of the current time for one block
     background.py   work that outlives its caller, with its owner's tenant and a deadline of its own
     allotment.py    how much of what remains a model turn may have

@@ -351,6 +351,13 @@ class Scopes:
         for scope in tuple(self._live):
             scope.stop(cause)
 
+    def context_of(self, task: asyncio.Task[Any]) -> DeadlineContext | None:
+        """For which call a task works; None where it is for none. Any thread may ask."""
+        for scope in tuple(self._live):
+            if task is scope._task or task in scope._tasks:
+                return scope.context
+        return None
+
     async def emptied(self) -> None:
         """Return once no scope is live."""
         while self._live:

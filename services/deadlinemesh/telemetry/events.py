@@ -18,6 +18,7 @@ __all__ = [
     "CallStarted",
     "Event",
     "FellBack",
+    "LoopLagged",
     "MalformedRemaining",
     "OrphanReported",
     "Retried",
@@ -65,6 +66,19 @@ class OrphanReported:
     run_id: str
     task: str
     age: float
+
+
+@dataclass(frozen=True, slots=True)
+class LoopLagged:
+    """A hop's event loop stood still for `seconds`, and with it the deadlines of all tenants."""
+
+    hop: str
+    tenant_id: str
+    """For whom it was working; empty, as the run, where it was for nobody."""
+    run_id: str
+    seconds: float
+    function: str
+    """Where it was found: module, function and line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +184,7 @@ Event = (
     CallStarted
     | CallEnded
     | OrphanReported
+    | LoopLagged
     | MalformedRemaining
     | RunEnded
     | Wait

@@ -18,6 +18,7 @@ from deadlinemesh.telemetry.events import (
     CallEnded,
     Event,
     FellBack,
+    LoopLagged,
     MalformedRemaining,
     OrphanReported,
     Retried,
@@ -30,13 +31,20 @@ _LOG = logging.getLogger("deadlinemesh")
 
 
 class LogSink:
-    """Logs what an operator should see: orphans and peers that send nonsense as warnings, ends of calls at debug level."""
+    """Logs what an operator should see: orphans, event loops that stood still and peers that send nonsense as warnings; the rest
+    at debug level.
+    """
 
     def record(self, event: Event) -> None:
         if isinstance(event, OrphanReported):
             _LOG.warning(
                 "orphan at %s: tenant=%s run=%s age=%.3fs task=%s",
                 *(event.hop, event.tenant_id, event.run_id, event.age, event.task),
+            )
+        elif isinstance(event, LoopLagged):
+            _LOG.warning(
+                "the event loop of %s stood still for %.3fs in %s: tenant=%s run=%s",
+                *(event.hop, event.seconds, event.function, event.tenant_id or "none", event.run_id or "none"),
             )
         elif isinstance(event, MalformedRemaining):
             _LOG.warning("ignored deadline-remaining-us %s sent to %s%s", event.value, event.hop, event.method)
@@ -102,6 +110,12 @@ class MetricsSink:
             description="How long claims on a bulkhead's slots waited",
             explicit_bucket_boundaries_advisory=[0, *(0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)],
         )
+        self._lags = meter.create_histogram(
+            "mesh.loop.lag",
+            unit="s",
+            description="How long an event loop stood still, where that was too long",
+            explicit_bucket_boundaries_advisory=[0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10],
+        )
         self._orphans = meter.create_counter("mesh.orphans", unit="{task}")
         self._malformed = meter.create_counter("mesh.deadline.malformed", unit="{call}")
         self._retries = meter.create_counter("mesh.retries", unit="{attempt}", description="Made and refused")
@@ -118,6 +132,8 @@ class MetricsSink:
             self._duration.record(event.ended_at - event.started_at, labels)
         elif isinstance(event, OrphanReported):
             self._orphans.add(1, {"mesh.hop": event.hop})
+        elif isinstance(event, LoopLagged):
+            self._lags.record(event.seconds, {"mesh.hop": event.hop})
         elif isinstance(event, Wait):
             labels = {"mesh.bulkhead": event.bulkhead, "mesh.tier": event.tier, "mesh.wait.end": event.end.value}
             self._waits.record(event.seconds, labels)

@@ -16,6 +16,7 @@ import grpc
 from opentelemetry import trace
 
 from deadlinemesh.deadline import SYSTEM_CLOCK, Background, Clock, DeadlineContext, Orphan, Scope, Scopes
+from deadlinemesh.deadline.lag import Lag, LagWatch
 from deadlinemesh.deadline.scope import outside_any_scope, own_tasks
 from deadlinemesh.errors import (
     ClientCancelled,
@@ -27,7 +28,7 @@ from deadlinemesh.errors import (
     Stopped,
     Unauthenticated,
 )
-from deadlinemesh.telemetry import CallEnded, CallStarted, MalformedRemaining, OrphanReported, Telemetry
+from deadlinemesh.telemetry import CallEnded, CallStarted, LoopLagged, MalformedRemaining, OrphanReported, Telemetry
 from deadlinemesh.transport import wire
 from deadlinemesh.transport.answer import Answer
 from deadlinemesh.transport.spans import ServerSpan, ServerSpans
@@ -163,6 +164,10 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
             self._all_answered = asyncio.Event()
             await self._all_answered.wait()
 
+    def watch_lag(self) -> LagWatch:
+        """Record from now on, until it is stopped, when the running loop stands still, and for whom."""
+        return LagWatch(self.scopes, self._lagged)
+
     def drain(self) -> None:
         """Refuse every new call from now on."""
         self._draining = True
@@ -199,6 +204,10 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
     def _report(self, orphan: Orphan) -> None:
         owner = orphan.context
         self._telemetry.record(OrphanReported(orphan.hop, owner.tenant_id, owner.run_id, orphan.task, orphan.age))
+
+    def _lagged(self, lag: Lag) -> None:
+        tenant_id, run_id = ("", "") if lag.context is None else (lag.context.tenant_id, lag.context.run_id)
+        self._telemetry.record(LoopLagged(self.hop, tenant_id, run_id, lag.seconds, lag.function))
 
 
 class _Method:

@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from deadlinemesh.deadline.lag import LagWatch
 from deadlinemesh.deadline.scope import own_tasks
 from deadlinemesh.deadline.threads import own_threads
 from deadlinemesh.errors import Cause
@@ -60,6 +61,7 @@ class MeshServer:
         self._services = tuple(services)
         self._health = health.aio.HealthServicer()
         self._server: grpc.aio.Server | None = None
+        self._lag: LagWatch | None = None
 
     async def start(self) -> int:
         """Listen; returns the port. Raises OSError naming the address when it cannot be had."""
@@ -96,6 +98,7 @@ class MeshServer:
         except RuntimeError as error:
             raise OSError(f"cannot listen on {settings.listen}: is it taken by another process?") from error
         await server.start()
+        self._lag = self.interceptor.watch_lag()
         await self._tell_health(health_pb2.HealthCheckResponse.SERVING)
         await self._health.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
         return self.port
@@ -126,6 +129,8 @@ class MeshServer:
                 await self.interceptor.answered()
         await self._server.stop(grace=_LAST_WORDS)
         await self._server.wait_for_termination()
+        if self._lag is not None:
+            self._lag.stop()
         self.interceptor.flush()
 
     async def serve_until_signalled(self) -> None:

@@ -1,0 +1,105 @@
+"""An event loop that stands still is noticed, with the function and the tenant whose work it was."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from contextvars import Context
+
+import pytest
+
+from deadlinemesh.deadline import SYSTEM_CLOCK, DeadlineContext, Scopes
+from deadlinemesh.deadline.lag import ASK_EVERY, LAGS_AFTER, Lag, LagWatch
+
+STALL = 2 * (ASK_EVERY + LAGS_AFTER)
+
+
+class Hop:
+    """The scopes of one hop, and what was reported of its loop."""
+
+    def __init__(self) -> None:
+        self.scopes = Scopes("tool-runner")
+        self.lags: asyncio.Queue[Lag] = asyncio.Queue()
+
+
+def context_of(tenant_id: str) -> DeadlineContext:
+    now = SYSTEM_CLOCK.monotonic()
+    return DeadlineContext(tenant_id, now + 60, "free", "0" * 32, "run-1", now)
+
+
+@asynccontextmanager
+async def watched() -> AsyncIterator[Hop]:
+    """A hop that is watched, with a call in it that only waits."""
+    hop = Hop()
+    watch = LagWatch(hop.scopes, hop.lags.put_nowait)
+    async with hop.scopes.open(context_of("idler")):
+        yield hop
+    watch.stop()
+
+
+def block() -> None:
+    time.sleep(STALL)
+
+
+def spin() -> None:
+    until = time.monotonic() + STALL
+    while time.monotonic() < until:
+        pass
+
+
+def match() -> None:
+    # One call that does not let go of the interpreter, at last of the right length on any machine.
+    for length in range(16, 64):
+        began = time.monotonic()
+        re.match("(a+)+$", "a" * length + "b")
+        if time.monotonic() - began > STALL:
+            return
+
+
+@pytest.mark.parametrize("stall", [block, spin, match])
+async def test_what_stalls_the_loop_is_named_with_its_tenant(stall: Callable[[], None]) -> None:
+    async with watched() as hop:
+
+        async def work() -> None:
+            async def child() -> None:
+                stall()
+
+            await asyncio.create_task(child())
+
+        context = context_of("acme")
+        await hop.scopes.open(context).run(work())
+        lag = await hop.lags.get()
+        assert lag.context == context
+        assert lag.function.startswith(f"{__name__}.{stall.__name__}:")
+        assert lag.seconds >= LAGS_AFTER
+
+
+async def test_a_callback_that_belongs_to_no_call_is_named_as_well() -> None:
+    async with watched() as hop:
+        asyncio.get_running_loop().call_soon(block, context=Context())
+        lag = await hop.lags.get()
+        assert lag.context is None
+        assert lag.function.startswith(f"{__name__}.block:")
+
+
+async def test_a_loop_without_work_is_asked_nothing_and_one_that_is_closed_ends_the_watch() -> None:
+    asked: list[object] = []
+
+    class Loop(asyncio.SelectorEventLoop):
+        def call_soon_threadsafe(self, *args: object, **options: object) -> asyncio.Handle:  # type: ignore[override]
+            asked.append(args)
+            raise RuntimeError("closed")
+
+    async def idle(scopes: Scopes) -> None:
+        LagWatch(scopes, asked.append)
+        await asyncio.sleep(4 * ASK_EVERY)
+
+    def run() -> None:
+        with asyncio.Runner(loop_factory=Loop) as runner:
+            runner.run(idle(Scopes("idle")))
+
+    await asyncio.to_thread(run)
+    assert asked == []
