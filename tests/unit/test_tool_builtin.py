@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 from datetime import datetime
 
 import pytest
@@ -84,6 +85,17 @@ async def test_an_unknown_zone_is_explained(zone: str) -> None:
 async def test_a_text_is_counted() -> None:
     assert await text_stats("One two. Three?\nFour") == {"characters": 20, "words": 4, "sentences": 2, "lines": 2}
     assert await text_stats("") == {"characters": 0, "words": 0, "sentences": 0, "lines": 0}
+
+
+@given(text=st.text(alphabet="ab.!? \n", max_size=40))
+async def test_a_sentence_is_something_and_then_full_stops_before_a_space_or_the_end(text: str) -> None:
+    by_the_letter = len(re.findall(r"[^.!?]+[.!?]+(?=\s|$)", text)) or int(bool(text.strip()))
+    assert (await text_stats(text))["sentences"] == by_the_letter
+
+
+async def test_the_longest_text_without_a_full_stop_is_counted_at_once() -> None:
+    """It took more than an hour of the event loop."""
+    assert (await text_stats("a" * 1_000_000))["sentences"] == 1
 
 
 async def test_a_long_task_tells_each_step() -> None:

@@ -60,7 +60,8 @@ async def text_stats(text: Annotated[str, Field(max_length=1_000_000, descriptio
     return {
         "characters": len(text),
         "words": len(text.split()),
-        "sentences": len(re.findall(r"[^.!?]+[.!?]+(?=\s|$)", text)) or int(bool(text.strip())),
+        # Each match begins at a sentence's last letter: from its first, a text without a full stop would be read again and again.
+        "sentences": len(re.findall(r"[^.!?][.!?]+(?=\s|$)", text)) or int(bool(text.strip())),
         "lines": len(text.splitlines()),
     }
 
