@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import threading
 from collections.abc import Callable, Coroutine
 from contextlib import aclosing
 from datetime import date
@@ -12,10 +14,19 @@ import pytest
 from deadlinemesh.deadline import SYSTEM_CLOCK, Clock, DeadlineContext, Phase, Scopes, VirtualClock, current
 from deadlinemesh.errors import Cause, ClientCancelled, DeadlineSpent, NotFound, Shed, UpstreamFailed
 from deadlinemesh.tool_runner import Progress, ToolError, tool
+from deadlinemesh.tool_runner.arguments import Arguments
 from deadlinemesh.tool_runner.kinds.python import PythonTool
 from deadlinemesh.tool_runner.outcome import ToolOutcome, ToolStatus
 from deadlinemesh.tool_runner.registry import Registry
-from deadlinemesh.tool_runner.service import UNREAD_PROGRESS, Event, Finished, Progressed, Started, ToolService
+from deadlinemesh.tool_runner.service import (
+    LONG_ARGUMENTS,
+    UNREAD_PROGRESS,
+    Event,
+    Finished,
+    Progressed,
+    Started,
+    ToolService,
+)
 from deadlinemesh.tool_runner.tool import definition_of
 
 
@@ -134,6 +145,21 @@ async def test_what_only_the_types_know_to_be_wrong_is_explained_as_well() -> No
     found = await outcome(service(greet), "greet", '{"name": "Ada", "day": "2026-02-30"}')
     assert found.status is ToolStatus.INVALID_ARGUMENTS
     assert "- day" in found.content
+
+
+@pytest.mark.parametrize(("length", "beside"), [(10, False), (LONG_ARGUMENTS, True)])
+async def test_long_arguments_are_checked_beside_the_event_loop(
+    length: int, beside: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+
+    def read(self: Arguments, text: str) -> Any:
+        threads.append(threading.current_thread())
+        return {"name": "Ada"}, []
+
+    monkeypatch.setattr(Arguments, "read", read)
+    assert (await outcome(service(greet), "greet", json.dumps({"name": "x" * length}))).content == "hello Ada"
+    assert (threads != [threading.main_thread()]) is beside
 
 
 async def test_an_unknown_tool_is_an_error_of_the_call_that_names_the_known_ones() -> None:

@@ -8,9 +8,11 @@ import math
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass
+from typing import Any
 
 from deadlinemesh.deadline import SYSTEM_CLOCK, Clock, DeadlineContext, Ledger, Phase, current
 from deadlinemesh.errors import Doomed, Shed
+from deadlinemesh.tool_runner.arguments import Arguments
 from deadlinemesh.tool_runner.cache import KeptResults
 from deadlinemesh.tool_runner.outcome import Tool, ToolError, ToolOutcome, ToolSpec
 from deadlinemesh.tool_runner.registry import Registry
@@ -24,6 +26,9 @@ UNREAD_PROGRESS = 16
 
 PROGRESS_CHARACTERS = 1000
 """Of a progress message; it is for people."""
+
+LONG_ARGUMENTS = 8192
+"""Characters of arguments whose check would hold up the event loop: 16 ms for so many, where they are whole numbers."""
 
 MESSAGE_OVERHEAD = 512
 """Bytes of a result message that are not its content, with room to spare."""
@@ -92,7 +97,7 @@ class ToolService:
         tool, arguments = registry.find(context.tenant_id, name)
         with registry.in_use():
             running = _Running(Ledger(self._clock, context.started_at))
-            given, violations = arguments.read(arguments_json)
+            given, violations = await _read(arguments, arguments_json, running)
             found = None
             if kept is not None and not violations:
                 with running.waiting():
@@ -128,6 +133,14 @@ class ToolService:
     async def aclose(self) -> None:
         """End all processes and close all connections, once no call is running."""
         await self._registry.aclose()
+
+
+async def _read(arguments: Arguments, text: str, running: _Running) -> tuple[dict[str, Any], list[str]]:
+    """As `Arguments.read`, and long ones beside the event loop: a thread that works in Python lets others have their turns."""
+    if len(text) <= LONG_ARGUMENTS:
+        return arguments.read(text)
+    with running.waiting():
+        return await asyncio.to_thread(arguments.read, text)
 
 
 class _Running:
