@@ -174,7 +174,8 @@ async def test_a_plain_function_sees_its_call_and_nothing_of_the_mesh(
     assert seen["elapsed"] > 0
     assert seen["elapsed"] + seen["remaining"] == pytest.approx(60.0, abs=0.01)
     assert seen["main_thread"]
-    assert seen["modules"] == seen["mesh_variables"] == []
+    assert seen["modules"] == []
+    assert seen["mesh_variables"] == ["DMESH_KEEPER"]  # the mark by which it is found should its keeper be lost
 
 
 async def test_progress_arrives_in_order_and_what_a_tool_prints_disturbs_nothing(runner: Runner) -> None:
@@ -401,10 +402,14 @@ async def test_closing_ends_every_process_and_closes_every_file() -> None:
 async def test_nothing_outlives_a_keeper_that_is_killed_and_the_next_call_has_another() -> None:
     before = children()
     async with running() as runner:
-        call = runner.begin("stay", how="fork")
+        call = runner.begin("stay", how="setsid")
         await call.told.wait()
         (keeper,) = children() - before
-        os.kill(keeper, signal.SIGKILL)
+        async with asyncio.TaskGroup() as ends:
+            for pid in call.pids:
+                ends.create_task(ended(pid))
+            await asyncio.sleep(0)  # until each is watched
+            os.kill(keeper, signal.SIGKILL)
         await call.task
         finished = call.events[-1]
         assert isinstance(finished, Finished)

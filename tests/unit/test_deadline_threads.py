@@ -13,7 +13,7 @@ import pytest
 from deadlinemesh.deadline import SYSTEM_CLOCK, DeadlineContext, Orphan, Scope, Scopes
 from deadlinemesh.deadline.scope import REPORT_ORPHAN_AFTER
 from deadlinemesh.deadline.threads import Threads
-from deadlinemesh.errors import Cause, DeadlineSpent
+from deadlinemesh.errors import Cause, ClientCancelled, DeadlineSpent
 
 
 class Hop:
@@ -119,7 +119,8 @@ async def test_a_thread_that_ends_soon_after_its_call_is_no_orphan(block: Block)
     running = asyncio.create_task(scope.run(asyncio.to_thread(block)))
     await block.began.wait()
     scope.stop(Cause.CLIENT_CANCELLED)
-    await asyncio.wait([running])
+    with pytest.raises(ClientCancelled):
+        await running
     block.let_go()
     assert await asyncio.wrap_future(threads.submit(str, 1)) == "1"  # by the only thread there is
     await asyncio.sleep(REPORT_ORPHAN_AFTER + 0.01)
@@ -135,7 +136,8 @@ async def test_a_call_that_still_waits_for_a_thread_when_its_scope_ends_is_never
     waiting = asyncio.create_task(scope.run(asyncio.to_thread(begun.append, 1)))
     await asyncio.sleep(0)
     scope.stop(Cause.CLIENT_CANCELLED)
-    await asyncio.wait([waiting])
+    with pytest.raises(ClientCancelled):
+        await waiting
     block.let_go()
     assert await blocking == "done"
     assert await asyncio.to_thread(str, 1) == "1"
@@ -150,7 +152,8 @@ async def test_an_orphan_takes_nobody_elses_place(block: Block) -> None:
     await block.began.wait()
     scope.stop(Cause.DEADLINE_SPENT)
     other = asyncio.create_task(asyncio.to_thread(str, 1))
-    await asyncio.wait([running])
+    with pytest.raises(DeadlineSpent):
+        await running
     assert await other == "1"
     assert len(hop.orphans) == 1
     block.let_go()

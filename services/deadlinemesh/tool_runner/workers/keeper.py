@@ -5,10 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import secrets
+import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from itertools import count
+from pathlib import Path
 
 from deadlinemesh.tool_runner.workers.keeper_main import COMMAND, ENDED, KILL, START
 from deadlinemesh.tool_runner.workers.worker import Worker
@@ -33,9 +38,12 @@ class Keeper:
         self.lost = False
         """Whether the process is gone, and every worker with it."""
         self._loop = asyncio.get_running_loop()
+        self._mark = f"DMESH_KEEPER={secrets.token_hex(16)}"
+        """In the environment of the keeper, and so of everything below it."""
         self._workers: dict[int, Worker] = {}
         self._numbers = count(1)
         self._said = b""
+        self._closing = False
         self._gone: asyncio.Future[None] = self._loop.create_future()
         self._control, theirs = socket.socketpair()
         self._control.setblocking(False)
@@ -45,7 +53,7 @@ class Keeper:
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # what a tool prints belongs to the log
                 pass_fds=[theirs.fileno()],
-                env=_environment(),
+                env=_environment(self._mark),
                 start_new_session=True,
             )
         self._loop.add_reader(self._control, self._listen)
@@ -65,6 +73,7 @@ class Keeper:
     async def aclose(self) -> None:
         """End every worker and the keeper."""
         if not self.lost:
+            self._closing = True
             self._control.shutdown(socket.SHUT_WR)
             await asyncio.shield(self._gone)
 
@@ -99,10 +108,29 @@ class Keeper:
         self._control.close()
         self._process.kill()
         self._process.wait()  # for what has been killed already, or has just closed its last file
+        if not self._closing:  # else it has left nothing
+            _kill_marked(self._mark.encode())
         for worker in self._workers.values():
             worker.gone(None)
         self._workers.clear()
         self._gone.set_result(None)
+
+
+def _kill_marked(mark: bytes) -> None:
+    """Kill every process that has `mark` in its environment: what a keeper that died had below it."""
+    killed: set[int] = set()
+    while marked := set(_marked(mark)) - killed:  # until it finds none that was born meanwhile
+        for pid in marked:
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        killed |= marked
+
+
+def _marked(mark: bytes) -> Iterator[int]:
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):  # it has ended, or is another user's
+            if mark in environment.read_bytes().split(b"\0"):
+                yield int(environment.parent.name)
 
 
 def _path() -> list[str]:
@@ -110,6 +138,7 @@ def _path() -> list[str]:
     return [entry or os.getcwd() for entry in sys.path]
 
 
-def _environment() -> dict[str, str]:
+def _environment(mark: str) -> dict[str, str]:
     # Tools run with their own secrets, and not with the mesh's.
-    return {name: value for name, value in os.environ.items() if not name.startswith("DMESH_")}
+    own = {name: value for name, value in os.environ.items() if not name.startswith("DMESH_")}
+    return own | dict([mark.split("=")])
