@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from deadlinemesh.deadline import Allotment, Pace, allot
@@ -43,8 +43,9 @@ def test_where_only_one_more_short_turn_fits_the_loop_wraps_up(remaining: float,
         assert allotment.window == remaining
 
 
+@example(0.0, 0.0, 0.0, 1.0, 0)
 @given(*(st.floats(0.0, 1000.0) for _ in range(3)), st.one_of(st.none(), st.floats(0.0, 1000.0)), st.integers(0, 5000))
-def test_a_turn_never_gets_more_than_there_is(
+def test_a_turn_never_gets_more_than_there_is_nor_less_than_nothing(
     remaining: float, first: float, per_token: float, tool: float | None, most: int
 ) -> None:
     allotment = allot(remaining, Pace(first, per_token), quickest_tool=tool, most_tokens=most)

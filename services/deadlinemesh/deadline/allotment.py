@@ -63,7 +63,7 @@ def allot(remaining: float, pace: Pace, *, quickest_tool: float | None, most_tok
         if remaining < short + behind and short > 0:
             wraps_up = True
         else:
-            window = remaining - behind
+            window = max(0.0, remaining - behind)
     fitting = pace.tokens_in(window)
     limits = [limit for limit in (fitting, most_tokens or None) if limit is not None]
     return Allotment(window, min(limits, default=0), wraps_up)
