@@ -2,7 +2,8 @@
 
 Each pool has SLOTS slots. The victim calls at half of its fair share of them, the aggressor at a hundred times its own, both in an
 open loop. The pools are those of the real services, each in a process of its own: model slots at the llm-proxy, HTTP connections at
-the tool-runner. Beside them, a plain grpc.aio server whose slots are a semaphore.
+the tool-runner, and the processes in which its blocking tools run. Beside them, a plain grpc.aio server whose slots are a
+semaphore.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from deadlinemesh.policy import hash_key, new_key
 
 __all__ = ["isolation"]
 
-POOLS = {"model slots": "llm-proxy", "http connections": "tool-runner"}
+POOLS = {"model slots": "llm-proxy", "http connections": "tool-runner", "worker processes": "tool-runner"}
 FAIR_PER_S = SLOTS / 2 / SERVICE_S
 VICTIM_PER_S = FAIR_PER_S / 2
 AGGRESSOR_PER_S = FAIR_PER_S * 100
@@ -123,6 +124,11 @@ def _policy(upstream: int) -> str:
         "tiers": {"professional": {"run_budget": "120s", "iterations": 5}},
         "tenants": tenants,
         "models": {"slow": model},
-        "tools": {"connections_per_host": SLOTS, "http": {"upstream": tool}},
+        "tools": {
+            "modules": ["benchmarks.blocking_tool"],
+            "http": {"upstream": tool},
+            "connections_per_host": SLOTS,
+            "workers": SLOTS,
+        },
     }
     return json.dumps(policy)  # JSON is YAML

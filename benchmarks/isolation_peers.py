@@ -63,8 +63,9 @@ def calls_to(pool: str, port: int, tenant_id: str) -> tuple[grpc.aio.Channel, Ca
         turn = llm_proxy_pb2.GenerateRequest(model="slow", messages=[message], max_output_tokens=4)
         return channel, _counted(lambda: _to_the_end(models.Generate(turn, kind="slow")), tenant_id)
     tools: Any = tool_runner_pb2_grpc.ToolRunnerServiceStub(channel)
-    request = tool_runner_pb2.CallToolRequest(call_id="1", name="upstream", arguments_json="{}")
-    return channel, _counted(lambda: _result(tools.CallTool(request, kind="upstream")), tenant_id)
+    tool = {"http connections": "upstream", "worker processes": "hold"}[pool]
+    request = tool_runner_pb2.CallToolRequest(call_id="1", name=tool, arguments_json="{}")
+    return channel, _counted(lambda: _result(tools.CallTool(request, kind=tool)), tenant_id)
 
 
 def _counted(invoke: Callable[[], Awaitable[Any]], tenant_id: str = "") -> Call:
