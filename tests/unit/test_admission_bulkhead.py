@@ -264,6 +264,23 @@ async def test_a_claim_that_waited_longer_than_expected_is_not_begun_to_be_cut()
 
 
 @in_virtual_time
+async def test_a_claim_whose_time_passes_between_its_grant_and_its_turn_is_not_begun() -> None:
+    pool = Pool(1)
+
+    async def hold_then_compute() -> None:
+        await pool.work("acme", 1.0)
+        virtual_time.clock().advance(0.6)  # the slot is given on, but the loop cannot come to who has it
+
+    holder = asyncio.ensure_future(hold_then_compute())
+    await asyncio.sleep(0)
+    late = asyncio.ensure_future(pool.work("acme", 1.0, seconds=1.5))
+    await holder
+    with pytest.raises(Shed, match="took longer than expected"):
+        await late
+    assert (pool.begun, pool.bulkhead.held) == (["acme"], 0)
+
+
+@in_virtual_time
 async def test_at_twice_its_capacity_a_bulkhead_does_nothing_but_work_that_is_done_in_time() -> None:
     pool = await Pool(1).taught(0.005)
     late, done, refused = [], [], 0

@@ -40,6 +40,7 @@ SOON = 0.05
 """Seconds after which to come again where nothing better is known."""
 
 _ONE = Share()
+_LONGER = "the wait took longer than expected"
 
 
 class WaitEnd(StrEnum):
@@ -211,6 +212,9 @@ class Bulkhead:
             elif lease._granted.exception() is None:  # it was granted in the very moment in which it left
                 self._end(lease, learn=False)
             raise
+        if self._too_late(lease):  # the event loop had much else to do between the grant and this
+            self._end(lease, learn=False)
+            raise self._shed(_LONGER, SOON)
 
     def _shed(self, why: str, retry_after: float) -> Shed:
         return Shed(f"{self.name} has no slot in time: {why}", retry_after=retry_after)
@@ -258,11 +262,15 @@ class Bulkhead:
             assert granted is not None
             if granted.done():  # it is leaving
                 continue
-            if lease.deadline_at - self._now() < lease._kind.need():
-                granted.set_exception(self._shed("the wait took longer than expected", SOON))
+            if self._too_late(lease):
+                granted.set_exception(self._shed(_LONGER, SOON))
                 continue
             self._begin(lease)
             granted.set_result(None)
+
+    def _too_late(self, lease: Lease) -> bool:
+        left = lease.deadline_at - self._now()
+        return left <= 0 or left < lease._kind.need()
 
     def _able(self) -> Callable[[Tenant], bool]:
         """Tells of each tenant whether it may have one more of the slots that are free now."""
