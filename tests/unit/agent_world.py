@@ -22,6 +22,7 @@ from deadlinemesh.orchestrator.ports import (
     TurnFinished,
     TurnStarted,
 )
+from deadlinemesh.orchestrator.shortening import Bounds
 from deadlinemesh.orchestrator.upstreams import Upstreams
 from deadlinemesh.telemetry import CountingSink, Retried, RetryRefused, Telemetry
 from deadlinemesh.testing import virtual_time
@@ -109,6 +110,7 @@ class World:
         fallbacks: tuple[str, ...] = (),
         tenant_id: str = "acme",
         seconds: float = SECONDS,
+        results: Bounds = Bounds(24_000),  # noqa: B008  # frozen
     ) -> Agent:
         tools = tools or Tools(QUICK)
         assignment = Assignment(
@@ -118,6 +120,7 @@ class World:
             max_iterations=5,
             max_output_tokens=0,
             tool_retries=retries,
+            results=results,
             fallbacks=fallbacks,
         )
         self.events.clear()

@@ -166,7 +166,8 @@ MISTAKES = [
         "scripted",
         "scripted\n    slotz: 1",
         (
-            "16: models.demo.slotz: is not a field here; did you mean slots? one of slots, max_output_tokens, fallback, "
+            "16: models.demo.slotz: is not a field here; did you mean slots? one of slots, max_output_tokens, "
+            "longest_result, shortener, fallback, "
             "provider, first_token, per_token, jitter, seed"
         ),
         id="unknown field of a model",

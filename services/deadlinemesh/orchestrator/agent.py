@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import aclosing, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from deadlinemesh.conversation import Message, Role, ToolCall, ToolSpec
@@ -45,7 +45,8 @@ from deadlinemesh.orchestrator.ports import (
     TurnFinished,
     TurnStarted,
 )
-from deadlinemesh.orchestrator.upstreams import Upstream, Upstreams
+from deadlinemesh.orchestrator.shortening import Bounds, Shortener
+from deadlinemesh.orchestrator.upstreams import FirstTimed, Upstream, Upstreams
 
 __all__ = ["Agent", "Assignment"]
 
@@ -67,6 +68,8 @@ class Assignment:
     max_output_tokens: int
     tool_retries: int
     """Attempts after the first; a model turn that has said nothing may have as many."""
+    results: Bounds
+    """What the model is given of a tool's result."""
     fallbacks: tuple[str, ...] = ()
     """Models that take the place of `model`, one after the other, in the rest of a run in which it fails."""
 
@@ -123,6 +126,7 @@ class Agent:
         self._specs = {tool.name: tool for tool in assignment.tools}
         self._truncated = False
         self._wrapped_up = False
+        self._shortener = Shortener(models, upstreams, self.usage, assignment.results)
 
     @property
     def history(self) -> tuple[Message, ...]:
@@ -220,7 +224,7 @@ class Agent:
         attempt: Attempt,
     ) -> None:
         phases = _Successive(self._ledger, Phase.LLM_QUEUE)
-        timed = _FirstTimed(upstream)
+        timed = FirstTimed(upstream)
         allotment = self._allotment(model, offered)
         messages = [*self._history, _time_left(current().remaining, self._wrapped_up)]
         self.usage.model_calls += 1
@@ -273,11 +277,15 @@ class Agent:
         result = ToolResult(ToolStatus.CUT, "This call was cut before the tool answered.")
         try:
             result = await self._result_of(call)
-            turn.results[call.id] = result
-            self.finished_calls.append((call, result))
         finally:
             elapsed = clock.monotonic() - began_at
             self._emit(ToolCallFinished(call, result.status, result.content, elapsed, result.spend))
+        turn.results[call.id] = replace(result, content=self._shortener.cut(result.content))
+        self.finished_calls.append((call, turn.results[call.id]))
+        if self._shortener.too_long(result.content):
+            with self._ledger.phase(Phase.PROCESSING):
+                shortened = await self._shortener.shorten(call, result.content)
+            turn.results[call.id] = replace(result, content=shortened)
 
     async def _result_of(self, call: ToolCall) -> ToolResult:
         spec = self._specs.get(call.name)
@@ -300,7 +308,7 @@ class Agent:
 
     async def _attempt(self, call: ToolCall, upstream: Upstream, attempt: Attempt) -> ToolResult:
         phases = _Successive(self._ledger, Phase.TOOL_QUEUE)
-        timed = _FirstTimed(upstream)
+        timed = FirstTimed(upstream)
         try:
             async with aclosing(self._tools.call(call)) as events:
                 async for event in events:
@@ -358,29 +366,6 @@ def _time_left(seconds: float, wraps_up: bool) -> Message:
 
 
 _ROUND_SECONDS = (300, 240, 180, 120, 90, 60, 45, 30, 20, 15, 10, 7, 5, 3, 2, 1)
-
-
-class _FirstTimed:
-    """Has an upstream remember how long it took to come from the beginning to what was waited for first, and from there."""
-
-    def __init__(self, upstream: Upstream) -> None:
-        self._upstream = upstream
-        self._began_at: float | None = None
-        self._came_at: float | None = None
-
-    def begin(self) -> None:
-        self._began_at = current().clock.monotonic()
-
-    def end(self) -> None:
-        if self._began_at is not None:
-            self._came_at = current().clock.monotonic()
-            self._upstream.took(self._came_at - self._began_at)
-            self._began_at = None
-
-    def finish(self, tokens: int) -> None:
-        """A model has said all, so many tokens."""
-        if self._came_at is not None:
-            self._upstream.spoke(current().clock.monotonic() - self._came_at, tokens)
 
 
 class _Successive:

@@ -26,6 +26,7 @@ from deadlinemesh.orchestrator.events import (
 )
 from deadlinemesh.orchestrator.ports import ModelPort, ToolPort
 from deadlinemesh.orchestrator.runs import AgentRun, Runs, Timed
+from deadlinemesh.orchestrator.shortening import Bounds
 from deadlinemesh.policy import Policy
 from deadlinemesh.telemetry import Telemetry
 from deadlinemesh.transport.messages import (
@@ -135,6 +136,9 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         model = request.model or tenant.models[0]
         return Assignment(
             model=model,
+            results=Bounds(
+                self._policy.models[model].longest_result, self._policy.shortener_of(tenant.tenant_id, model)
+            ),
             fallbacks=self._policy.fallbacks_of(tenant.tenant_id, model),
             messages=tuple(messages),
             tools=_chosen(request.tools, await self._tools.specs()),

@@ -15,7 +15,7 @@ from deadlinemesh.admission import RecentTimes
 from deadlinemesh.deadline import Attempt, DeadlineContext, Pace, Retry, RetryBudget, RetryPolicy, current, retried
 from deadlinemesh.telemetry import FellBack, Retried, RetryRefused, Telemetry
 
-__all__ = ["Upstream", "Upstreams"]
+__all__ = ["FirstTimed", "Upstream", "Upstreams"]
 
 T = TypeVar("T")
 
@@ -120,6 +120,29 @@ class Upstream:
     def fell_back(self, caller: DeadlineContext, fallback: str, why: str) -> None:
         """Tell that `fallback` takes this upstream's place for the rest of the caller's run."""
         self._telemetry.record(FellBack(self._hop, caller.tenant_id, caller.run_id, self.name, fallback, why))
+
+
+class FirstTimed:
+    """Has an upstream remember how long it took to come from the beginning to what was waited for first, and from there."""
+
+    def __init__(self, upstream: Upstream) -> None:
+        self._upstream = upstream
+        self._began_at: float | None = None
+        self._came_at: float | None = None
+
+    def begin(self) -> None:
+        self._began_at = current().clock.monotonic()
+
+    def end(self) -> None:
+        if self._began_at is not None:
+            self._came_at = current().clock.monotonic()
+            self._upstream.took(self._came_at - self._began_at)
+            self._began_at = None
+
+    def finish(self, tokens: int) -> None:
+        """A model has said all, so many tokens."""
+        if self._came_at is not None:
+            self._upstream.spoke(current().clock.monotonic() - self._came_at, tokens)
 
 
 class Upstreams:

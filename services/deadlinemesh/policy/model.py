@@ -179,6 +179,10 @@ class _Model(_Frozen):
     """Turns it takes at once; more wait in line."""
     max_output_tokens: Annotated[WholeNumber, Field(ge=1)] = 1024
     """The most tokens of one turn."""
+    longest_result: Annotated[WholeNumber, Field(ge=200)] = 24_000
+    """Characters that it is given of one tool's result; a longer one is shortened."""
+    shortener: Name | None = None
+    """The model that shortens such results, for tenants that may use it, while there is time; else they are cut with a mark."""
     fallback: Name | None = None
     """The model that takes its place for the rest of a run in which it fails, or hangs, before it has said anything. Only for
     tenants that may use both."""
@@ -313,6 +317,11 @@ class Policy(_Frozen):
     def models_of(self, tenant_id: str) -> tuple[str, ...]:
         """The models that the tenant may use; the first is its default."""
         return self.tenants[tenant_id].models or tuple(self.models)
+
+    def shortener_of(self, tenant_id: str, model: str) -> str:
+        """The model that shortens results for `model`, if there is one that the tenant may use; else empty."""
+        shortener = self.models[model].shortener
+        return shortener if shortener is not None and shortener in self.models_of(tenant_id) else ""
 
     def fallbacks_of(self, tenant_id: str, model: str) -> tuple[str, ...]:
         """The models that take the place of `model` one after the other, as far as the tenant may use them."""

@@ -38,6 +38,8 @@ def contradictions(data: Any) -> Iterator[Fault]:
             yield from _unknown_names(("tenants", name, "models", index), model, models, "a model")
     yield from _shared_keys(tenants)
     yield from _fallbacks(models)
+    for name, model in models.items():
+        yield from _unknown_names(("models", name, "shortener"), _mapping(model).get("shortener"), models, "a model")
     for name, tool in _mapping(_mapping(policy.get("tools")).get("http")).items():
         yield from _http_tool(("tools", "http", name), _mapping(tool))
 

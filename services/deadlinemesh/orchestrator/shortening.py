@@ -1,0 +1,104 @@
+"""Tool results that are too long for a model: shortened by another, cheaper model while there is time, else cut with a mark."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from deadlinemesh.conversation import Message, Role, ToolCall
+from deadlinemesh.deadline import allot, current, narrowed_after
+from deadlinemesh.errors import MeshError
+from deadlinemesh.orchestrator.events import Usage
+from deadlinemesh.orchestrator.ports import ModelPort, TextDelta, TurnFinished, TurnStarted
+from deadlinemesh.orchestrator.upstreams import FirstTimed, Upstreams
+
+__all__ = ["Bounds", "Shortener", "cut"]
+
+SHARE = 0.25
+"""The part of a run's remaining time that the shortening of one result may take."""
+
+MOST_TOKENS, LEAST_TOKENS = 512, 48
+"""How long a shortened result may be, and what it must have the time to be: with less it would say too little."""
+
+MOST_READ = 4
+"""So many times the longest result is what the other model is given to read."""
+
+_ARGUMENTS = 500
+"""Characters of a call's arguments that the other model is told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a model is given of one tool result."""
+
+    longest: int
+    """Characters."""
+    shortener: str = ""
+    """The model that shortens longer ones; empty: they are cut."""
+
+
+class Shortener:
+    """Shortens the results of one run, and counts in its `usage` what that takes."""
+
+    def __init__(self, models: ModelPort, upstreams: Upstreams, usage: Usage, bounds: Bounds) -> None:
+        self._models = models
+        self._upstreams = upstreams
+        self._usage = usage
+        self._bounds = bounds
+
+    def too_long(self, content: str) -> bool:
+        """Whether `content` is too long to be passed on."""
+        return len(content) > self._bounds.longest
+
+    async def shorten(self, call: ToolCall, content: str) -> str:
+        """What the model is given of a result that is too long. Raises only what ends the run."""
+        said = await self._said_in_short(call, content) if self._bounds.shortener else ""
+        if not said:
+            return self.cut(content)
+        return f"[shortened by another model: the answer has {len(content)} characters]\n{said}"
+
+    def cut(self, content: str) -> str:
+        """The beginning of `content`, with a mark where it was too long."""
+        return cut(content, self._bounds.longest)
+
+    async def _said_in_short(self, call: ToolCall, content: str) -> str:
+        model = self._bounds.shortener
+        upstream = self._upstreams.of(f"model {model}")
+        window = current().remaining * SHARE
+        if upstream.pace.taking(LEAST_TOKENS) > window:
+            return ""
+        tokens = allot(window, upstream.pace, quickest_tool=None, most_tokens=MOST_TOKENS).max_tokens
+        task = (
+            f"Shorten what the tool {call.name} answered to {call.arguments_json[:_ARGUMENTS]}. Keep names, numbers and "
+            f"identifiers as they are, leave out what repeats, add nothing. At most {tokens // 2} words."
+        )
+        messages = (Message(Role.SYSTEM, task), Message(Role.USER, content[: MOST_READ * self._bounds.longest]))
+        said: list[str] = []
+        timed = FirstTimed(upstream)
+        self._usage.model_calls += 1
+        try:
+            async with narrowed_after(window, "shortening"):
+                async with aclosing(self._models.generate(model, messages, (), tokens)) as events:
+                    async for event in events:
+                        match event:
+                            case TurnStarted():
+                                timed.begin()
+                            case TextDelta():
+                                timed.end()
+                                said.append(event.text)
+                            case TurnFinished():
+                                timed.finish(event.output_tokens)
+                                self._usage.input_tokens += event.input_tokens
+                                self._usage.output_tokens += event.output_tokens
+                                return "".join(said)
+        except MeshError:
+            if current().is_expired:
+                raise
+        return ""
+
+
+def cut(content: str, longest: int) -> str:
+    """The first `longest` characters of `content`; a mark says that there were more."""
+    return (
+        content if len(content) <= longest else f"{content[:longest]}\n[cut: the answer has {len(content)} characters]"
+    )
