@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+
+import httpx
 
 from deadlinemesh import orchestrator
 from deadlinemesh.deadline import Clock
 from deadlinemesh.llm_proxy import servicer as llm_proxy
 from deadlinemesh.llm_proxy.providers import Provider
 from deadlinemesh.policy import Policy, with_fresh_keys
+from deadlinemesh.policy.model import ToolsPolicy
 from deadlinemesh.telemetry import CountingSink, Telemetry
 from deadlinemesh.testing.memory import MemoryChannel, MemoryServer
 from deadlinemesh.tool_runner import servicer as tool_runner
 from deadlinemesh.tool_runner.cache import ResultCache
+from deadlinemesh.tool_runner.kinds.connections import pooled_client
 from deadlinemesh.transport import DeadlineInterceptor, Gate, MeshChannel, MeshGate
 from deadlinemesh.v1 import llm_proxy_pb2_grpc, orchestrator_pb2_grpc, tool_runner_pb2_grpc
 
@@ -25,8 +29,8 @@ _TOKEN = "memory"
 class MemoryMesh:
     """A mesh for `policy`, whose tenants get fresh keys, on `clock`. Every hop is `transit` seconds from its caller.
 
-    `rounding` stretches each `grpc-timeout` as the C core does. `providers`, by the models' names, replace those of policy, and
-    `cache` the tool-runner's store.
+    `rounding` stretches each `grpc-timeout` as the C core does. `providers`, by the models' names, replace those of policy,
+    `cache` the tool-runner's store, and `http_client` the client of its HTTP tools.
     """
 
     def __init__(
@@ -38,6 +42,7 @@ class MemoryMesh:
         rounding: float = 1.0,
         providers: Mapping[str, Provider] | None = None,
         cache: ResultCache | None = None,
+        http_client: Callable[[ToolsPolicy], httpx.AsyncClient] = pooled_client,
     ) -> None:
         self.policy, self.keys = with_fresh_keys(policy)
         self.events = CountingSink()
@@ -56,7 +61,7 @@ class MemoryMesh:
             llm_proxy.build(self.policy, clock, providers, telemetry), servers[llm_proxy.HOP]
         )
         tool_runner_pb2_grpc.add_ToolRunnerServiceServicer_to_server(
-            tool_runner.build(self.policy, clock, telemetry, self.hops[tool_runner.HOP].background, cache),
+            tool_runner.build(self.policy, clock, telemetry, self.hops[tool_runner.HOP].background, cache, http_client),
             servers[tool_runner.HOP],
         )
         edge = self.hops[orchestrator.HOP]

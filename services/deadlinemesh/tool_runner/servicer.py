@@ -7,10 +7,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
 
+import httpx
+
 from deadlinemesh.deadline import SYSTEM_CLOCK, Background, Clock
-from deadlinemesh.policy.model import Policy
+from deadlinemesh.policy.model import Policy, ToolsPolicy
 from deadlinemesh.telemetry import Telemetry
 from deadlinemesh.tool_runner.cache import KeptResults, MemoryCache, ResultCache
+from deadlinemesh.tool_runner.kinds.connections import pooled_client
 from deadlinemesh.tool_runner.outcome import ToolSpec
 from deadlinemesh.tool_runner.registry import Registry
 from deadlinemesh.tool_runner.service import Event, Finished, Progressed, Started, ToolService
@@ -65,11 +68,13 @@ def build(
     telemetry: Telemetry | None = None,
     background: Background | None = None,
     cache: ResultCache | None = None,
+    http_client: Callable[[ToolsPolicy], httpx.AsyncClient] = pooled_client,
 ) -> ToolRunnerServicer:
     """A tool-runner for `policy`. Raises InvalidRequest with every violation if its tools are not right.
 
     `background` is that of the hop: results are written in it; without it none are kept. `cache` stands in for the embedded
-    store. A store of your own outlives a change of policy, and what it holds is used to the end of its time.
+    store. A store of your own outlives a change of policy, and what it holds is used to the end of its time. `http_client` makes
+    the client that HTTP tools share.
     """
 
     def keeping(policy: Policy) -> KeptResults | None:
@@ -78,7 +83,7 @@ def build(
         store = MemoryCache(policy.tools.cache_bytes, clock) if cache is None else cache
         return KeptResults(store, background, policy.tools, telemetry or Telemetry(), HOP)
 
-    registry = Registry.from_policy(policy, clock=clock, telemetry=telemetry)
+    registry = Registry.from_policy(policy, http_client, clock=clock, telemetry=telemetry)
     service = ToolService(registry, policy.limits.message_bytes, clock, keeping(policy))
     return ToolRunnerServicer(service, keeping)
 
