@@ -10,7 +10,16 @@ from tests.virtual import in_virtual_time, now, with_seconds
 
 from deadlinemesh.conversation import ToolCall
 from deadlinemesh.deadline import Phase, entered
-from deadlinemesh.errors import DeadlineSpent, Doomed, Draining, InternalFailure, MeshError, Shed, UpstreamFailed
+from deadlinemesh.errors import (
+    DeadlineSpent,
+    DeadlineSpentUpstream,
+    Doomed,
+    Draining,
+    InternalFailure,
+    MeshError,
+    Shed,
+    UpstreamFailed,
+)
 from deadlinemesh.orchestrator.ports import (
     ModelEvent,
     TextDelta,
@@ -237,3 +246,13 @@ async def test_a_run_that_hangs_for_want_of_any_fallback_ends_at_its_own_deadlin
     with pytest.raises(DeadlineSpent):
         await world.run(Models(main=[SILENT]), retries=1)
     assert now() == SECONDS
+
+
+@in_virtual_time
+async def test_a_runs_own_deadline_is_its_own_also_where_a_hop_below_is_the_first_to_tell() -> None:
+    ahead = 0.0002  # less than the way to the hop takes
+    told = DeadlineSpentUpstream("the 10 s granted to llm-proxy are spent", hop="llm-proxy")
+    world, models = World(), Models(main=[[TurnStarted(), TextDelta("for"), SECONDS - ahead, told]])
+    with pytest.raises(DeadlineSpent):
+        await world.run(models)
+    assert world.agent.text == "for"

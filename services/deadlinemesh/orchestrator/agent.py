@@ -180,7 +180,10 @@ class Agent:
             expected, defects = group.split(MeshError)
             if defects is not None or expected is None:
                 raise
-            raise _first(expected) from None
+            error = _first(expected)
+            if isinstance(error, DeadlineSpentUpstream) and current().remaining <= _EXPIRES_WITH:
+                raise DeadlineSpent(str(error), hop=error.hop) from None
+            raise error from None
 
     async def _speak(self, offered: Sequence[ToolSpec], group: asyncio.TaskGroup) -> None:
         """Have the turn's model speak; where it fails before it has said anything, the next one, for the rest of the run.
