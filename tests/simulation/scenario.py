@@ -1,0 +1,377 @@
+"""What happens in one simulated world: who calls, how long everything takes, and what goes wrong.
+
+Every detail is a choice between a few options, of which the first is the calmest. So the choices, one after the other, are
+the digits of one integer: it names the scenario, any integer names one, and the smaller it is the less happens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from enum import Enum, StrEnum
+from typing import Any, TypeVar
+
+__all__ = [
+    "Attempt",
+    "Attempted",
+    "CallScript",
+    "Choices",
+    "Client",
+    "Leaving",
+    "RunScript",
+    "Scenario",
+    "Shutdown",
+    "Step",
+    "Turn",
+    "TurnEnd",
+    "chosen",
+    "named",
+]
+
+T = TypeVar("T")
+
+FOR_EVER = 1e6
+"""Seconds that no run has."""
+
+TENANTS = {"cora": "free", "dora": "free", "bolt": "professional", "acme": "enterprise"}
+MODELS = ("plain", "other")
+IDEMPOTENT = {"look": True, "change": False, "fetch": True, "post": False}
+"""The tools, and whether they may be retried: two Python functions, two HTTP endpoints."""
+HOPS = ("tool-runner", "llm-proxy", "orchestrator")
+HTTP_TOOLS = frozenset({"fetch", "post"})
+UNKNOWN_TOOL = "guess"
+
+
+class TurnEnd(StrEnum):
+    """How a model ends its turn."""
+
+    STOPS = "stops"
+    AT_ITS_LIMIT = "is cut by its token limit"
+    NEVER = "never ends"
+    FAILS = "fails"
+    SHEDS = "refuses for load"
+    BREAKS = "raises something unforeseen"
+    SILENTLY = "ends its stream without a word"
+
+
+class Attempted(StrEnum):
+    """What comes of one attempt at a tool."""
+
+    WORKS = "works"
+    FAILS = "fails for good"
+    IS_TRANSIENT = "fails for now"
+    BREAKS = "raises something unforeseen"
+    LOSES_ITS_CONNECTION = "loses its connection"
+    NEVER = "never ends"
+    CANCELS_ITSELF = "cancels itself"
+    LEAVES_A_TASK = "works, and leaves a task behind"
+
+
+class Leaving(StrEnum):
+    """How a client ends its run early."""
+
+    NOT = "it does not"
+    HANGS_UP = "cancels its call"
+    CANCELS_THE_RUN = "calls CancelRun"
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try of a tool call. Durations here and below are in seconds."""
+
+    takes: float = 0.0
+    comes_to: Attempted = Attempted.WORKS
+    retry_after: float | None = None
+    progress: int = 0
+    """How often it tells its progress meanwhile."""
+    clings: float = 0.0
+    """How long it goes on after it was told to stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallScript:
+    """A tool call that a model makes."""
+
+    tool: str = "look"
+    valid: bool = True
+    """Whether the arguments fit the schema."""
+    attempts: tuple[Attempt, ...] = (Attempt(),)
+    """The last one is for all that follow, too."""
+
+    def attempt(self, number: int) -> Attempt:
+        """Attempt `number`, from 1."""
+        return self.attempts[min(number, len(self.attempts)) - 1]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a model says after a while: text, or a call."""
+
+    after: float = 0.0
+    call: CallScript | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn of a model."""
+
+    steps: tuple[Step, ...] = ()
+    end: TurnEnd = TurnEnd.STOPS
+    end_after: float = 0.0
+    ends_so: int = 99
+    """So many attempts at the turn end in this way; the next one stops."""
+    clings: float = 0.0
+    obeys: bool = True
+    """Whether it keeps from calling tools where it is offered none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """How a client behaves that has called. `*_after` count from its call."""
+
+    timeout: float | None = None
+    leaving: Leaving = Leaving.NOT
+    leaves_after: float = 0.0
+    looks_after: float | None = None
+    """When it asks for its run by GetRun, to see the history."""
+    joined_after: float | None = None
+    """When a second client attaches to the same run."""
+    joiner_leaves_after: float | None = None
+    """When that one hangs up, from its own call; None for never."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunScript:
+    """One run: whose, and how its model and its tools behave."""
+
+    tenant: str = "cora"
+    arrives_at: float = 0.0
+    client: Client = Client()
+    model: str = MODELS[0]
+    turns: tuple[Turn, ...] = (Turn(),)
+
+    def turn(self, number: int) -> Turn:
+        """Turn `number`, from 0. A run that takes more than there are goes on with the last one, without its calls."""
+        if number < len(self.turns):
+            return self.turns[number]
+        last = self.turns[-1]
+        return replace(last, steps=tuple(replace(step, call=None) for step in last.steps))
+
+
+@dataclass(frozen=True, slots=True)
+class Shutdown:
+    """A hop stops, as a process does that is told to and whose patience is at an end: for good."""
+
+    hop: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One world."""
+
+    seed: int = 0
+    transit: float = 0.0
+    """Of each message between any two hops."""
+    rounding: float = 1.0
+    """What the wire makes of a `grpc-timeout`: so many times as much."""
+    user_agent: str = ""
+    slots: int = 2
+    """Turns that each model takes at once."""
+    connections: int = 2
+    """Calls that the HTTP tools' host takes at once."""
+    places: int = 1000
+    """Runs that the orchestrator takes at once."""
+    most_waiting: int = 256
+    """Of one tenant, in one line."""
+    falls_back: bool = False
+    """Whether the second model takes the place of the first where that fails."""
+    shutdown: Shutdown | None = None
+    luck: int = 0
+    """What is drawn at random, such as backoffs, depends on it and on nothing else."""
+    runs: tuple[RunScript, ...] = ()
+
+    def __str__(self) -> str:
+        """As code that makes it, without what is as calm as can be."""
+        runs = "".join(f"\n    {_told(run)}," for run in self.runs)
+        return f"{_told(replace(self, seed=0, runs=()))[:-1]}, runs=({runs}\n))".replace("(, ", "(")
+
+
+class Choices:
+    """Makes choices and remembers them: `seed` is the number whose digits they are.
+
+    `decide` is given how many options there are and tells which one to take. `grouped` makes what belongs together, so that
+    it can be left out together.
+    """
+
+    def __init__(
+        self,
+        decide: Callable[[int], int],
+        grouped: Callable[[Callable[[], RunScript | None]], RunScript | None] = lambda make: make(),
+    ) -> None:
+        self.seed = 0
+        self.grouped = grouped
+        self._decide = decide
+        self._place = 1
+
+    @classmethod
+    def of(cls, seed: int) -> Choices:
+        """Those that made `seed`."""
+        rest = seed
+
+        def next_digit(options: int) -> int:
+            nonlocal rest
+            rest, digit = divmod(rest, options)
+            return digit
+
+        return cls(next_digit)
+
+    def one(self, options: Sequence[T]) -> T:
+        """One of `options`."""
+        index = self._decide(len(options))
+        self.seed += index * self._place
+        self._place *= len(options)
+        return options[index]
+
+    def rarely(self, one_in: int) -> bool:
+        """True once in so many times."""
+        return self.one(range(one_in)) == one_in - 1
+
+    def seconds(self) -> float:
+        """Any duration from nothing to minutes: a millisecond is as likely as ten seconds."""
+        return self.one(_DURATIONS)
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, Enum):
+        return f"{type(value).__name__}.{value.name}"
+    if isinstance(value, tuple):
+        return f"({''.join(f'{_told(item)}, ' for item in value).rstrip()})"
+    if not is_dataclass(value):
+        return repr(value)
+    told = ((one.name, getattr(value, one.name)) for one in fields(value) if getattr(value, one.name) != one.default)
+    return f"{type(value).__name__}({', '.join(f'{name}={_told(what)}' for name, what in told)})"
+
+
+_DURATIONS = (0.0, *(round(0.001 * 1.1**step, 6) for step in range(100)), 20.0, 40.0, 90.0, 180.0)
+_TIMEOUTS = (
+    None,
+    None,
+    None,
+    0.1,
+    0.2,
+    0.2,
+    0.3,
+    0.3,
+    0.5,
+    0.5,
+    1.0,
+    1.0,
+    2.5,
+    2.5,
+    7.3,
+    7.3,
+    20.0,
+    31.0,
+    120.0,
+    400.0,
+)
+_WIRES = ((1.0, ""), (1.0, "grpc-go/1.71.0"), (1.01, ""), (1.03, "grpc-c/48.0.0"), (1.045, ""))
+_MOST_RUNS = 20
+
+
+def _mostly(calm: T, parts: int, others: Sequence[T]) -> tuple[T, ...]:
+    """Options of which `calm` is taken so many times as often as all `others` together."""
+    return (*(calm,) * (parts * len(others)), *others)
+
+
+_NOW_AND_THEN = _mostly(0.0, 3, _DURATIONS)
+_SELDOM_AT_ALL: tuple[float | None, ...] = _mostly(None, 6, _DURATIONS)
+_CLING = (0.1, 0.3, 1.0, 6.0)
+_MODEL_CLINGS, _TOOL_CLINGS = _mostly(0.0, 11, _CLING), _mostly(0.0, 3, _CLING)
+_LEAVING = (*(Leaving.NOT,) * 5, Leaving.HANGS_UP, Leaving.HANGS_UP, Leaving.CANCELS_THE_RUN)
+_ENDS = _mostly(TurnEnd.STOPS, 3, tuple(TurnEnd)[1:])
+_OUTCOMES = (*(Attempted.WORKS,) * 8, *(Attempted.IS_TRANSIENT,) * 4, *tuple(Attempted)[1:])
+_WISHES = (*(None,) * 6, 0.0, 1.0, 1.0, 2.0, 5.0, 60.0)
+_TOOLS = _mostly("look", 19, (UNKNOWN_TOOL,)) + ("look", "fetch", "change", "post") * 9
+
+
+def named(seed: int) -> Scenario:
+    """The scenario that `seed` names."""
+    return chosen(Choices.of(seed))
+
+
+def chosen(choices: Choices) -> Scenario:
+    """The scenario that is chosen."""
+    transit = choices.one((0.0, 0.0002, 0.0005, 0.002))
+    rounding, user_agent = choices.one(_WIRES)
+    slots, connections = choices.one((2, 1, 3)), choices.one((2, 1))
+    places, most_waiting = choices.one((1000,)), choices.one((256, 256, 1))
+    falls_back = choices.one((False, True))
+    shutdown = Shutdown(choices.one(HOPS), choices.seconds()) if choices.rarely(8) else None
+    luck = choices.one(range(100))
+    runs: list[RunScript] = []
+    while len(runs) < _MOST_RUNS and (
+        run := choices.grouped(lambda: _run(choices) if choices.one(range(24)) else None)
+    ):
+        runs.append(run)
+    bounds = slots, connections, places, most_waiting, falls_back
+    return Scenario(choices.seed, transit, rounding, user_agent, *bounds, shutdown, luck, tuple(runs))
+
+
+def _run(choices: Choices) -> RunScript:
+    return RunScript(
+        tenant=choices.one(("cora", "dora", "bolt", "acme", "acme")),
+        arrives_at=choices.one((0.0, 0.0, 0.0, 0.001, 0.02, 0.1, 0.5, 2.0)),
+        client=_client(choices),
+        model=choices.one((MODELS[0], MODELS[0], MODELS[1])),
+        turns=tuple(_turn(choices) for _ in range(choices.one((1, 1, 2, 2, 3)))),
+    )
+
+
+def _client(choices: Choices) -> Client:
+    timeout = choices.one(_TIMEOUTS)
+    leaving = choices.one(_LEAVING)
+    joined_after = choices.one(_SELDOM_AT_ALL)
+    return Client(
+        timeout=None if timeout is None else round(timeout * (1 + choices.one(range(200)) / 1000), 6),
+        leaving=leaving,
+        leaves_after=0.0 if leaving is Leaving.NOT else choices.seconds(),
+        looks_after=choices.one(_SELDOM_AT_ALL),
+        joined_after=joined_after,
+        joiner_leaves_after=choices.seconds() if joined_after is not None and choices.one((False, True)) else None,
+    )
+
+
+def _turn(choices: Choices) -> Turn:
+    return Turn(
+        steps=tuple(_step(choices) for _ in range(choices.one((1, 0, 1, 1, 2, 2, 3)))),
+        end=choices.one(_ENDS),
+        ends_so=choices.one((99, 1, 2)),
+        end_after=choices.one(_NOW_AND_THEN),
+        clings=choices.one(_MODEL_CLINGS),
+        obeys=choices.one((True, True, False)),
+    )
+
+
+def _step(choices: Choices) -> Step:
+    return Step(choices.seconds(), _call(choices) if choices.one((False, True, True)) else None)
+
+
+def _call(choices: Choices) -> CallScript:
+    return CallScript(
+        tool=choices.one(_TOOLS),
+        valid=choices.one((True,) * 29 + (False,)),
+        attempts=tuple(_attempt(choices) for _ in range(choices.one((1, 2, 2, 3)))),
+    )
+
+
+def _attempt(choices: Choices) -> Attempt:
+    comes_to = choices.one(_OUTCOMES)
+    return Attempt(
+        takes=choices.seconds(),
+        comes_to=comes_to,
+        retry_after=choices.one(_WISHES) if comes_to is Attempted.IS_TRANSIENT else None,
+        progress=choices.one((0, 0, 0, 1, 3)),
+        clings=choices.one(_TOOL_CLINGS),
+    )

@@ -1,0 +1,305 @@
+"""The models and the tools of a simulated world. They play what the scenario says, and write down what they see.
+
+What they write down is the proof: a hop may report whatever it likes, but these know when they were at work, and whose name
+and deadline were current there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, replace
+from math import inf
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import httpx
+from tests.simulation.scenario import FOR_EVER, Attempt, Attempted, CallScript, RunScript, Turn, TurnEnd
+
+from deadlinemesh.conversation import Role, ToolCall, history_violations
+from deadlinemesh.deadline import current
+from deadlinemesh.errors import Shed, UpstreamFailed
+from deadlinemesh.llm_proxy.conversation import Event, FinishReason, TextDelta, ToolCallReady, TurnEnded, TurnRequest
+from deadlinemesh.tool_runner import Progress, ToolError, tool
+
+__all__ = ["HttpHost", "Model", "Stage", "Work", "mark", "marked", "prompt"]
+
+_PLACE = re.compile(r"r(\d+)t(\d+)s(\d+)")
+_MARK = re.compile(r"<r(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Something that was done for somebody. Instants are the virtual clock's."""
+
+    kind: str
+    """`turn` of a model, a `tool`, or a `task` that a tool left behind."""
+    run: int
+    """Which of the stage's runs it was done for, by what the request itself says."""
+    place: str
+    """The turn, and for a tool the call, within that run."""
+    name: str
+    """Of the model or the tool."""
+    attempt: int
+    tenant: str
+    tier: str
+    run_id: str
+    deadline: float
+    began: float
+    clings: float
+    """How long the script has it go on after it was told to stop."""
+    ended: float = inf
+    tokens: int = 0
+    """What a model says that it wrote; 0 if it did not come to that."""
+    retry_after: float | None = None
+    """For how many seconds a tool asks to be left alone; None if it did not come to that."""
+    invalid: tuple[str, ...] = ()
+    """What is wrong with the history that a model was given."""
+
+
+def prompt(run: int) -> str:
+    """What the client of a run asks: its number tells the model which script to play."""
+    return f"run {run}"
+
+
+def mark(place: str) -> str:
+    """Text that tells whose it is."""
+    return f"<{place}> "
+
+
+def marked(text: str) -> set[int]:
+    """The runs whose marks are in `text`."""
+    return {int(run) for run in _MARK.findall(text)}
+
+
+class Stage:
+    """What the upstreams of one world share: the scripts, and the record of what was done."""
+
+    def __init__(self, scripts: tuple[RunScript, ...]) -> None:
+        self.scripts = scripts
+        self.works: list[Work] = []
+        self.faults: Counter[str] = Counter()
+        self._attempts: Counter[str] = Counter()
+        _STAGES[asyncio.get_running_loop()] = self
+
+    def call(self, place: str) -> tuple[int, CallScript]:
+        """The run and the script of a tool call."""
+        found = _PLACE.fullmatch(place)
+        assert found is not None, place
+        run, turn, step = map(int, found.groups())
+        script = self.scripts[run].turn(turn).steps[step].call
+        assert script is not None, place
+        return run, script
+
+    def next_attempt(self, place: str) -> int:
+        """The number of the attempt that begins now, from 1."""
+        self._attempts[place] += 1
+        return self._attempts[place]
+
+    @contextmanager
+    def at_work(
+        self,
+        kind: str,
+        run: int,
+        place: str,
+        name: str,
+        *,
+        attempt: int = 1,
+        clings: float = 0.0,
+        invalid: tuple[str, ...] = (),
+    ) -> Iterator[int]:
+        """Note that there is work for as long as the block lasts. Gives its place in `works`."""
+        whose = current()
+        identity = whose.tenant_id, whose.tier, whose.run_id, whose.absolute_deadline, _now()
+        number = len(self.works)
+        self.works.append(Work(kind, run, place, name, attempt, *identity, clings=clings, invalid=invalid))
+        try:
+            yield number
+        finally:
+            self.note(number, ended=_now())
+
+    def note(self, work: int, **what: Any) -> None:
+        """Note something more about a work."""
+        self.works[work] = replace(self.works[work], **what)
+
+    async def play(self, place: str, name: str, progress: Callable[[float], Awaitable[None]] | None = None) -> Attempt:
+        """Work as a tool does; the caller sees to what is to come of it."""
+        run, script = self.call(place)
+        number = self.next_attempt(place)
+        attempt = script.attempt(number)
+        with self.at_work("tool", run, place, name, attempt=number, clings=attempt.clings) as work:
+            try:
+                await self._take_time(attempt, progress)
+            except BaseException:
+                if attempt.clings:
+                    self.faults["a tool clings to its work"] += 1
+                    await _cling(attempt.clings)
+                raise
+            self.note(work, retry_after=attempt.retry_after)
+            if attempt.comes_to is not Attempted.WORKS:
+                self.faults[f"a tool {attempt.comes_to}"] += 1
+            if attempt.comes_to is Attempted.NEVER:
+                await asyncio.sleep(FOR_EVER)
+            if attempt.comes_to is Attempted.CANCELS_ITSELF:
+                raise asyncio.CancelledError
+        return attempt
+
+    async def linger(self, place: str, name: str) -> None:
+        """Work on as what a tool has started and forgotten."""
+        run, _ = self.call(place)
+        with self.at_work("task", run, place, name):
+            await asyncio.sleep(FOR_EVER)
+
+    async def _take_time(self, attempt: Attempt, progress: Callable[[float], Awaitable[None]] | None) -> None:
+        for part in range(attempt.progress if progress else 0):
+            await asyncio.sleep(attempt.takes / (attempt.progress + 1))
+            assert progress is not None
+            await progress(part / attempt.progress)
+        await asyncio.sleep(attempt.takes / (attempt.progress + 1 if progress else 1))
+
+
+# The tool-runner imports tools by name: they find their world by the event loop that it plays on.
+_STAGES: WeakKeyDictionary[asyncio.AbstractEventLoop, Stage] = WeakKeyDictionary()
+
+
+class Model:
+    """The `Provider` of one model."""
+
+    def __init__(self, name: str, stage: Stage) -> None:
+        self._name = name
+        self._stage = stage
+
+    async def stream(self, turn: TurnRequest) -> AsyncGenerator[Event, None]:
+        asked = next(message.content for message in turn.messages if message.role is Role.USER)
+        run = int(asked.removeprefix("run "))
+        number = sum(message.role is Role.ASSISTANT for message in turn.messages)
+        script = self._stage.scripts[run].turn(number)
+        attempt = self._stage.next_attempt(f"r{run}t{number}")
+        if attempt > script.ends_so:
+            script = replace(script, end=TurnEnd.STOPS)
+        invalid = tuple(str(wrong) for wrong in history_violations(turn.messages, "messages"))
+        place = f"t{number}"
+        with self._stage.at_work(
+            "turn", run, place, self._name, attempt=attempt, clings=script.clings, invalid=invalid
+        ) as work:
+            try:
+                async with aclosing(self._events(run, number, script, bool(turn.tools))) as events:
+                    async for event in events:
+                        if isinstance(event, TurnEnded):
+                            self._stage.note(work, tokens=event.output_tokens)
+                        yield event
+            except (asyncio.CancelledError, GeneratorExit):
+                if script.clings:
+                    self._stage.faults["a model clings to its work"] += 1
+                    await _cling(script.clings)
+                raise
+
+    async def aclose(self) -> None:
+        """There is nothing to close."""
+
+    async def _events(self, run: int, number: int, script: Turn, offered: bool) -> AsyncGenerator[Event, None]:
+        called = False
+        for index, step in enumerate(script.steps):
+            place = f"r{run}t{number}s{index}"
+            await asyncio.sleep(step.after)
+            if step.call is None or not (offered or not script.obeys):
+                yield TextDelta(mark(place))
+            else:
+                if not offered:
+                    self._stage.faults["a model calls tools that it was not offered"] += 1
+                called = True
+                arguments = {"call": place} if step.call.valid else {"nonsense": place}
+                yield ToolCallReady(ToolCall(place, step.call.tool, json.dumps(arguments)))
+        await asyncio.sleep(script.end_after)
+        await self._end(script.end)
+        if script.end is TurnEnd.SILENTLY:
+            return
+        reason = FinishReason.TOOL_CALLS if called else FinishReason.STOP
+        if script.end is TurnEnd.AT_ITS_LIMIT:
+            reason = FinishReason.LENGTH
+        yield TurnEnded(reason, 100, 1000 * (run + 1) + number)
+
+    async def _end(self, end: TurnEnd) -> None:
+        if end is not TurnEnd.STOPS:
+            self._stage.faults[f"a model {end}"] += 1
+        match end:
+            case TurnEnd.NEVER:
+                await asyncio.sleep(FOR_EVER)
+            case TurnEnd.FAILS:
+                raise UpstreamFailed("the model is broken")
+            case TurnEnd.SHEDS:
+                raise Shed("the model is busy", retry_after=1.0)
+            case TurnEnd.BREAKS:
+                raise RuntimeError("a defect of the provider")
+
+
+class HttpHost(httpx.AsyncBaseTransport):
+    """The host of the HTTP tools, behind an HTTP client that has no network."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        name = request.url.path.removeprefix("/")
+        place = request.url.params["call"] if request.method == "GET" else json.loads(request.content)["call"]
+        attempt = await self._stage.play(place, name)
+        match attempt.comes_to:
+            case Attempted.FAILS:
+                return httpx.Response(400, content=f"{mark(place)}is wrong")
+            case Attempted.IS_TRANSIENT:
+                headers = {} if attempt.retry_after is None else {"Retry-After": f"{attempt.retry_after:.0f}"}
+                return httpx.Response(503, headers=headers, content=f"{mark(place)}is busy")
+            case Attempted.BREAKS:
+                raise RuntimeError("a defect of the client")
+            case Attempted.LOSES_ITS_CONNECTION:
+                raise httpx.ReadError("the connection was reset")
+        return httpx.Response(200, content=f"{mark(place)}done")
+
+
+@tool(idempotent=True)
+async def look(call: str, progress: Progress) -> str:
+    """Look at something."""
+    return await _play_in_python("look", call, progress)
+
+
+@tool
+async def change(call: str, progress: Progress) -> str:
+    """Change something."""
+    return await _play_in_python("change", call, progress)
+
+
+async def _play_in_python(name: str, place: str, progress: Progress) -> str:
+    stage = _STAGES[asyncio.get_running_loop()]
+    attempt = await stage.play(place, name, progress)
+    match attempt.comes_to:
+        case Attempted.FAILS:
+            raise ToolError(f"{mark(place)}is wrong")
+        case Attempted.IS_TRANSIENT:
+            raise ToolError(f"{mark(place)}is busy", transient=True, retry_after=attempt.retry_after)
+        case Attempted.BREAKS:
+            raise RuntimeError("a defect of the tool")
+        case Attempted.LOSES_ITS_CONNECTION:
+            raise ConnectionResetError("the connection was reset")
+        case Attempted.LEAVES_A_TASK:
+            left = asyncio.get_running_loop().create_task(stage.linger(place, name))
+            await asyncio.sleep(0)
+            assert not left.done()
+    return f"{mark(place)}done"
+
+
+async def _cling(seconds: float) -> None:
+    """Go on for `seconds`, whoever cancels."""
+    until = _now() + seconds
+    while (left := until - _now()) > 0:
+        try:
+            await asyncio.sleep(left)
+        except asyncio.CancelledError:
+            continue
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
