@@ -7,7 +7,7 @@ TOOLS := $(CURDIR)/.tools
 export PATH := $(CURDIR)/$(BIN):$(TOOLS):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-local tools demo test check format proto proto-lint proto-breaking manifests bench clean
+.PHONY: help setup setup-local tools demo test check format proto proto-lint proto-breaking manifests simulate bench clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -58,6 +58,9 @@ proto-breaking: $(SETUP) ## does the contract still keep what the last commit pr
 
 manifests: $(SETUP) ## render and check the Kubernetes manifests
 	$(BIN)/python scripts/check_manifests.py
+
+simulate: $(SETUP) ## play RUNS simulated runs that CI has not seen, or the scenario SEED again
+	$(BIN)/python -m tests.simulation $(SEED) $(if $(RUNS),--runs $(RUNS)) $(if $(START),--start $(START))
 
 bench: $(SETUP) ## run every benchmark
 	for name in drift overhead stop; do $(BIN)/dmesh bench $$name || exit $$?; done

@@ -1,0 +1,378 @@
+"""What must be true of every trace. Each function gives what speaks against it, in sentences; nothing, if all is well.
+
+Three kinds of witnesses are heard: the models and tools, who note when they were at work, for whom and until when; the hops,
+by what they report; and the clients, by what they were told and when.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from math import inf
+from typing import TypeVar
+
+from tests.simulation.scenario import HTTP_TOOLS, IDEMPOTENT, MODELS, TENANTS, TurnEnd
+from tests.simulation.upstreams import Work, marked
+from tests.simulation.world import Seen, Trace
+
+from deadlinemesh import orchestrator
+from deadlinemesh.conversation import history_violations
+from deadlinemesh.deadline import RetryPolicy
+from deadlinemesh.deadline.scope import CANCEL_AGAIN_AFTER, REPORT_ORPHAN_AFTER
+from deadlinemesh.llm_proxy.service import HOP as LLM_PROXY
+from deadlinemesh.telemetry import CallEnded, CallStarted, Event, FellBack, OrphanReported, Retried, RunEnded
+from deadlinemesh.tool_runner.servicer import HOP as TOOL_RUNNER
+from deadlinemesh.v1 import orchestrator_pb2
+
+__all__ = ["INVARIANTS", "Invariant"]
+
+E = TypeVar("E", bound=Event)
+Invariant = Callable[[Trace], Iterator[str]]
+
+EXACT = 1e-6
+"""Seconds. Nothing takes time on a virtual clock: what is late by more than rounding is late."""
+
+MICROSECONDS = 20
+"""By which a sum of durations may differ that were each rounded to a microsecond."""
+
+EXPIRES_WITH = 0.05
+"""Seconds before a run's end within which a spent deadline of one of its calls stands for the run's own."""
+
+ORPHANED = REPORT_ORPHAN_AFTER + CANCEL_AGAIN_AFTER
+"""Seconds after its end at which work that goes on must have been reported."""
+
+
+def no_work_is_done_after_a_deadline(trace: Trace) -> Iterator[str]:
+    """Nothing begins once its time is spent, and what is at work then stops at that instant.
+
+    Only what clings to its work goes on, as the script says and no longer, and it has been reported as an orphan.
+    """
+    due = {event.run_id: event.due_at for event in _of(trace, RunEnded)}
+    orphans = {(event.hop, event.tenant_id, event.run_id) for event in _of(trace, OrphanReported)}
+    for work in trace.works:
+        end = min(work.deadline, due.get(work.run_id, inf) + trace.scenario.transit)
+        if work.began > end + EXACT:
+            yield f"{_named(work)} began {work.began - end:.6f} s after its deadline"
+        if work.ended > end + work.clings + EXACT:
+            yield f"{_named(work)} went on for {work.ended - end:.6f} s after its deadline"
+        if work.ended > end + ORPHANED + EXACT and (_hop(work), work.tenant, work.run_id) not in orphans:
+            yield f"{_named(work)} went on for {work.ended - end:.6f} s after its deadline, and nobody reported it"
+    yield from _false_orphans(trace)
+    yield from _late_ends(trace)
+
+
+def _false_orphans(trace: Trace) -> Iterator[str]:
+    for orphan in _of(trace, OrphanReported):
+        if orphan.age > ORPHANED + EXACT:
+            yield f"an orphan of {orphan.run_id} was reported after {orphan.age:.6f} s"
+        if not any(work.clings and (_hop(work), work.run_id) == (orphan.hop, orphan.run_id) for work in trace.works):
+            yield f"{orphan.hop} reported an orphan of {orphan.run_id} that nobody made: {orphan.task}"
+
+
+def _late_ends(trace: Trace) -> Iterator[str]:
+    clings: dict[tuple[str, str], float] = defaultdict(float)
+    for work in trace.works:
+        # What clings in a task of its own is left to itself once it is reported; what clings in the handler holds its call.
+        held = work.clings if work.kind == "turn" else min(work.clings, ORPHANED)
+        clings[_hop(work), work.run_id] = max(held, clings[_hop(work), work.run_id])
+    for call in _of(trace, CallEnded):
+        late = call.ended_at - call.deadline_at
+        # What is sent first is never cut in the middle: it may have one way to go yet.
+        if late > max(clings[call.hop, call.run_id], trace.scenario.transit) + EXACT:
+            yield f"{call.hop}{call.method} of {call.run_id} ended {late:.6f} s after its deadline"
+    for run in _of(trace, RunEnded):
+        if run.ended_at > run.due_at + EXACT:
+            yield f"{run.run_id} ended {run.ended_at - run.due_at:.6f} s after its answer was due"
+
+
+def no_deadline_is_later_than_its_parents(trace: Trace) -> Iterator[str]:
+    """From the client to the tool, each deadline is at most the one above it and the way that it had to travel."""
+    way = trace.scenario.transit + EXACT
+    edge = {event.run_id: event for event in _of(trace, CallStarted) if event.hop == orchestrator.HOP}
+    due = {event.run_id: event.due_at for event in _of(trace, RunEnded)}
+    hops: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for event in _of(trace, CallStarted):
+        hops[event.hop, event.run_id].append(event.deadline_at)
+        if event.hop == orchestrator.HOP or event.run_id not in edge:
+            continue
+        preparing = event.method.endswith("/ListTools")  # by the call that began the run; all else is the run's own
+        parent = edge[event.run_id].deadline_at if preparing else due.get(event.run_id, inf)
+        if event.deadline_at > parent + way:
+            yield f"{event.hop}{event.method} of {event.run_id} got {event.deadline_at - parent:.6f} s more than its parent"
+    for run_id, due_at in due.items():
+        if run_id not in edge or due_at > edge[run_id].deadline_at + EXACT:
+            yield f"{run_id} was due later than the deadline of the call that began it"
+    for work in trace.works:
+        if work.deadline > max(hops[_hop(work), work.run_id], default=-inf) + EXACT:
+            yield f"{_named(work)} had a later deadline than the call that it was done in"
+    for seen in trace.seen:
+        if seen.run_id not in edge or seen.joins:
+            continue
+        call = edge[seen.run_id]
+        budget = trace.policy.tiers[TENANTS[trace.scripts[seen.run].tenant]].run_budget
+        granted = call.deadline_at - call.started_at
+        asked = inf if seen.timer_at is None else (seen.timer_at - seen.sent_at) * trace.scenario.rounding
+        if granted > min(budget, asked) + EXACT:
+            yield f"{seen.run_id} was granted {granted:.6f} s; its tier has {budget:.6f}, its client asked for {asked:.6f}"
+
+
+def nothing_is_charged_to_the_wrong_tenant(trace: Trace) -> Iterator[str]:
+    """Whatever is done, reported or told for a run bears its tenant's name, and its usage is what was done for it."""
+    owners: dict[str, tuple[str, str]] = {}
+    for seen in trace.seen:
+        tenant = trace.scripts[seen.run].tenant
+        if seen.run_id:
+            owners[seen.run_id] = (tenant, TENANTS[tenant])
+        for heard in seen.heard:
+            grant = heard.response.started.grant
+            if heard.response.HasField("started") and (grant.tenant_id, grant.tier) != (tenant, TENANTS[tenant]):
+                yield f"run {seen.run} of {tenant} was granted to {grant.tenant_id} of tier {grant.tier}"
+            others = marked(str(heard.response)) - {seen.run}
+            if others:
+                yield f"the client of run {seen.run} was told of run {others}"
+    for work in trace.works:
+        tenant = trace.scripts[work.run].tenant
+        if (work.tenant, work.tier) != (tenant, TENANTS[tenant]) or owners.get(work.run_id, (tenant,))[0] != tenant:
+            yield f"{_named(work)} was done for {work.tenant} of tier {work.tier}; it was {tenant}'s"
+    reported: list[CallEnded | RunEnded | OrphanReported] = [*_of(trace, CallEnded), *_of(trace, RunEnded)]
+    for event in (*reported, *_of(trace, OrphanReported)):
+        tenant, tier = owners.get(event.run_id, (event.tenant_id, ""))
+        if event.tenant_id != tenant or (tier and getattr(event, "tier", tier) != tier):
+            yield f"{type(event).__name__} of {event.run_id} names {event.tenant_id}; it was {tenant}'s"
+    for number, messages in trace.histories:
+        others = set().union(*(marked(message.content) for message in messages)) - {number}
+        if others:
+            yield f"the history of run {number} tells of run {others}"
+    yield from _wrong_usage(trace)
+
+
+def _wrong_usage(trace: Trace) -> Iterator[str]:
+    for seen in trace.seen:
+        if seen.finished is None:
+            continue
+        turns = [work for work in trace.works if work.kind == "turn" and work.run_id == seen.run_id]
+        written = [sum(work.tokens for work in turns[:count]) for count in range(len(turns) + 1)]
+        if seen.finished.usage.output_tokens not in written[-2:]:  # the last turn may have been cut on its way
+            yield f"run {seen.run} is charged {seen.finished.usage.output_tokens} tokens; its models wrote {written}"
+        again = sum(one.run_id == seen.run_id and one.upstream.startswith("model") for one in _of(trace, Retried))
+        # Those that a slot was refused to, or that still waited for one, were never seen at work.
+        again += sum(one.run_id == seen.run_id for one in _of(trace, FellBack))
+        if not len(turns) <= seen.finished.usage.model_calls <= seen.finished.iterations + again:
+            yield f"run {seen.run} is charged {seen.finished.usage.model_calls} model calls; it made {len(turns)}"
+        called = len({work.place for work in trace.works if work.kind == "tool" and work.run_id == seen.run_id})
+        if called > seen.finished.usage.tool_calls:
+            yield f"run {seen.run} is charged {seen.finished.usage.tool_calls} tool calls; it made {called}"
+
+
+def every_client_is_answered_before_its_own_timer(trace: Trace) -> Iterator[str]:
+    """Who has not left is told how the run ended, or why there is none, by the mesh and not by its own clock."""
+    for seen in trace.seen:
+        who = f"the client of run {seen.run}"
+        if seen.left_at is not None:
+            continue
+        if seen.ended_at is None:
+            yield f"{who} still waits"
+        elif seen.timer_at is not None and seen.ended_at >= seen.timer_at:
+            yield f"{who} was answered {seen.ended_at - seen.timer_at:.6f} s after its own timer"
+        elif seen.code == "OK" and (not seen.heard or not seen.heard[-1].response.HasField("finished")):
+            yield f"{who} was left without an end"
+        elif seen.code != "OK" and not seen.cause:
+            yield f"{who} got {seen.code}, and nobody told it why"
+        elif seen.code != "OK" and seen.heard and not _stopped(trace, orchestrator.HOP):
+            yield f"{who} got {seen.code} from a run that had begun"
+        elif seen.finished is not None and seen.finished.cause and not seen.finished.answer:
+            yield f"{who} got no word of an answer"
+
+
+def every_run_ends_for_the_reason_it_had(trace: Trace) -> Iterator[str]:
+    """Causes stay distinct: time, the client, a model that failed, a refusal. None of them is told for another."""
+    due = {event.run_id: event.due_at for event in _of(trace, RunEnded)}
+    outcomes = orchestrator_pb2.Outcome
+    for call in _of(trace, CallEnded):
+        broke = any(work.run_id == call.run_id and _ends(trace, work) is TurnEnd.BREAKS for work in trace.works)
+        if call.cause == "INTERNAL" and not (call.hop == LLM_PROXY and broke):
+            yield f"{call.hop}{call.method} of {call.run_id} failed for a defect of its own"
+    for event in _of(trace, RunEnded):
+        failed = any(
+            work.run_id == event.run_id and _ends(trace, work) not in (None, TurnEnd.STOPS, TurnEnd.AT_ITS_LIMIT)
+            for work in trace.works
+        )
+        refused = event.cause in ("SHED", "DOOMED") or (
+            event.cause == "DRAINING" and trace.scenario.shutdown is not None
+        )
+        left = any(
+            seen.left_at is not None and seen.left_at <= event.ended_at
+            for seen in trace.seen
+            if seen.run_id == event.run_id or not seen.run_id
+        ) or any(run_id == event.run_id and at <= event.ended_at for run_id, at in trace.cancelled)
+        early = due[event.run_id] - event.ended_at
+        match event.outcome:
+            case "FAILED" if not (failed or refused):
+                yield f"{event.run_id} failed by {event.cause}, though no model of it did"
+            case "CANCELLED" if not left:
+                yield f"{event.run_id} was cancelled, and nobody had left it"
+            case "DEADLINE_SPENT" if event.cause == "DOOMED":
+                continue  # what is left is too little for anything
+            case "DEADLINE_SPENT" if early > EXPIRES_WITH + EXACT:
+                yield f"{event.run_id} ended for lack of time with {early:.6f} s left"
+            case "DEADLINE_SPENT" if event.cause != "DEADLINE_SPENT":
+                yield f"{event.run_id} ended with its own time, and {event.cause} is told"
+    for seen in trace.seen:
+        if seen.finished is not None and seen.finished.outcome == outcomes.OUTCOME_COMPLETED and seen.finished.cause:
+            yield f"run {seen.run} completed because of {seen.finished.cause}"
+
+
+def the_ledger_sums_to_the_elapsed_time(trace: Trace) -> Iterator[str]:
+    """The phases divide a run's time without overlap, what they do not explain is said, and the client's clock agrees."""
+    for seen in trace.seen:
+        for heard in seen.heard:
+            told = heard.response.phase_changed
+            so_far = sum(phase.spent_us for phase in told.spent)
+            if so_far > heard.response.elapsed_us + MICROSECONDS:
+                yield f"run {seen.run} had spent {so_far} us on its phases after {heard.response.elapsed_us} us"
+        if seen.finished is None:
+            continue
+        ledger = seen.finished.ledger
+        spent = [phase.spent_us for phase in ledger.phases]
+        if abs(sum(spent) + ledger.unattributed_us - ledger.elapsed_us) > MICROSECONDS:
+            yield f"run {seen.run} spent {sum(spent)} us, {ledger.unattributed_us} more, and {ledger.elapsed_us} in all"
+        if (
+            min(spent, default=0) < 0
+            or not -MICROSECONDS <= ledger.unattributed_us <= 0.02 * ledger.elapsed_us + MICROSECONDS
+        ):
+            yield f"run {seen.run} cannot explain {ledger.unattributed_us} us of {ledger.elapsed_us}"
+        if ledger.elapsed_us > ledger.granted_us:
+            yield f"run {seen.run} took {ledger.elapsed_us} us of the {ledger.granted_us} that it was granted"
+        waited = (seen.heard[-1].at - seen.sent_at) * 1_000_000
+        # There and back, and each response takes its way after the one before it.
+        ways = trace.scenario.transit * (len(seen.heard) + 2) * 1_000_000
+        if not seen.joins and not -MICROSECONDS <= waited - ledger.elapsed_us <= ways + MICROSECONDS:
+            yield f"run {seen.run} says {ledger.elapsed_us} us; its client waited for {waited:.0f}"
+
+
+def retries_keep_within_the_tier_and_the_time(trace: Trace) -> Iterator[str]:
+    """As often as the tier allows and only what is idempotent; one after the other, not before the upstream wants it, and
+    with time enough.
+    """
+    due = {event.run_id: event.due_at for event in _of(trace, RunEnded)}
+    way, least = trace.scenario.transit, RetryPolicy(0).viable_attempt
+    calls: dict[tuple[int, str, str], list[Work]] = defaultdict(list)
+    for work in trace.works:
+        if work.kind != "task":
+            calls[work.run, work.place, work.name].append(work)
+    for attempts in calls.values():
+        first = attempts[0]
+        allowed = trace.policy.tiers[TENANTS[trace.scripts[first.run].tenant]].tool_retries
+        retries = allowed if first.kind == "turn" or IDEMPOTENT[first.name] else 0
+        if len(attempts) > 1 + retries:
+            yield f"{_named(first)} was tried {len(attempts)} times; {1 + retries} were allowed"
+        for before, after in pairwise(attempts):
+            # Who called gives up one way before the tool hears of it.
+            free_at = min(before.ended - before.clings, before.deadline) - way + (before.retry_after or 0.0)
+            if after.began < free_at - EXACT:
+                yield f"{_named(after)} came {free_at - after.began:.6f} s too early after the one before"
+            left = due.get(after.run_id, inf) - (after.began - way)
+            if first.name not in _QUEUED and left < least - EXACT:
+                yield f"{_named(after)} began with {left:.6f} s left"
+
+
+_QUEUED = HTTP_TOOLS | set(MODELS)
+"""What may have waited for a connection or a slot when it begins: how much time they had when they were called is not seen."""
+
+
+def the_work_of_a_client_that_left_stops(trace: Trace) -> Iterator[str]:
+    """When nobody waits for a run any more, whatever is done for it stops as soon as the word has reached it."""
+    watchers: dict[str, list[Seen]] = defaultdict(list)
+    for seen in trace.seen:
+        watchers[seen.run_id].append(seen)
+    cancelled = dict(reversed(trace.cancelled))
+    # A cancel crosses two hops, and on each it may have to wait until a first response has crossed one.
+    word = 4 * trace.scenario.transit
+    for work in trace.works:
+        gone = [inf if seen.left_at is None else seen.left_at for seen in watchers.get(work.run_id, ())]
+        stopped = min(max(gone, default=inf), cancelled.get(work.run_id, inf)) + word
+        if work.ended > stopped + work.clings + EXACT:
+            yield f"{_named(work)} went on for {work.ended - stopped:.6f} s after its client had left"
+
+
+def slots_and_registries_are_empty_at_the_end(trace: Trace) -> Iterator[str]:
+    """Never more at once than there is room for; and in the end everything is over, forgotten, and free for the next."""
+    yield from trace.leftovers
+    yield from (f"nobody handled: {failure}" for failure in trace.unforeseen)
+    yield from (f"{_named(work)} never ended" for work in trace.works if work.ended == inf)
+    for model in MODELS:
+        held = _most_at_once([work for work in trace.works if work.kind == "turn" and work.name == model])
+        if held > trace.scenario.slots:
+            yield f"{model} had {held} turns at once; it has {trace.scenario.slots} slots"
+    held = _most_at_once([work for work in trace.works if work.kind == "tool" and work.name in HTTP_TOOLS])
+    if held > trace.scenario.connections:
+        yield f"the HTTP host had {held} calls at once; {trace.scenario.connections} are allowed"
+    started = sorted((event.hop, event.method, event.run_id) for event in _of(trace, CallStarted))
+    ended = sorted((event.hop, event.method, event.run_id) for event in _of(trace, CallEnded))
+    if started != ended:
+        yield f"{len(started)} calls began and {len(ended)} ended"
+    runs = [event.run_id for event in _of(trace, RunEnded)]
+    if len(runs) != len(set(runs)):
+        yield "a run ended twice"
+    for work in trace.works:
+        asked_at = next((seen.sent_at for seen in trace.seen if seen.probe and seen.run == work.run), inf)
+        soon = asked_at + 20 * trace.scenario.transit
+        if work.began > soon + EXACT and work.place.rpartition("t")[2][0] == "0":
+            yield f"{_named(work)} had to wait for {work.began - asked_at:.6f} s, though nobody else was there"
+
+
+def history_is_always_valid(trace: Trace) -> Iterator[str]:
+    """Whenever somebody looks, and whatever a model is given: every tool call has exactly one result."""
+    for number, messages in trace.histories:
+        wrong = history_violations(messages, "messages")
+        if wrong:
+            yield f"the history of run {number} is not valid: {wrong[0].field}: {wrong[0].description}"
+    for work in trace.works:
+        yield from (f"{_named(work)} was given a history that is not valid: {wrong}" for wrong in work.invalid)
+
+
+INVARIANTS: tuple[Invariant, ...] = (
+    no_work_is_done_after_a_deadline,
+    no_deadline_is_later_than_its_parents,
+    nothing_is_charged_to_the_wrong_tenant,
+    every_client_is_answered_before_its_own_timer,
+    every_run_ends_for_the_reason_it_had,
+    the_ledger_sums_to_the_elapsed_time,
+    retries_keep_within_the_tier_and_the_time,
+    the_work_of_a_client_that_left_stops,
+    slots_and_registries_are_empty_at_the_end,
+    history_is_always_valid,
+)
+
+
+def _of(trace: Trace, kind: type[E]) -> Iterator[E]:
+    return (event for event in trace.events if isinstance(event, kind))
+
+
+def _stopped(trace: Trace, hop: str) -> bool:
+    return trace.scenario.shutdown is not None and trace.scenario.shutdown.hop == hop
+
+
+def _hop(work: Work) -> str:
+    return LLM_PROXY if work.kind == "turn" else TOOL_RUNNER
+
+
+def _ends(trace: Trace, work: Work) -> TurnEnd | None:
+    """How the turn was to end; None for what is no turn."""
+    return trace.scripts[work.run].turn(int(work.place[1:])).end if work.kind == "turn" else None
+
+
+def _most_at_once(works: Sequence[Work]) -> int:
+    # What ends at an instant has made room for what begins at it.
+    # And what goes on after its deadline has lost its place.
+    changes = sorted([(work.began, 1) for work in works] + [(min(work.ended, work.deadline), -1) for work in works])
+    most = now = 0
+    for _, change in changes:
+        now += change
+        most = max(most, now)
+    return most
+
+
+def _named(work: Work) -> str:
+    return f"{work.kind} {work.name} of run {work.run} ({work.place}, attempt {work.attempt})"
