@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from itertools import combinations, pairwise
 from math import inf
 from typing import TypeVar
 
@@ -152,12 +152,14 @@ def _wrong_usage(trace: Trace) -> Iterator[str]:
         if seen.finished is None:
             continue
         turns = [work for work in trace.works if work.kind == "turn" and work.run_id == seen.run_id]
-        written = [sum(work.tokens for work in turns[:count]) for count in range(len(turns) + 1)]
-        if seen.finished.usage.output_tokens not in written[-2:]:  # the last turn may have been cut on its way
-            yield f"run {seen.run} is charged {seen.finished.usage.output_tokens} tokens; its models wrote {written}"
         again = sum(one.run_id == seen.run_id and one.upstream.startswith("model") for one in _of(trace, Retried))
-        # Those that a slot was refused to, or that still waited for one, were never seen at work.
         again += sum(one.run_id == seen.run_id for one in _of(trace, FellBack))
+        written, charged = [work.tokens for work in turns if work.tokens], seen.finished.usage.output_tokens
+        # What was written in the last turn, or in one that was given up, may have been cut on its way.
+        cut = (part for count in range(again + 2) for part in combinations(written, count))
+        if all(sum(written) - sum(part) != charged for part in cut):
+            yield f"run {seen.run} is charged {charged} tokens; its models wrote {written}"
+        # Those that a slot was refused to, or that still waited for one, were never seen at work.
         if not len(turns) <= seen.finished.usage.model_calls <= seen.finished.iterations + again:
             yield f"run {seen.run} is charged {seen.finished.usage.model_calls} model calls; it made {len(turns)}"
         called = len({work.place for work in trace.works if work.kind == "tool" and work.run_id == seen.run_id})
