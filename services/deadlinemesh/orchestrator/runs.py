@@ -234,10 +234,12 @@ class Runs:
         run.emit(RunStarted())
         place: Lease | None = None
         try:
-            await announce(run)
-            place = await self._places.acquire()
-            place.useful()  # a run that is cut gives the answer that it has
-            assignment = await prepare(run)
+            # An answer that comes at the call's own deadline is lost, and so is a refusal.
+            async with narrowed_at(run.due_at, "admission"):
+                await announce(run)
+                place = await self._places.acquire()
+                place.useful()  # a run that is cut gives the answer that it has
+                assignment = await prepare(run)
         except BaseException as error:
             if place is not None:
                 place.release()
