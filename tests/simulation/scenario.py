@@ -306,7 +306,7 @@ def chosen(choices: Choices) -> Scenario:
     transit = choices.one((0.0, 0.0002, 0.0005, 0.002))
     rounding, user_agent = choices.one(_WIRES)
     slots, connections = choices.one((2, 1, 3)), choices.one((2, 1))
-    places, most_waiting = choices.one((1000,)), choices.one((256, 256, 1))
+    places, most_waiting = choices.one((1000, 1000, 8, 12)), choices.one((256, 256, 1))
     falls_back = choices.one((False, True))
     shutdown = Shutdown(choices.one(HOPS), choices.seconds()) if choices.rarely(8) else None
     luck = choices.one(range(100))
