@@ -11,8 +11,8 @@ _EXCERPT = 500
 """Characters of each tool's result that are quoted."""
 
 
-def partial_answer(agent: Agent) -> str:
-    """The best that a run which was cut can say: what the model was saying, else what its tools have found.
+def partial_answer(agent: Agent, why: str = "There was no time left to finish") -> str:
+    """The best that a run without a finished answer can say: what the model was saying, else what its tools have found.
 
     Never empty: a caller that waited is owed at least the reason.
     """
@@ -24,12 +24,9 @@ def partial_answer(agent: Agent) -> str:
         if result.status is ToolStatus.OK
     ]
     if found:
-        return "There was no time left to finish. Found so far:\n" + "\n".join(found)
+        return f"{why}. Found so far:\n" + "\n".join(found)
     waiting = ", ".join(call.name for call in agent.unfinished_calls)
-    return f"There was no time left to finish: {waiting} had not answered." if waiting else _NOTHING
-
-
-_NOTHING = "There was no time left to find anything."
+    return f"{why}: {waiting} had not answered." if waiting else f"{why}, and nothing was found."
 
 
 def _excerpt(text: str) -> str:

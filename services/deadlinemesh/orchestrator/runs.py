@@ -257,7 +257,10 @@ class Runs:
         try:
             async with narrowed_at(run.due_at, "run"):
                 answer = await agent.run()
-            self._finish(run, Outcome.COMPLETED, None, "", answer, agent.cut_short)
+            # A model may ask for tools in a turn that offers none, and say nothing: what was found is still worth telling.
+            partial = agent.cut_short or not answer
+            answer = answer or partial_answer(agent, "The model ended without an answer")
+            self._finish(run, Outcome.COMPLETED, None, "", answer, partial)
         except DeadlineSpent:  # of the run, or of the step at work just then: the client knows of the run
             detail = f"the {run.grant.due:.3f} s that the run may use are spent"
             self._finish(run, Outcome.DEADLINE_SPENT, Cause.DEADLINE_SPENT, detail, partial_answer(agent), True)
