@@ -92,7 +92,7 @@ def test_a_sound_file_becomes_a_policy() -> None:
 
 DURATIONS = "write 250ms, 30s, 5m, 1h, or a number of seconds"
 NOT_A_URL = "this is not an HTTP URL: write http://host:port/path or https://host/path"
-TIER_FIELDS = "one of run_budget, iterations, tool_retries, model_queue, weight"
+TIER_FIELDS = "one of run_budget, iterations, tool_retries, model_queue, weight, dedicated"
 NOT_A_HASH = "this is not a hashed key: write sha256: and 64 hexadecimal digits, as `dmesh policy hash-key` prints them"
 
 # What is replaced, by what, and the one problem that follows: its line, path and reason.
@@ -657,3 +657,46 @@ def test_a_change_of_address_moves_only_the_tools_that_are_there() -> None:
 def test_a_change_to_something_that_is_no_address_is_refused() -> None:
     with pytest.raises(ValueError, match="not an HTTP URL"):
         with_http_base(default_policy(), "http://127.0.0.1:8800", "nowhere")
+
+
+def dedicated(tier: str = "", acme: str = "", bolt: str = "") -> str:
+    """GOOD with these values of `dedicated`."""
+    text = GOOD
+    for before, value in (("    iterations: 2\n", tier), (f"[{HASHES[0]}]\n", acme), (f"[{HASHES[1]}]\n", bolt)):
+        text = text.replace(before, f"{before}    dedicated: {value}\n") if value else text
+    return text
+
+
+@pytest.mark.parametrize(
+    ("values", "acme", "bolt"),
+    [
+        ({}, "shared", "shared"),
+        ({"acme": "true"}, "acme", "shared"),
+        ({"tier": "true"}, "tier:free", "tier:free"),
+        ({"tier": "true", "bolt": "false"}, "tier:free", "shared"),
+        ({"tier": "true", "acme": "true"}, "acme", "tier:free"),
+    ],
+)
+def test_what_a_tenant_says_of_its_processes_is_more_than_what_its_tier_says(
+    values: dict[str, str], acme: str, bolt: str
+) -> None:
+    policy = parse(dedicated(**values), "policy.yaml")
+    assert (policy.pool_of("acme"), policy.pool_of("bolt")) == (acme, bolt)
+    assert policy.pools() == tuple(dict.fromkeys((acme, bolt)))
+
+
+@pytest.mark.parametrize("value", ["mostly", "1", "[true]"])
+def test_whether_somebody_is_dedicated_is_true_or_false(value: str) -> None:
+    with pytest.raises(PolicyError) as refused:
+        parse(dedicated(tier=value, acme=value), "policy.yaml")
+    assert [problem.path for problem in refused.value.problems] == ["tiers.free.dedicated", "tenants.acme.dedicated"]
+    assert all(problem.reason.endswith("is not true or false") for problem in refused.value.problems)
+
+
+def test_a_dedicated_tenant_is_not_called_as_the_pool_of_all_others() -> None:
+    with pytest.raises(PolicyError, match=r"tenants\.shared\.dedicated: shared is the name of the pool of all others"):
+        parse(dedicated(acme="true").replace("  acme:", "  shared:"), "policy.yaml")
+
+
+def test_the_embedded_policy_dedicates_nothing() -> None:
+    assert default_policy().pools() == ("shared",)

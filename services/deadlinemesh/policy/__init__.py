@@ -16,6 +16,7 @@ from deadlinemesh.policy.credentials import Credentials, Tenant, hash_key, new_k
 from deadlinemesh.policy.default import default_policy, with_http_base
 from deadlinemesh.policy.file import load, parse
 from deadlinemesh.policy.model import (
+    SHARED,
     AdmissionPolicy,
     HttpTool,
     Limits,
@@ -31,6 +32,7 @@ from deadlinemesh.policy.model import (
 from deadlinemesh.policy.problems import PolicyError, Problem
 
 __all__ = [
+    "SHARED",
     "AdmissionPolicy",
     "Credentials",
     "HttpTool",

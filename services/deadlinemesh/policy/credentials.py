@@ -39,6 +39,12 @@ class Tenant:
     tools: tuple[str, ...]
     """Tools it may use. Empty: all."""
 
+    @classmethod
+    def of(cls, policy: Policy, tenant_id: str) -> Tenant:
+        """The tenant of this name. Raises KeyError where the policy has none."""
+        tenant = policy.tenants[tenant_id]
+        return cls(tenant_id, tenant.tier, policy.tiers[tenant.tier], policy.models_of(tenant_id), tenant.tools)
+
 
 class Credentials:
     """The tenants of a policy by their keys. Raises ValueError where two of them share a key."""
@@ -46,7 +52,7 @@ class Credentials:
     def __init__(self, policy: Policy) -> None:
         self._tenants: dict[str, Tenant] = {}
         for tenant_id, tenant in policy.tenants.items():
-            known = Tenant(tenant_id, tenant.tier, policy.tiers[tenant.tier], policy.models_of(tenant_id), tenant.tools)
+            known = Tenant.of(policy, tenant_id)
             for hashed in tenant.api_keys:
                 # Possible only for a policy built in code: the file's check refuses it with a line.
                 if self._tenants.setdefault(hashed, known) is not known:

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from deadlinemesh.admission import Share
 
 __all__ = [
+    "SHARED",
     "AdmissionPolicy",
     "HttpTool",
     "Limits",
@@ -35,6 +36,8 @@ __all__ = [
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)", re.ASCII)
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_-]*)\}")
+SHARED = "shared"
+"""The pool of all tenants that have no processes of their own. A pool is an orchestrator and its tool-runner."""
 _EMPTY_KEY = "sha256:" + hashlib.sha256(b"").hexdigest()
 
 
@@ -160,6 +163,8 @@ class TierPolicy(_Frozen):
     """The band in which its model calls wait for a slot."""
     weight: Annotated[WholeNumber, Field(ge=1)] = 1
     """What a tenant of it is worth where there is not enough for all: twice the weight, twice the part."""
+    dedicated: Flag = False
+    """Whether it has an orchestrator and a tool-runner of its own, which its tenants share among themselves."""
 
 
 class TenantPolicy(_Frozen):
@@ -172,6 +177,8 @@ class TenantPolicy(_Frozen):
     """Models it may use, the first being its default. Empty: all, in the file's order."""
     tools: tuple[ToolName, ...] = ()
     """Tools it may use. Empty: all."""
+    dedicated: Flag | None = None
+    """Whether it has an orchestrator and a tool-runner to itself. False puts it among all others; None leaves it to its tier."""
 
 
 class _Model(_Frozen):
@@ -313,6 +320,17 @@ class Policy(_Frozen):
             name: Share(tier.weight, behind[tier.model_queue] if by_model_queue else 0)
             for name, tier in self.tiers.items()
         }
+
+    def pool_of(self, tenant_id: str) -> str:
+        """The processes that serve the tenant: SHARED, its own (its name), or its tier's (`tier:NAME`)."""
+        tenant = self.tenants[tenant_id]
+        if tenant.dedicated is None:
+            return f"tier:{tenant.tier}" if self.tiers[tenant.tier].dedicated else SHARED
+        return tenant_id if tenant.dedicated else SHARED
+
+    def pools(self) -> tuple[str, ...]:
+        """The pools that serve somebody; SHARED alone where nobody is dedicated."""
+        return tuple(dict.fromkeys(map(self.pool_of, self.tenants)))
 
     def models_of(self, tenant_id: str) -> tuple[str, ...]:
         """The models that the tenant may use; the first is its default."""

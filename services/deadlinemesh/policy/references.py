@@ -13,7 +13,7 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 
-from deadlinemesh.policy.model import Limits, parse_duration, url_arguments
+from deadlinemesh.policy.model import SHARED, Limits, parse_duration, url_arguments
 from deadlinemesh.policy.problems import Fault, Loc, dotted
 from deadlinemesh.policy.sentences import unknown
 
@@ -36,6 +36,11 @@ def contradictions(data: Any) -> Iterator[Fault]:
         yield from _unknown_names(("tenants", name, "tier"), tenant.get("tier"), tiers, "a tier")
         for index, model in enumerate(_list(tenant.get("models"))):
             yield from _unknown_names(("tenants", name, "models", index), model, models, "a model")
+        if name == SHARED and tenant.get("dedicated") is True:
+            reason = (
+                f"{SHARED} is the name of the pool of all others: give this tenant another name, or leave dedicated out"
+            )
+            yield Fault(("tenants", name, "dedicated"), reason)
     yield from _shared_keys(tenants)
     yield from _fallbacks(models)
     for name, model in models.items():
