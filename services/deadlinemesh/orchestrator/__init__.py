@@ -1,6 +1,10 @@
 """The orchestrator: the mesh's edge. A run goes edge → servicer → runs → agent → ports → adapters → next hop, forward only.
 
+Where tenants have processes of their own it is edge → forwarding, and in another process granted → servicer and so on.
+
 edge.py       who is calling and how much time is granted
+forwarding.py a process that only grants and passes on
+granted.py    a grant that comes from there
 servicer.py   messages to the domain and back
 runs.py       a run from its registration to its oblivion; who watches it
 agent.py      the agent loop
@@ -13,6 +17,8 @@ events.py     what a run tells
 
 from deadlinemesh.orchestrator.adapters import GrpcModels, GrpcTools
 from deadlinemesh.orchestrator.edge import HOP, EdgeGate
+from deadlinemesh.orchestrator.forwarding import EDGE, Forwarder
+from deadlinemesh.orchestrator.granted import GrantedGate
 from deadlinemesh.orchestrator.servicer import OrchestratorServicer
 
-__all__ = ["HOP", "EdgeGate", "GrpcModels", "GrpcTools", "OrchestratorServicer"]
+__all__ = ["EDGE", "HOP", "EdgeGate", "Forwarder", "GrantedGate", "GrpcModels", "GrpcTools", "OrchestratorServicer"]

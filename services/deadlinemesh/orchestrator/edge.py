@@ -15,7 +15,7 @@ from deadlinemesh.orchestrator.stagger import Stagger
 from deadlinemesh.policy import Credentials, Policy, Tenant
 from deadlinemesh.transport import Arrival, wire
 
-__all__ = ["HOP", "EdgeGate", "Grant", "current_grant"]
+__all__ = ["HOP", "EdgeGate", "Grant", "current_grant", "set_grant"]
 
 HOP = "orchestrator"
 
@@ -62,8 +62,13 @@ def current_grant() -> Grant:
     return _GRANT.get()
 
 
+def set_grant(grant: Grant) -> None:
+    """Make `grant` that of the call at the gate."""
+    _GRANT.set(grant)
+
+
 class EdgeGate:
-    """The gate of the orchestrator: authenticates by API key and grants the earlier of the caller's deadline and its tier's."""
+    """The gate that clients come to: authenticates by API key and grants the earlier of the caller's deadline and its tier's."""
 
     def __init__(self, policy: Policy, clock: Clock = SYSTEM_CLOCK) -> None:
         self._credentials = Credentials(policy)
@@ -73,7 +78,7 @@ class EdgeGate:
 
     def __call__(self, arrival: Arrival) -> DeadlineContext:
         grant = self._grant(self._authenticated(arrival), arrival)
-        _GRANT.set(grant)
+        set_grant(grant)
         return DeadlineContext(
             tenant_id=grant.tenant.tenant_id,
             absolute_deadline=arrival.at + grant.granted,
@@ -87,10 +92,10 @@ class EdgeGate:
     def _authenticated(self, arrival: Arrival) -> Tenant:
         scheme, _, key = arrival.header("authorization").partition(" ")
         if not key or scheme.lower() != "bearer":
-            raise Unauthenticated("send your API key as metadata `authorization: Bearer KEY`", hop=HOP)
+            raise Unauthenticated("send your API key as metadata `authorization: Bearer KEY`")
         tenant = self._credentials.tenant_of(key.strip())
         if tenant is None:
-            raise Unauthenticated("this API key is unknown; it may have been revoked", hop=HOP)
+            raise Unauthenticated("this API key is unknown; it may have been revoked")
         return tenant
 
     def _grant(self, tenant: Tenant, arrival: Arrival) -> Grant:
@@ -105,7 +110,6 @@ class EdgeGate:
                 raise Doomed(
                     f"a deadline of {granted * 1000:.0f} ms leaves {max(0.0, due) * 1000:.0f} ms to work in, once the answer's "
                     f"way back is set aside; at least {self._limits.shortest_run * 1000:.0f} ms are needed to do anything",
-                    hop=HOP,
                     phase="admission",
                 )
             due = self._staggered(due, arrival.at)

@@ -11,7 +11,7 @@ from deadlinemesh import orchestrator
 from deadlinemesh.deadline import Clock
 from deadlinemesh.llm_proxy import servicer as llm_proxy
 from deadlinemesh.llm_proxy.providers import Provider
-from deadlinemesh.policy import Policy, with_fresh_keys
+from deadlinemesh.policy import SHARED, Policy, with_fresh_keys
 from deadlinemesh.policy.model import ToolsPolicy
 from deadlinemesh.telemetry import CountingSink, Telemetry
 from deadlinemesh.testing.memory import MemoryChannel, MemoryServer
@@ -30,7 +30,8 @@ class MemoryMesh:
     """A mesh for `policy`, whose tenants get fresh keys, on `clock`. Every hop is `transit` seconds from its caller.
 
     `rounding` stretches each `grpc-timeout` as the C core does. `providers`, by the models' names, replace those of policy,
-    `cache` the tool-runner's store, and `http_client` the client of its HTTP tools.
+    `cache` the tool-runners' store, and `http_client` the client of their HTTP tools. Where policy dedicates anything there is an
+    edge, as in `dmesh up`.
     """
 
     def __init__(
@@ -47,34 +48,53 @@ class MemoryMesh:
         self.policy, self.keys = with_fresh_keys(policy)
         self.events = CountingSink()
         telemetry = Telemetry([self.events])
-        gates: dict[str, Gate] = {
-            orchestrator.HOP: orchestrator.EdgeGate(self.policy, clock),
-            llm_proxy.HOP: MeshGate(llm_proxy.HOP, _TOKEN, clock),
-            tool_runner.HOP: MeshGate(tool_runner.HOP, _TOKEN, clock),
-        }
-        self.hops = {
-            hop: DeadlineInterceptor(hop, gate, clock=clock, telemetry=telemetry) for hop, gate in gates.items()
-        }
-        servers: dict[str, Any] = {hop: MemoryServer(interceptor) for hop, interceptor in self.hops.items()}
-        channels = {hop: MemoryChannel(server, transit=transit, rounding=rounding) for hop, server in servers.items()}
-        llm_proxy_pb2_grpc.add_LlmProxyServiceServicer_to_server(
-            llm_proxy.build(self.policy, clock, providers, telemetry), servers[llm_proxy.HOP]
-        )
-        tool_runner_pb2_grpc.add_ToolRunnerServiceServicer_to_server(
-            tool_runner.build(self.policy, clock, telemetry, self.hops[tool_runner.HOP].background, cache, http_client),
-            servers[tool_runner.HOP],
-        )
-        edge = self.hops[orchestrator.HOP]
-        servicer = orchestrator.OrchestratorServicer(
-            self.policy,
-            edge.background,
-            orchestrator.GrpcModels(MeshChannel(channels[llm_proxy.HOP], _TOKEN)),
-            orchestrator.GrpcTools(MeshChannel(channels[tool_runner.HOP], _TOKEN)),
-            telemetry,
-            clock,
-        )
-        orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server(servicer, servers[orchestrator.HOP])
-        self.channel = channels[orchestrator.HOP]
+        self.hops: dict[str, DeadlineInterceptor] = {}
+        """By name; those of a dedicated pool are called `orchestrator:POOL` and `tool-runner:POOL`."""
+        channels: dict[str, MemoryChannel] = {}
+
+        def serve(name: str, hop: str, gate: Gate) -> tuple[DeadlineInterceptor, Any]:
+            interceptor = self.hops[name] = DeadlineInterceptor(hop, gate, clock=clock, telemetry=telemetry)
+            server = MemoryServer(interceptor)
+            channels[name] = MemoryChannel(server, transit=transit, rounding=rounding)
+            return interceptor, server
+
+        def to(name: str) -> MeshChannel:
+            return MeshChannel(channels[name], _TOKEN)
+
+        def serve_pool(pool: str, gate: Gate) -> str:
+            runner, name = (hop if pool == SHARED else f"{hop}:{pool}" for hop in (tool_runner.HOP, orchestrator.HOP))
+            interceptor, server = serve(runner, tool_runner.HOP, MeshGate(tool_runner.HOP, _TOKEN, clock))
+            tools = tool_runner.build(self.policy, clock, telemetry, interceptor.background, cache, http_client)
+            tool_runner_pb2_grpc.add_ToolRunnerServiceServicer_to_server(tools, server)
+            interceptor, server = serve(name, orchestrator.HOP, gate)
+            servicer = orchestrator.OrchestratorServicer(
+                self.policy,
+                interceptor.background,
+                orchestrator.GrpcModels(to(llm_proxy.HOP)),
+                orchestrator.GrpcTools(to(runner)),
+                telemetry,
+                clock,
+            )
+            orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server(servicer, server)
+            return name
+
+        _, server = serve(llm_proxy.HOP, llm_proxy.HOP, MeshGate(llm_proxy.HOP, _TOKEN, clock))
+        models = llm_proxy.build(self.policy, clock, providers, telemetry)
+        llm_proxy_pb2_grpc.add_LlmProxyServiceServicer_to_server(models, server)
+        edge = orchestrator.EdgeGate(self.policy, clock)
+        if self.policy.pools() == (SHARED,):
+            outermost = serve_pool(SHARED, edge)
+        else:
+            found = {
+                pool: to(serve_pool(pool, orchestrator.GrantedGate(self.policy, pool, _TOKEN, clock)))
+                for pool in self.policy.pools()
+            }
+            outermost = orchestrator.EDGE
+            _, server = serve(outermost, orchestrator.EDGE, edge)
+            orchestrator.Forwarder(self.policy, found).register(server)
+        self.channels = channels
+        """What each hop is dialled by, without the mesh's token."""
+        self.channel = channels[outermost]
         """What a client dials."""
 
     def credentials(self, tenant_id: str) -> tuple[tuple[str, str], ...]:

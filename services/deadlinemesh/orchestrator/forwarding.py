@@ -1,0 +1,96 @@
+"""The edge as a process of its own, where tenants have processes of their own: it grants, passes on, and does nothing else.
+
+Whoever runs agents may come to spin or to crash, and must not stand between a dedicated tenant and its own orchestrator. Messages
+are passed on as they are, unread: nothing in them concerns the edge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import grpc
+
+from deadlinemesh.deadline import current, narrowed_at
+from deadlinemesh.errors import DeadlineSpent
+from deadlinemesh.orchestrator.edge import HOP, current_grant
+from deadlinemesh.orchestrator.granted import encode_grant
+from deadlinemesh.policy import Policy
+from deadlinemesh.transport import MeshChannel, error_from
+from deadlinemesh.v1 import orchestrator_pb2
+
+__all__ = ["EDGE", "Forwarder"]
+
+EDGE = "edge"
+"""The hop's name."""
+
+_SERVICE = orchestrator_pb2.DESCRIPTOR.services_by_name["OrchestratorService"]
+_RICH_STATUS = "grpc-status-details-bin"
+
+
+class Forwarder:
+    """Passes each call on to the orchestrator of its tenant's pool. `orchestrators` are the channels by pool; each pool has one.
+
+    The call there has the same run, the same deadline, and this edge's grant, and ends when the client's does. What comes back,
+    initial metadata and rich status included, is the client's as it is.
+    """
+
+    def __init__(self, policy: Policy, orchestrators: Mapping[str, MeshChannel]) -> None:
+        self._pools = {tenant_id: policy.pool_of(tenant_id) for tenant_id in policy.tenants}
+        self._calls = {pool: _multicallables(channel) for pool, channel in orchestrators.items()}
+        self._reserve = policy.limits.response_reserve
+
+    def register(self, server: Any) -> None:
+        """Serve every method of the orchestrator, as the generated `add_…_to_server` does."""
+        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        for method in _SERVICE.methods:
+            if method.server_streaming:
+                handlers[method.name] = grpc.unary_stream_rpc_method_handler(partial(self._stream, method.name))
+            else:
+                handlers[method.name] = grpc.unary_unary_rpc_method_handler(partial(self._ask, method.name))
+        handler = grpc.method_handlers_generic_handler(_SERVICE.full_name, handlers)
+        server.add_generic_rpc_handlers((handler,))
+        server.add_registered_method_handlers(_SERVICE.full_name, handlers)
+
+    async def _stream(self, method: str, request: bytes, context: Any) -> None:
+        # An orchestrator that stands still cannot answer in time, so the edge does: in the middle of the reserve, when the
+        # answer should long have come and there still is time to say that it has not.
+        answered_by = current().started_at + current_grant().due + self._reserve / 2
+        try:
+            async with self._begin(method, request) as call, narrowed_at(answered_by, "response"):
+                await context.send_initial_metadata(await call.initial_metadata())
+                async for message in call:
+                    await context.write(message)
+        except DeadlineSpent:
+            raise DeadlineSpent(f"the {HOP} did not answer in time", hop=HOP, phase="response") from None
+        except grpc.aio.AioRpcError as error:
+            await _pass_on(error, context)
+
+    async def _ask(self, method: str, request: bytes, context: Any) -> Any:
+        try:
+            return await self._begin(method, request)
+        except grpc.aio.AioRpcError as error:
+            await _pass_on(error, context)
+
+    def _begin(self, method: str, request: bytes) -> Any:
+        grant = current_grant()
+        begin = self._calls[self._pools[grant.tenant.tenant_id]][method]
+        return begin(request, metadata=(encode_grant(grant),))
+
+
+def _multicallables(channel: MeshChannel) -> dict[str, Any]:
+    return {
+        method.name: (channel.unary_stream if method.server_streaming else channel.unary_unary)(
+            f"/{_SERVICE.full_name}/{method.name}"
+        )
+        for method in _SERVICE.methods
+    }
+
+
+async def _pass_on(error: grpc.aio.AioRpcError, context: Any) -> None:
+    """End the call as the one behind it has ended: with its very status where it is the mesh's, else with what it means."""
+    trailing = tuple(error.trailing_metadata() or ())
+    if not any(key == _RICH_STATUS for key, _ in trailing):
+        raise error_from(error, HOP)
+    await context.abort(error.code(), error.details() or "", trailing)

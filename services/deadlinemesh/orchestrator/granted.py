@@ -1,0 +1,65 @@
+"""A grant on its way from the edge to the orchestrator that carries it out. It is believed there, and made nowhere else.
+
+Durations travel, as everywhere in the mesh. The deadline itself is the call's own; the grant tells how long before it the call
+arrived at the edge. A run's time counts from there, so that the way to here is part of its admission.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from deadlinemesh.deadline import SYSTEM_CLOCK, Clock, DeadlineContext
+from deadlinemesh.errors import InvalidRequest, UpstreamFailed, Violation
+from deadlinemesh.orchestrator.edge import HOP, Grant, set_grant
+from deadlinemesh.policy import Policy, Tenant
+from deadlinemesh.transport import Arrival, MeshGate
+
+__all__ = ["MESH_GRANT", "GrantedGate", "encode_grant"]
+
+MESH_GRANT = "mesh-grant"
+"""`granted=US;due=US;requested=US`: the edge's grant, in microseconds from the arrival there. No deadline was asked for where
+`requested` is empty."""
+
+_MESH_GRANT = re.compile(r"granted=([0-9]{1,16});due=([0-9]{1,16});requested=([0-9]{1,16})?")
+
+
+def encode_grant(grant: Grant) -> tuple[str, str]:
+    """The metadata that carries `grant`. What may be used is rounded down."""
+    requested = "" if grant.requested is None else int(max(0.0, grant.requested) * 1_000_000)
+    granted, due = (int(max(0.0, seconds) * 1_000_000) for seconds in (grant.granted, grant.due))
+    return MESH_GRANT, f"granted={granted};due={due};requested={requested}"
+
+
+class GrantedGate:
+    """The gate of an orchestrator behind the edge, for the tenants of `pool`: believes the grants of those that know the mesh's
+    token. It can only narrow: what remains is the tightest of the call's own deadlines and the grant.
+    """
+
+    def __init__(self, policy: Policy, pool: str, mesh_token: str, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._peers = MeshGate(HOP, mesh_token, clock)
+        self._pool = pool
+        self._tenants = {one: Tenant.of(policy, one) for one in policy.tenants if policy.pool_of(one) == pool}
+
+    def __call__(self, arrival: Arrival) -> DeadlineContext:
+        context = self._peers(arrival)
+        tenant = self._tenants.get(context.tenant_id)
+        if tenant is None:
+            # Not the client's fault, and soon over where the edge has a newer policy than this.
+            raise UpstreamFailed(
+                f"this orchestrator serves the pool {self._pool}, which {context.tenant_id!r} is not in"
+            )
+        grant = _decoded(arrival.header(MESH_GRANT), tenant)
+        set_grant(grant)
+        context = context.tightened_to(arrival.at + grant.granted)
+        return replace(context, started_at=context.absolute_deadline - grant.granted)
+
+
+def _decoded(value: str, tenant: Tenant) -> Grant:
+    match = _MESH_GRANT.fullmatch(value)
+    if match is None or int(match[2]) > int(match[1]):
+        raise InvalidRequest(
+            [Violation(MESH_GRANT, "must be granted=US;due=US;requested=US, due within what is granted")]
+        )
+    granted, due, requested = (int(part) / 1_000_000 for part in match.groups("0"))
+    return Grant(tenant, granted, due, None if match[3] is None else requested)
