@@ -51,7 +51,7 @@ def test_every_command_is_explained_in_one_whole_sentence(command: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["serve", "nope"], "'nope' is no service: one of orchestrator, llm-proxy, tool-runner"),
+        (["serve", "nope"], "'nope' is no service: one of orchestrator, llm-proxy, tool-runner, edge"),
         (["serve", "llm-proxy"], "set DMESH_MESH_TOKEN_FILE (or DMESH_MESH_TOKEN)"),
         (["up", "--llm", "nope"], "--llm 'nope' is not one of scripted, local, openai"),
         (["up", "--port", "0", "--no-demo-world", "--llm", "openai"], "set OPENAI_API_KEY"),
@@ -199,3 +199,32 @@ def test_with_the_client_alone_it_says_what_to_install(
     said = capsys.readouterr().err
     assert 'pip install "deadline-mesh[server]"' in said
     assert "missing: typer" in said
+
+
+@pytest.mark.parametrize(
+    ("service", "variables", "complaint"),
+    [
+        (
+            "orchestrator",
+            {},
+            "DMESH_POOL: policy gives some tenants processes of their own, so clients call `dmesh serve edge`",
+        ),
+        ("orchestrator", {"DMESH_POOL": "acne"}, "DMESH_POOL: policy has no pool 'acne': one of acme, shared"),
+        (
+            "edge",
+            {},
+            "DMESH_DEDICATED: policy gives processes of their own to acme: name each one's orchestrator, as in",
+        ),
+        ("edge", {"DMESH_DEDICATED": "acme=localhost:1"}, 'error parsing value for field "dedicated"'),
+    ],
+)
+def test_a_pool_that_nobody_would_serve_is_told_before_anybody_calls(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, service: str, variables: dict[str, str], complaint: str
+) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(dmesh("policy", "show")[1].replace("tier: enterprise", "tier: enterprise\n    dedicated: true"))
+    for name, value in {"DMESH_MESH_TOKEN": "t", "DMESH_POLICY_FILE": str(policy), **variables}.items():
+        monkeypatch.setenv(name, value)
+    code, _, err = dmesh("serve", service)
+    assert code == 2
+    assert complaint in err

@@ -68,7 +68,7 @@ def up(
 
 @app.command(epilog="Settings are variables: DMESH_LISTEN, DMESH_POLICY_FILE, DMESH_MESH_TOKEN_FILE and so on.")
 def serve(
-    service: Annotated[str, typer.Argument(help="orchestrator, llm-proxy or tool-runner", metavar="SERVICE")],
+    service: Annotated[str, typer.Argument(help="orchestrator, llm-proxy, tool-runner or edge", metavar="SERVICE")],
     announce: Annotated[bool, typer.Option("--announce", hidden=True)] = False,
 ) -> None:
     """Run one service, as containers do.

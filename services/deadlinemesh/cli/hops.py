@@ -12,8 +12,9 @@ from opentelemetry.trace import Tracer
 
 from deadlinemesh import orchestrator
 from deadlinemesh.cli.settings import HopSettings
+from deadlinemesh.errors import choices
 from deadlinemesh.llm_proxy import servicer as llm_proxy
-from deadlinemesh.policy import Policy, default_policy, load
+from deadlinemesh.policy import SHARED, Policy, default_policy, load
 from deadlinemesh.telemetry import JsonLinesSink, LogSink, MetricsSink, Sink, Telemetry
 from deadlinemesh.telemetry.tracing import tracing_to
 from deadlinemesh.tool_runner import servicer as tool_runner
@@ -39,7 +40,7 @@ def assemble(name: str, settings: HopSettings, stack: AsyncExitStack) -> MeshSer
         stack.callback(traces.shutdown)
     tracer = None if traces is None else traces.get_tracer("deadlinemesh")
     parts = _Parts(settings, policy, Telemetry(sinks), tracer, stack)
-    build = {"orchestrator": _orchestrator, "llm-proxy": _llm_proxy, "tool-runner": _tool_runner}[name]
+    build = {"orchestrator": _orchestrator, "llm-proxy": _llm_proxy, "tool-runner": _tool_runner, "edge": _edge}[name]
     return build(parts)
 
 
@@ -79,8 +80,39 @@ class _Parts:
         return MeshServer(settings, interceptor, [(service, register)])
 
 
+_ORCHESTRATOR = "deadlinemesh.v1.OrchestratorService"
+
+
+def _edge(parts: _Parts) -> MeshServer:
+    settings, policy = parts.settings, parts.policy
+    where = {SHARED: settings.orchestrator, **settings.dedicated}
+    unknown = [pool for pool in policy.pools() if pool not in where]
+    if unknown:
+        raise ValueError(
+            f"DMESH_DEDICATED: policy gives processes of their own to {', '.join(unknown)}: "
+            'name each one\'s orchestrator, as in {"acme": "dns:///orchestrator-acme:50051"}'
+        )
+    forwarder = orchestrator.Forwarder(policy, {pool: parts.channel(where[pool]) for pool in policy.pools()})
+    interceptor = parts.interceptor(orchestrator.EDGE, orchestrator.EdgeGate(policy))
+    return parts.server(interceptor, _ORCHESTRATOR, forwarder.register)
+
+
+def _orchestrator_gate(parts: _Parts) -> Gate:
+    policy, pool = parts.policy, parts.settings.pool
+    if pool:
+        if pool not in (SHARED, *policy.pools()):
+            raise ValueError(f"DMESH_POOL: policy has no pool {pool!r}: {choices(policy.pools())}")
+        return orchestrator.GrantedGate(policy, pool, parts.settings.token())
+    if policy.pools() != (SHARED,):
+        raise ValueError(
+            f"DMESH_POOL: policy gives some tenants processes of their own, so clients call `dmesh serve edge`, and this "
+            f"must know whose runs it serves: {choices(policy.pools())}"
+        )
+    return orchestrator.EdgeGate(policy)
+
+
 def _orchestrator(parts: _Parts) -> MeshServer:
-    interceptor = parts.interceptor(orchestrator.HOP, orchestrator.EdgeGate(parts.policy))
+    interceptor = parts.interceptor(orchestrator.HOP, _orchestrator_gate(parts))
     servicer = orchestrator.OrchestratorServicer(
         parts.policy,
         interceptor.background,
@@ -89,7 +121,7 @@ def _orchestrator(parts: _Parts) -> MeshServer:
         parts.telemetry,
     )
     register = partial(orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server, servicer)
-    return parts.server(interceptor, "deadlinemesh.v1.OrchestratorService", register)
+    return parts.server(interceptor, _ORCHESTRATOR, register)
 
 
 def _llm_proxy(parts: _Parts) -> MeshServer:

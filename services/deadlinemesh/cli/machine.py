@@ -23,7 +23,7 @@ from deadlinemesh.cli.settings import CommandSettings
 from deadlinemesh.cli.state import MeshState, TenantState, write_private
 from deadlinemesh.cli.supervisor import Program, Supervisor
 from deadlinemesh.llm_proxy.local import LocalModelServer
-from deadlinemesh.policy import OpenAIModel, Policy, default_policy, load, with_fresh_keys, with_http_base
+from deadlinemesh.policy import SHARED, OpenAIModel, Policy, default_policy, load, with_fresh_keys, with_http_base
 
 __all__ = ["Llm", "RunningMesh", "UpOptions", "running_mesh"]
 
@@ -45,7 +45,7 @@ class UpOptions:
 
     policy_file: Path | None = None
     port: int = 50051
-    """Of the orchestrator; 0 lets the system choose."""
+    """Where clients go; 0 lets the system choose."""
     llm: Llm = "scripted"
     model: str = OPENAI_MODEL
     """The provider's name of the model, for `openai`."""
@@ -71,7 +71,7 @@ class RunningMesh:
 async def running_mesh(
     options: UpOptions, settings: CommandSettings, report: Callable[[str], None], log: Callable[[str, str], None]
 ) -> AsyncIterator[RunningMesh]:
-    """Start a mesh, give it when it is ready, drain it in the end: the orchestrator first, because it needs the others.
+    """Start a mesh, give it when it is ready, drain it in the end: from the edge inwards, because each needs those behind it.
 
     Raises PolicyError for a wrong policy, WrongUsage for other wrong options, ProgramFailed where nothing starts.
     """
@@ -81,7 +81,7 @@ async def running_mesh(
         try:
             yield RunningMesh(await _start(Path(folder), policy, keys, supervisor, options, settings), supervisor)
         finally:
-            await supervisor.end("orchestrator")
+            await supervisor.end("edge", *(_name("orchestrator", pool) for pool in policy.pools()))
 
 
 async def _start(
@@ -108,12 +108,9 @@ async def _start(
         "DMESH_TRACES": options.traces,
         "DMESH_LOG_LEVEL": os.environ.get("DMESH_LOG_LEVEL", "WARNING"),
     }
-    children = await supervisor.start_all(_service("llm-proxy", common), _service("tool-runner", common))
-    inner = {child.name: f"{HOST}:{child.port}" for child in children}
-    found = {"DMESH_LLM_PROXY": inner["llm-proxy"], "DMESH_TOOL_RUNNER": inner["tool-runner"]}
-    edge = await supervisor.start(_service("orchestrator", {**common, **found}), options.port)
+    outermost, inner = await _start_services(policy, common, supervisor, options.port)
     state = MeshState(
-        address=f"{HOST}:{edge.port}",
+        address=f"{HOST}:{outermost}",
         tenants={name: TenantState(tenant.tier, keys[name]) for name, tenant in policy.tenants.items()},
         mesh_token=token,
         inner=inner,
@@ -124,6 +121,28 @@ async def _start(
         processes={},
     )
     return _with_processes(state, supervisor)
+
+
+async def _start_services(
+    policy: Policy, common: Mapping[str, str], supervisor: Supervisor, port: int
+) -> tuple[int, dict[str, str]]:
+    """From the inside out. Returns the port that clients call, and the addresses of all the others by name."""
+    pools = policy.pools()
+    runners = [_service("tool-runner", common, pool) for pool in pools]
+    children = await supervisor.start_all(_service("llm-proxy", common), *runners)
+    inner = {child.name: f"{HOST}:{child.port}" for child in children}
+
+    def orchestrator(pool: str, **own: str) -> Program:
+        found = {"DMESH_LLM_PROXY": inner["llm-proxy"], "DMESH_TOOL_RUNNER": inner[_name("tool-runner", pool)]}
+        return _service("orchestrator", {**common, **found, **own}, pool)
+
+    if pools == (SHARED,):
+        return (await supervisor.start(orchestrator(SHARED), port)).port, inner
+    children = await supervisor.start_all(*(orchestrator(pool, DMESH_POOL=pool) for pool in pools))
+    inner |= {child.name: f"{HOST}:{child.port}" for child in children}
+    where = {pool: inner[_name("orchestrator", pool)] for pool in pools}
+    found = {"DMESH_ORCHESTRATOR": where.pop(SHARED, ""), "DMESH_DEDICATED": json.dumps(where)}
+    return (await supervisor.start(_service("edge", {**common, **found}), port)).port, inner
 
 
 def _policy(options: UpOptions) -> Policy:
@@ -181,10 +200,14 @@ def _with_processes(state: MeshState, supervisor: Supervisor) -> MeshState:
     return MeshState(**fields, processes={name: child.pid for name, child in supervisor.children.items()})
 
 
-def _service(name: str, environment: Mapping[str, str]) -> Program:
+def _name(service: str, pool: str) -> str:
+    return service if pool == SHARED else f"{service}:{pool}"
+
+
+def _service(service: str, environment: Mapping[str, str], pool: str = SHARED) -> Program:
     return Program(
-        name=name,
-        command=lambda port: _tied("deadlinemesh.cli", "serve", name, "--announce"),
+        name=_name(service, pool),
+        command=lambda port: _tied("deadlinemesh.cli", "serve", service, "--announce"),
         port_in=_announced,
         environment=lambda port: _environment({**environment, "DMESH_LISTEN": f"{HOST}:{port}"}),
     )

@@ -12,9 +12,9 @@ from deadlinemesh.transport import ServerSettings
 
 __all__ = ["HOPS", "CommandSettings", "HopName", "HopSettings"]
 
-HopName = Literal["orchestrator", "llm-proxy", "tool-runner"]
-HOPS: dict[str, int] = {"orchestrator": 50051, "llm-proxy": 50052, "tool-runner": 50053}
-"""The services and the ports they listen on unless told otherwise."""
+HopName = Literal["orchestrator", "llm-proxy", "tool-runner", "edge"]
+HOPS: dict[str, int] = {"orchestrator": 50051, "llm-proxy": 50052, "tool-runner": 50053, "edge": 50051}
+"""The services and the ports they listen on unless told otherwise. Clients find orchestrator and edge, whichever it is, alike."""
 
 
 class HopSettings(BaseSettings):
@@ -32,6 +32,13 @@ class HopSettings(BaseSettings):
     llm_proxy: str = "dns:///llm-proxy:50052"
     tool_runner: str = "dns:///tool-runner:50053"
     """Where the orchestrator finds the other two."""
+    pool: str = ""
+    """Whose runs an orchestrator behind the edge serves: `shared`, a dedicated tenant's, or a dedicated tier's, `tier:NAME`. Empty:
+    everybody's, and it is the edge itself."""
+    orchestrator: str = "dns:///orchestrator:50051"
+    """Where the edge finds the orchestrator of all that are not dedicated."""
+    dedicated: dict[str, str] = {}
+    """Where the edge finds the others, by pool."""
     drain_seconds: Annotated[float, Field(ge=0)] = 330.0
     """How long calls in flight may go on after SIGTERM; more than the longest tier's budget."""
     keepalive_seconds: Annotated[float, Field(gt=0)] = 20.0

@@ -24,7 +24,7 @@ class MeshState:
     """A running mesh. Addresses are HOST:PORT."""
 
     address: str
-    """Of the orchestrator, where clients go."""
+    """Where clients go: of the edge where there is one, else of the orchestrator."""
     tenants: dict[str, TenantState]
     mesh_token: str
     inner: dict[str, str]

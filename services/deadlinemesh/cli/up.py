@@ -113,7 +113,8 @@ def _print_panel(state: MeshState) -> None:
 
 def _addresses(state: MeshState) -> Table:
     table = Table.grid(padding=(0, 2))
-    table.add_row(Text("orchestrator", style="bold"), state.address, Text("for clients", style="dim"))
+    outermost = "edge" if "edge" in state.processes else "orchestrator"
+    table.add_row(Text(outermost, style="bold"), state.address, Text("for clients", style="dim"))
     for name, address in state.inner.items():
         table.add_row(Text(name, style="bold"), address, Text("internal: wants the mesh token", style="dim"))
     if state.demo_world:
