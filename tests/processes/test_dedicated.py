@@ -8,7 +8,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -63,12 +63,18 @@ class Own:
                 os.kill(pid, signal.SIGCONT)
 
 
+def dedicating_acme(folder: Path) -> Path:
+    """The embedded policy with processes of acme's own."""
+    policy = folder / "policy.yaml"
+    shown = dmesh(folder / "up.json", "policy", "show").stdout
+    policy.write_text(shown.replace("tier: enterprise", "tier: enterprise\n    dedicated: true"))
+    return policy
+
+
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Own]:
     folder = tmp_path_factory.mktemp("dedicated")
-    policy, spinning = folder / "policy.yaml", folder / "spinning"
-    shown = dmesh(folder / "up.json", "policy", "show").stdout
-    policy.write_text(shown.replace("tier: enterprise", "tier: enterprise\n    dedicated: true"))
+    policy, spinning = dedicating_acme(folder), folder / "spinning"
     with pytest.MonkeyPatch.context() as patch:
         path = os.pathsep.join(filter(None, (str(Path(__file__).parent / "spinning"), os.environ.get("PYTHONPATH"))))
         patch.setenv("PYTHONPATH", path)
@@ -172,3 +178,23 @@ async def test_the_way_through_the_edge_is_part_of_the_runs_admission(own: Own) 
             assert spent[common_pb2.PHASE_ADMISSION] > 0
             assert ledger.unattributed_us < 0.02 * ledger.elapsed_us
             assert took * 1e6 > ledger.elapsed_us
+
+
+async def test_ctrl_c_lets_the_runs_of_every_pool_finish(tmp_path: Path) -> None:
+    with up(tmp_path, "--policy", str(dedicating_acme(tmp_path))) as mesh:
+        async with AsyncExitStack() as stack:
+            told = [Told(), Told()]
+            clients = [
+                await stack.enter_async_context(DeadlineMesh(mesh.address, api_key=mesh.tenants[tenant].api_key))
+                for tenant in ("acme", "bolt")
+            ]
+            runs = [asyncio.ensure_future(one.of(by, SHORT)) for one, by in zip(told, clients, strict=True)]
+            async with asyncio.timeout(GUARD):
+                await asyncio.gather(*(one.working.wait() for one in told))
+            os.killpg(mesh.process.pid, signal.SIGINT)
+            await asyncio.gather(*runs)
+        for one in told:
+            assert one.finished is not None, one.error
+            assert one.finished.outcome == orchestrator_pb2.OUTCOME_COMPLETED
+        assert mesh.process.wait(GUARD) == 0
+        assert mesh.processes() == []

@@ -12,9 +12,9 @@ from typing import Any
 
 import grpc
 
-from deadlinemesh.deadline import current, narrowed_at
+from deadlinemesh.deadline import GivenUp, Patience, current
 from deadlinemesh.errors import DeadlineSpent
-from deadlinemesh.orchestrator.edge import HOP, current_grant
+from deadlinemesh.orchestrator.edge import HOP, Grant, current_grant
 from deadlinemesh.orchestrator.granted import encode_grant
 from deadlinemesh.policy import Policy
 from deadlinemesh.transport import MeshChannel, error_from
@@ -24,6 +24,9 @@ __all__ = ["EDGE", "Forwarder"]
 
 EDGE = "edge"
 """The hop's name."""
+
+LAST_CALL = 0.75
+"""The part of the response reserve for which the edge waits for a silent orchestrator; in the rest it says that it was silent."""
 
 _SERVICE = orchestrator_pb2.DESCRIPTOR.services_by_name["OrchestratorService"]
 _RICH_STATUS = "grpc-status-details-bin"
@@ -37,8 +40,8 @@ class Forwarder:
     """
 
     def __init__(self, policy: Policy, orchestrators: Mapping[str, MeshChannel]) -> None:
-        self._pools = {tenant_id: policy.pool_of(tenant_id) for tenant_id in policy.tenants}
-        self._calls = {pool: _multicallables(channel) for pool, channel in orchestrators.items()}
+        pools = {name: _Pool(channel) for name, channel in orchestrators.items()}
+        self._pools = {tenant_id: pools[policy.pool_of(tenant_id)] for tenant_id in policy.tenants}
         self._reserve = policy.limits.response_reserve
 
     def register(self, server: Any) -> None:
@@ -54,38 +57,46 @@ class Forwarder:
         server.add_registered_method_handlers(_SERVICE.full_name, handlers)
 
     async def _stream(self, method: str, request: bytes, context: Any) -> None:
-        # An orchestrator that stands still cannot answer in time, so the edge does: in the middle of the reserve, when the
-        # answer should long have come and there still is time to say that it has not.
-        answered_by = current().started_at + current_grant().due + self._reserve / 2
+        # An orchestrator that stands still cannot answer in time, so the edge does: towards the end of the reserve, while the
+        # client's own timer, which would tell no cause, has not fired yet. One that still speaks is late, and may go on.
+        here, grant = current(), current_grant()
+        pool, due_at = self._pools[here.tenant_id], here.started_at + grant.due
+        patience = Patience(lambda: pool.heard_at < due_at)
         try:
-            async with self._begin(method, request) as call, narrowed_at(answered_by, "response"):
+            async with pool.begin(method, request, grant) as call, patience:
+                patience.lasts(due_at + grant.apart + self._reserve * LAST_CALL - here.clock.monotonic())
                 await context.send_initial_metadata(await call.initial_metadata())
                 async for message in call:
+                    pool.heard_at = here.clock.monotonic()
                     await context.write(message)
-        except DeadlineSpent:
+        except GivenUp:
             raise DeadlineSpent(f"the {HOP} did not answer in time", hop=HOP, phase="response") from None
         except grpc.aio.AioRpcError as error:
             await _pass_on(error, context)
 
     async def _ask(self, method: str, request: bytes, context: Any) -> Any:
         try:
-            return await self._begin(method, request)
+            return await self._pools[current().tenant_id].begin(method, request, current_grant())
         except grpc.aio.AioRpcError as error:
             await _pass_on(error, context)
 
-    def _begin(self, method: str, request: bytes) -> Any:
-        grant = current_grant()
-        begin = self._calls[self._pools[grant.tenant.tenant_id]][method]
-        return begin(request, metadata=(encode_grant(grant),))
 
+class _Pool:
+    """The orchestrator of one pool, as the edge knows it."""
 
-def _multicallables(channel: MeshChannel) -> dict[str, Any]:
-    return {
-        method.name: (channel.unary_stream if method.server_streaming else channel.unary_unary)(
-            f"/{_SERVICE.full_name}/{method.name}"
-        )
-        for method in _SERVICE.methods
-    }
+    def __init__(self, channel: MeshChannel) -> None:
+        self.heard_at = float("-inf")
+        """The instant of the last event of any run in it."""
+        self._methods: dict[str, Any] = {
+            method.name: (channel.unary_stream if method.server_streaming else channel.unary_unary)(
+                f"/{_SERVICE.full_name}/{method.name}"
+            )
+            for method in _SERVICE.methods
+        }
+
+    def begin(self, method: str, request: bytes, grant: Grant) -> Any:
+        """Begin a call there, for the current context."""
+        return self._methods[method](request, metadata=(encode_grant(grant),))
 
 
 async def _pass_on(error: grpc.aio.AioRpcError, context: Any) -> None:
