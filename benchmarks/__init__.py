@@ -8,6 +8,8 @@
     overhead.py   what the mesh's transport costs a call
     stop.py       how soon every hop is idle after the end
     stop_*.py     its parts: the clients and how they end, the mesh, the plain chain
+    modes.py      the article's five ways to break a budget, naive and meshed
+    modes_*.py    its parts: the load, the upstreams, the naive platform, the mesh, a slow store
 
-Naive code lives here only.
+Naive code lives here, and in the demo, only.
 """

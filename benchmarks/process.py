@@ -18,7 +18,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 
 @asynccontextmanager
 async def started(module: str, *arguments: str, environment: Mapping[str, str] | None = None) -> AsyncIterator[Any]:
-    """Run `python -m module arguments` for the block; gives what its ready line says."""
+    """Run `python -m module arguments` for the block; gives what its ready line says, and its `pid`."""
     path = os.pathsep.join(filter(None, [str(_ROOT), str(_ROOT / "services"), os.environ.get("PYTHONPATH")]))
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", module, *arguments),
@@ -30,7 +30,7 @@ async def started(module: str, *arguments: str, environment: Mapping[str, str] |
         line = await process.stdout.readline()
         if not line:
             raise RuntimeError(f"{module} ended before it was ready, with exit code {await process.wait()}")
-        yield json.loads(line)
+        yield {**json.loads(line), "pid": process.pid}
     finally:
         if process.returncode is None:
             process.terminate()

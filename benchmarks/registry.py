@@ -8,6 +8,7 @@ from benchmarks.blackhole import blackhole
 from benchmarks.drift import drift
 from benchmarks.goodput import goodput
 from benchmarks.isolation import isolation
+from benchmarks.modes import modes
 from benchmarks.overhead import overhead
 from benchmarks.report import Options, Result
 from benchmarks.retries import retries
@@ -23,4 +24,5 @@ BENCHES: dict[str, Callable[[Options], Awaitable[Result]]] = {
     "isolation": isolation,
     "retries": retries,
     "blackhole": blackhole,
+    "modes": modes,
 }
