@@ -26,7 +26,7 @@ setup-local: $(SETUP) ## install the real small model for `dmesh up --llm local`
 tools: ## install grpcurl, with Go
 	GOBIN=$(TOOLS) go install github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4
 
-demo: $(SETUP) ## three tenants' agents at once, each inside its budget
+demo: $(SETUP) ## one tenant's slow provider and two others, naive and meshed
 	$(BIN)/dmesh demo
 
 test: $(SETUP) ## run the tests

@@ -123,15 +123,17 @@ def run(
 @app.command(epilog="Exit codes: 0 every run was answered inside its budget; 1 one was not.")
 def demo(
     seed: Annotated[int, _named("N", "Other answers and other latencies.")] = 0,
+    save: Annotated[Path | None, _named("FILE.svg", "Save the picture of both acts.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Play three tenants at once on a private mesh.
+    """Play an incident of three tenants, naive and meshed.
 
-    Shows where each one's time went. Needs no key and no network, and takes less than half a minute.
+    B's provider turns slow while A and C share the pool with it. Shows whose budget was eaten by whom, and where each one's time went.
+    Needs no key and no network, and takes about half a minute.
     """
     from deadlinemesh.cli.demo import demo as play
 
-    _exit(lambda: play(seed, as_json=as_json))
+    _exit(lambda: play(seed, as_json=as_json, save=save))
 
 
 @app.command(epilog="Exit codes: 0 every promise holds; 2 no such benchmark; 3 a promise is broken.")

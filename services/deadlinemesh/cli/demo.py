@@ -1,92 +1,270 @@
-"""`dmesh demo`: the article's three tenants at once, each inside its own budget. No key and no network are needed."""
+"""`dmesh demo`: the article's Tuesday afternoon, naive and then meshed. No key and no network are needed.
+
+Three tenants share their upstreams. B's data provider turns slow while several of B's runs wait for it; then A and C come, who ask
+for something else. First they are served by a platform as it is commonly written, then by the mesh, from the same seeds.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import Any, Self
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.text import Text
 
-from deadlinemesh.cli.machine import UpOptions, running_mesh
-from deadlinemesh.cli.output import Exit, complain, error_json, run_json
+from deadlinemesh.cli.demo_lanes import Act, Lane, drawn, letter
+from deadlinemesh.cli.demo_naive import NaivePlatform
+from deadlinemesh.cli.demo_scenes import AGGRESSOR, CALM, POOL, SCENES, SECONDS, Scene, TurningWorld, incident
+from deadlinemesh.cli.live import can_draw
+from deadlinemesh.cli.machine import DEMO_BASE, UpOptions, running_mesh
+from deadlinemesh.cli.output import Exit, WrongUsage, complain, error_json, run_json
 from deadlinemesh.cli.running import Order, Target, print_finished, run_to_end
 from deadlinemesh.cli.settings import CommandSettings
 from deadlinemesh.cli.supervisor import ProgramFailed
 from deadlinemesh.cli.waterfall import Timeline
 from deadlinemesh.errors import MeshError
+from deadlinemesh.policy import Policy, default_policy, with_http_base
+from deadlinemesh.testing.demo_world import serving
 from deadlinemesh.v1 import orchestrator_pb2
 
-__all__ = ["demo"]
+__all__ = ["demo", "inside_budget"]
+
+NAIVE = "naive: one connection pool, a timeout for each call, no deadline for the run"
+MESHED = "meshed: one deadline for each run, a share of every pool for each tenant"
+
+GONE_AFTER = 0.3
+"""Seconds after the last deadline at which the requests still open are counted."""
+
+_PLAIN_WIDTH, _WIDEST = 120, 140
 
 
-@dataclass(frozen=True, slots=True)
-class Scene:
-    """One tenant's run."""
+async def demo(seed: int, *, as_json: bool, save: Path | None = None) -> Exit:
+    """Play both acts on a mesh and a world of their own, and show whose time went where; `save` is where the picture goes.
 
-    tenant: str
-    about: str
-    order: Order
-
-
-SCENES = (
-    Scene(
-        "acme",
-        "CRM, vector search and arithmetic at once",
-        Order(
-            'Look up the customer "northwind", search the knowledge base for "refund policy", and calculate 1299 * 12',
-            deadline=20.0,
-        ),
-    ),
-    Scene(
-        "bolt",
-        "a third-party data provider whose p99 is 12 s",
-        Order("Get the market quotes for BRWF and ACME", deadline=20.0),
-    ),
-    Scene(
-        "cora",
-        "an internal service that fans out to five",
-        Order("Build the portfolio report on account PF-48213", deadline=20.0),
-    ),
-)
-
-
-async def demo(seed: int, *, as_json: bool) -> Exit:
-    """Start a mesh of its own, play every scene in parallel, and show where each one's time went."""
+    Raises WrongUsage where it cannot be saved.
+    """
+    if save is not None and (save.suffix != ".svg" or not save.parent.is_dir()):
+        raise WrongUsage(f"--save {save}: write the name of an .svg file in a folder that exists")
     console = Console(highlight=False)
-    tell: Callable[[str], None] = _nothing if as_json else lambda what: console.print(Text(what, style="dim"))
-    tell("starting three services and a world of upstreams …")
-    options = UpOptions(port=0, seed=seed)
+    stage = _Stage(console, quiet=as_json)
+    naive, meshed = Act(NAIVE), Act(MESHED)
     try:
-        async with running_mesh(options, CommandSettings(), lambda what: complain(what), _pass_on) as mesh:
-            state = mesh.state
-            for scene in SCENES:
-                tell(f"  {scene.tenant} ({state.tenants[scene.tenant].tier}): {scene.about}")
-            tell("three tenants run at once, each with 20 s …")
-            ended = await asyncio.gather(
-                *(_play(scene, Target(state.address, state.tenants[scene.tenant].api_key)) for scene in SCENES)
-            )
+        async with _world(seed) as (world, policy):
+            with stage.drawing():
+                stage.tell("B's runs wait for a provider that turns slow; then A and C come. First the naive way …")
+                await _naively(stage.begins(naive), world, policy)
+                stage.tell("starting three services for the same again …")
+                ended = await _through_the_mesh(stage, meshed, world, policy, seed)
     except ProgramFailed as failed:
         complain(str(failed))
         return Exit.FAILED
-    runs = [_told(scene, timeline) for scene, timeline in zip(SCENES, ended, strict=True)]
     holds = all(inside_budget(timeline) for timeline in ended)
+    if save is not None:
+        _save(save, naive, meshed)
     if as_json:
-        print(json.dumps({"runs": runs, "holds": holds}, ensure_ascii=False))
+        runs = [_told(scene, timeline) for scene, timeline in zip(SCENES, ended, strict=True)]
+        acts = {"naive": naive.as_json(), "meshed": meshed.as_json()}
+        print(json.dumps({"runs": runs, "holds": holds, **acts}, ensure_ascii=False))
     else:
         _show(console, ended, holds)
+        console.print(_moral(naive, meshed), soft_wrap=True)
+        if save is not None:
+            console.print(Text(f"The picture is in {save}.", style="dim"))
     return Exit.ANSWERED if holds else Exit.FAILED
 
 
-async def _play(scene: Scene, target: Target) -> Timeline | MeshError:
+@asynccontextmanager
+async def _world(seed: int) -> AsyncIterator[tuple[TurningWorld, Policy]]:
+    """The upstreams of both acts, and a policy that knows where they are."""
+    world = TurningWorld(seed=seed)
+    async with serving(world) as url:
+        policy = with_http_base(default_policy(), DEMO_BASE, url)
+        models = {name: model.model_copy(update={"seed": seed}) for name, model in policy.models.items()}
+        tools = policy.tools.model_copy(update={"connections_per_host": POOL})
+        yield world, policy.model_copy(update={"models": models, "tools": tools})
+
+
+class _Watched:
+    """An act on its time axis."""
+
+    def __init__(self, act: Act) -> None:
+        self.act = act
+        self._began_at: float | None = None
+
+    def elapsed(self) -> float:
+        """Seconds since the provider turned slow."""
+        return 0.0 if self._began_at is None else time.monotonic() - self._began_at
+
+    async def play(self, world: TurningWorld, one: Callable[[Scene, Lane], Any]) -> list[Any]:
+        """Turn the provider slow, begin every run at its time, and return what came of those of SCENES when the act is over."""
+        world.slow, self._began_at = True, time.monotonic()
+        scenes = incident()
+        lanes = [Lane(scene.tenant, scene.label, scene.order.deadline or 0.0, scene.at) for scene in scenes]
+        self.act.lanes = sorted(lanes, key=lambda lane: lane.tenant)
+
+        async def at_its_time(scene: Scene, lane: Lane) -> Any:
+            await asyncio.sleep(scene.at - self.elapsed())
+            lane.starts_at = self.elapsed()
+            return await one(scene, lane)
+
+        ended = await asyncio.gather(*(at_its_time(scene, lane) for scene, lane in zip(scenes, lanes, strict=True)))
+        last = max(lane.starts_at + lane.granted for lane in lanes)
+        await asyncio.sleep(last + GONE_AFTER - self.elapsed())
+        self.act.open_requests = world.open_requests()
+        await asyncio.sleep(SECONDS - self.elapsed())
+        world.slow = False
+        for lane in lanes:
+            lane.leave(self.elapsed() - lane.starts_at)
+        return list(ended[: len(SCENES)])
+
+
+async def _naively(watched: _Watched, world: TurningWorld, policy: Policy) -> None:
+    platform = NaivePlatform(policy, POOL, watched.elapsed)
+    left: list[asyncio.Task[str]] = []
+
+    async def one(scene: Scene, lane: Lane) -> None:
+        task = asyncio.create_task(platform.run(lane, scene.order.prompt))
+        left.append(task)
+        await asyncio.wait({task}, timeout=lane.granted)  # then the user is gone, and the platform goes on
+        if task.done():
+            task.result()
+            lane.answered_at = watched.elapsed() - lane.starts_at
+
     try:
-        return await run_to_end(target, scene.order)
-    except MeshError as error:
-        return error
+        await asyncio.gather(*(platform.run(Lane(tenant, "", 0.0), prompt) for tenant, prompt in CALM.items()))
+        await watched.play(world, one)
+    finally:
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        await platform.aclose()
+
+
+async def _through_the_mesh(
+    stage: _Stage, act: Act, world: TurningWorld, policy: Policy, seed: int
+) -> list[Timeline | MeshError]:
+    with TemporaryDirectory(prefix="dmesh-demo-") as folder:
+        file = Path(folder) / "policy.yaml"
+        file.write_text(json.dumps(policy.model_dump(mode="json")))  # JSON is YAML
+        options = UpOptions(policy_file=file, port=0, demo_world=False, seed=seed)
+        async with running_mesh(options, CommandSettings(), lambda what: complain(what), _pass_on) as mesh:
+            state = mesh.state
+
+            def target(tenant: str) -> Target:
+                return Target(state.address, state.tenants[tenant].api_key)
+
+            async def one(scene: Scene, lane: Lane) -> Timeline | MeshError:
+                try:
+                    return await run_to_end(target(scene.tenant), scene.order, _LaneView(lane))
+                except MeshError as error:
+                    lane.failed = error.reason.lower()
+                    return error
+
+            await asyncio.gather(*(run_to_end(target(tenant), Order(prompt)) for tenant, prompt in CALM.items()))
+            return await stage.begins(act).play(world, one)
+
+
+_KINDS = {"tool_call": "tool", "tool_queue": "wait", "llm_queue": "wait"}
+"""What a lane shows of a ledger's phases; the others are the model's."""
+
+
+class _LaneView:
+    """Draws a run of the mesh into its lane, by what its own ledger says."""
+
+    def __init__(self, lane: Lane) -> None:
+        self._lane = lane
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        return None
+
+    def show(self, event: orchestrator_pb2.RunResponse, timeline: Timeline) -> None:
+        at = event.elapsed_us / 1e6
+        if event.HasField("finished"):
+            finished = event.finished
+            self._lane.leave(at)
+            if finished.answer:
+                self._lane.answered_at = at
+            self._lane.partial = finished.partial
+        else:
+            kind = _KINDS.get(timeline.phase, "model")
+            # The mesh does not say who holds a slot. Here it can only be the one that asks for more than there is.
+            self._lane.enter(at, kind, AGGRESSOR if kind == "wait" else "")
+
+
+class _Stage:
+    """Where the acts are shown: drawn as they are played on a terminal, printed when they are over anywhere else."""
+
+    def __init__(self, console: Console, *, quiet: bool) -> None:
+        self._console = console
+        self._quiet = quiet
+        self._live = console.is_terminal and not quiet
+        self._acts: list[_Watched] = []
+        self._says = ""
+
+    def drawing(self) -> AbstractContextManager[Any]:
+        """Draw for the block."""
+        if self._live:
+            return Live(console=self._console, refresh_per_second=10, get_renderable=self._render)
+        return nullcontext() if self._quiet else _Then(lambda: self._console.print(self._render(), soft_wrap=True))
+
+    def begins(self, act: Act) -> _Watched:
+        """The next act, from here on."""
+        watched = _Watched(act)
+        self._acts.append(watched)
+        return watched
+
+    def tell(self, what: str) -> None:
+        """Say what happens now."""
+        self._says = what
+        if not self._quiet and not self._live:
+            self._console.print(Text(what, style="dim"), soft_wrap=True)
+
+    def _render(self) -> RenderableType:
+        width = min(self._console.width, _WIDEST) if self._live else _PLAIN_WIDTH
+        parts: list[RenderableType] = []
+        for watched in self._acts:
+            parts += drawn(watched.act, SECONDS, width, now=watched.elapsed(), ascii_only=not can_draw(self._console))
+            parts.append(Text())
+        if self._live and len(self._acts) < 2:
+            parts.append(Text(self._says, style="dim"))
+        return Group(*parts)
+
+
+class _Then(AbstractContextManager[None]):
+    """Does something at the end of a block that went well."""
+
+    def __init__(self, what: Callable[[], None]) -> None:
+        self._what = what
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._what()
+
+
+def _save(path: Path, *acts: Act) -> None:
+    """Both acts as a picture, which rich draws as SVG."""
+    canvas = Console(record=True, file=io.StringIO(), width=_WIDEST, force_terminal=True, color_system="truecolor")
+    for act in acts:
+        canvas.print(Group(*drawn(act, SECONDS, _WIDEST), Text()))
+    canvas.print(_moral(*acts))
+    canvas.save_svg(str(path), title="whose budget was eaten by whom")
 
 
 def inside_budget(ended: Timeline | MeshError) -> bool:
@@ -112,17 +290,23 @@ def _show(console: Console, ended: list[Timeline | MeshError], holds: bool) -> N
             console.print(Text(f"\n{scene.tenant}: {run.reason}: {run}", style="bold red"))
         else:
             console.rule(characters="─" if console.encoding.startswith("utf") else "-", style="dim")
-            print_finished(run, console, title=f"{scene.tenant}: {scene.about}")
+            print_finished(run, console, title=f"{scene.tenant}, meshed: {scene.about}")
     broken = [scene.tenant for scene, run in zip(SCENES, ended, strict=True) if not inside_budget(run)]
     console.print()
     if holds:
-        console.print(Text("Every tenant was answered inside its own budget.", style="bold green"))
+        console.print(Text("Through the mesh every tenant was answered inside its own budget.", style="bold green"))
     else:
         console.print(Text(f"Not answered inside its budget: {', '.join(broken)}.", style="bold red"))
 
 
-def _nothing(what: str) -> None:
-    return None
+def _moral(*acts: Act) -> Text:
+    """Whose budget was eaten by whom, in a line for each act."""
+    lines = []
+    for act in acts:
+        eaten = ", ".join(f"{seconds:.1f} s of {letter(tenant)}'s" for tenant, seconds in act.eaten(AGGRESSOR).items())
+        left = f"{act.open_requests} requests were at work after all deadlines"
+        lines.append(f"{act.title.partition(':')[0]}: {letter(AGGRESSOR)} ate {eaten}; {left}.")
+    return Text("\n".join(lines))
 
 
 def _pass_on(name: str, line: str) -> None:
