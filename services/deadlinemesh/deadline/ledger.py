@@ -83,6 +83,10 @@ class Ledger:
         self._charge()
         return {phase: seconds for phase in Phase if (seconds := self._spent.get(phase, 0.0)) > 0}
 
+    def close(self) -> None:
+        """Tell no change any more, and let go of whom they were told."""
+        self._on_change = None
+
     @property
     def elapsed(self) -> float:
         """Seconds since the start."""

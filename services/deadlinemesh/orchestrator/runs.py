@@ -65,6 +65,7 @@ class AgentRun:
         self._changed = asyncio.Event()
         self._watchers = 0
         self._task: BackgroundTask[None] | None = None
+        self._said: tuple[Message, ...] = ()
 
     @property
     def run_id(self) -> str:
@@ -84,7 +85,7 @@ class AgentRun:
     @property
     def history(self) -> tuple[Message, ...]:
         """The conversation as far as it has come; always valid."""
-        return () if self.agent is None else self.agent.history
+        return self._said if self.agent is None else self.agent.history
 
     def emit(self, event: RunEvent) -> None:
         """Tell every watcher, present and future."""
@@ -161,6 +162,15 @@ class AgentRun:
         self.emit(self.finished)
         return self.finished
 
+    def let_go(self) -> None:
+        """Keep what can be asked for of a run whose task has ended, and nothing that leads back to the run.
+
+        A task keeps the error that ended it, with every frame on its way. In a cycle with those, a run that is forgotten would
+        wait for a collection of the old, which services rarely do.
+        """
+        self._said, self.agent, self._task = self.history, None, None
+        self.ledger.close()
+
     def _phase_changed(self, phase: Phase) -> None:
         if phase is Phase.RESPONSE:
             return  # that the run has finished is told in the same breath, and says more
@@ -194,6 +204,8 @@ class Runs:
         self._by_id: dict[str, AgentRun] = {}
         self._by_request: dict[tuple[str, str], AgentRun] = {}
         self._ended: dict[str, deque[tuple[float, AgentRun]]] = {}
+        self._ends: deque[tuple[float, str]] = deque()
+        """When runs ended, and whose they were: a tenant that does not come back is forgotten all the same."""
         self._count = 0
 
     def known(self, tenant_id: str, request_id: str) -> AgentRun | None:
@@ -284,6 +296,7 @@ class Runs:
         if not run.over:  # it was stopped before its first step
             cause = cause or Cause.CLIENT_CANCELLED
             self._finish(run, _OUTCOMES[cause], cause, _DETAILS[cause], "", True)
+        run.let_go()
 
     def _finish(
         self, run: AgentRun, outcome: Outcome, cause: Cause | None, detail: str, answer: str, partial: bool
@@ -294,6 +307,10 @@ class Runs:
         context = run.context
         now = context.clock.monotonic()
         self._ended.setdefault(context.tenant_id, deque()).append((now, run))
+        self._ends.append((now, context.tenant_id))
+        self._forget(context.tenant_id)
+        while self._ends and now - self._ends[0][0] >= self._limits.keep_finished_runs:
+            self._forget(self._ends.popleft()[1])
         self._telemetry.record(
             RunEnded(
                 hop=HOP,
@@ -319,6 +336,7 @@ class Runs:
                 return
             ended.popleft()
             del self._by_id[run.run_id], self._by_request[(tenant_id, run.request_id)]
+        self._ended.pop(tenant_id, None)
 
 
 def _refusal(error: BaseException) -> MeshError:

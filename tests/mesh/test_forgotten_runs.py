@@ -1,0 +1,88 @@
+"""Runs that are over are forgotten: also those of tenants that never ask for one, and without the cycle collector's help."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Awaitable, Callable
+
+from deadlinemesh.orchestrator.runs import AgentRun
+from deadlinemesh.policy import default_policy
+from deadlinemesh.testing import virtual_time
+from deadlinemesh.testing.mesh import MemoryMesh
+from deadlinemesh.v1 import orchestrator_pb2, orchestrator_pb2_grpc
+
+KEPT = 3
+KEPT_FOR = 60.0
+EXPIRES = 2.0
+"""A deadline that ends a run in the midst of its tool: the errors that end it hold every frame on their way."""
+
+
+async def run(mesh: MemoryMesh, tenant: str, timeout: float | None = None) -> str:
+    """A run without a request id, as most are; its id."""
+    stub = orchestrator_pb2_grpc.OrchestratorServiceStub(mesh.channel)
+    request = orchestrator_pb2.RunRequest(prompt="Run the long task for 5 seconds")
+    events = [event async for event in stub.Run(request, timeout=timeout, metadata=mesh.credentials(tenant))]
+    await mesh.idle()
+    return events[0].started.run_id
+
+
+def in_memory(test: Callable[[MemoryMesh], Awaitable[None]]) -> None:
+    policy = default_policy()
+    limits = policy.limits.model_copy(update={"keep_runs_per_tenant": KEPT, "keep_finished_runs": KEPT_FOR})
+
+    async def main() -> None:
+        await test(MemoryMesh(policy.model_copy(update={"limits": limits}), virtual_time.clock()))
+
+    virtual_time.run(main())
+
+
+def remembered(run_ids: list[str]) -> list[str]:
+    """Those of the runs that there still is anything of."""
+    there = {one.run_id for one in gc.get_objects() if isinstance(one, AgentRun)}
+    return [run_id for run_id in run_ids if run_id in there]
+
+
+def test_no_more_are_kept_for_a_tenant_than_policy_says_though_it_never_asks_for_one() -> None:
+    async def test(mesh: MemoryMesh) -> None:
+        run_ids = [await run(mesh, "bolt", EXPIRES if number % 2 else None) for number in range(8)]
+        gc.collect()
+        assert remembered(run_ids) == run_ids[-KEPT:]
+
+    in_memory(test)
+
+
+def test_the_runs_of_a_tenant_that_does_not_come_back_are_forgotten_in_their_time() -> None:
+    async def test(mesh: MemoryMesh) -> None:
+        old = await run(mesh, "acme")
+        await asyncio.sleep(KEPT_FOR)
+        new = await run(mesh, "bolt")
+        gc.collect()
+        assert remembered([old, new]) == [new]
+
+    in_memory(test)
+
+
+def test_a_run_that_is_forgotten_is_freed_at_once() -> None:
+    async def test(mesh: MemoryMesh) -> None:
+        run_ids = [await run(mesh, "bolt", timeout) for timeout in (None, EXPIRES, None)]
+        gc.collect()  # what is kept is old by the time it is forgotten, and the old are rarely collected
+        gc.disable()
+        try:
+            run_ids += [await run(mesh, "bolt") for _ in range(KEPT)]
+            assert remembered(run_ids) == run_ids[-KEPT:]
+        finally:
+            gc.enable()
+
+    in_memory(test)
+
+
+def test_what_was_said_in_a_run_that_is_over_can_still_be_asked_for() -> None:
+    async def test(mesh: MemoryMesh) -> None:
+        stub = orchestrator_pb2_grpc.OrchestratorServiceStub(mesh.channel)
+        request = orchestrator_pb2.GetRunRequest(run_id=await run(mesh, "bolt"))
+        got = await stub.GetRun(request, timeout=1.0, metadata=mesh.credentials("bolt"))
+        assert [message.content for message in got.messages][1] == "Run the long task for 5 seconds"
+        assert got.messages[-1].content == got.run.finished.answer
+
+    in_memory(test)
