@@ -10,6 +10,8 @@
     stop_*.py     its parts: the clients and how they end, the mesh, the plain chain
     modes.py      the article's five ways to break a budget, naive and meshed
     modes_*.py    its parts: the load, the upstreams, the naive platform, the mesh, a slow store
+    soak.py       whether anything is left of 100,000 streams that end before they are done
+    soak_*.py     its parts: the streams, a service that tells what it holds
 
 Naive code lives here, and in the demo, only.
 """

@@ -12,6 +12,7 @@ from benchmarks.modes import modes
 from benchmarks.overhead import overhead
 from benchmarks.report import Options, Result
 from benchmarks.retries import retries
+from benchmarks.soak import soak
 from benchmarks.stop import stop
 
 __all__ = ["BENCHES"]
@@ -25,4 +26,5 @@ BENCHES: dict[str, Callable[[Options], Awaitable[Result]]] = {
     "retries": retries,
     "blackhole": blackhole,
     "modes": modes,
+    "soak": soak,
 }

@@ -128,8 +128,8 @@ def demo(
 ) -> None:
     """Play an incident of three tenants, naive and meshed.
 
-    B's provider turns slow while A and C share the pool with it. Shows whose budget was eaten by whom, and where each one's time went.
-    Needs no key and no network, and takes about half a minute.
+    B's provider turns slow while A and C share the pool with it. Shows whose budget was eaten by whom, and where time
+    went. Needs no key and no network, and takes about half a minute.
     """
     from deadlinemesh.cli.demo import demo as play
 
