@@ -13,6 +13,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -44,9 +45,13 @@ async def soak(options: Options) -> Result:
         seen = [await _quiet(mesh)]
         streams.ended.clear()
         began = time.monotonic()
-        for _ in range(rounds):
+        for number in range(1, rounds + 1):
             await streams.play(STREAMS)
             seen.append(await _quiet(mesh))
+            rss = ", ".join(f"{hop} {held['rss_mb']} MB" for hop, held in seen[-1].items())
+            print(
+                f"soak: {number} of {rounds} after {time.monotonic() - began:.0f} s: {rss}", file=sys.stderr, flush=True
+            )
         took = time.monotonic() - began
     first, last = seen[0], seen[-1]
     count = sum(streams.ended.values())

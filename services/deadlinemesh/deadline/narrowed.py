@@ -93,7 +93,10 @@ class Narrowed:
         else:
             self._timer.cancel()
         _HERE.reset(self._token)
+        del traceback
         if self._cutting.is_why(kind):
+            if isinstance(error, asyncio.CancelledError):
+                error.__traceback__ = None  # see Scope
             raise DeadlineSpent(f"the time for {self._phase or 'this step'} is spent", phase=self._phase) from (
                 None if isinstance(error, asyncio.CancelledError) else error
             )

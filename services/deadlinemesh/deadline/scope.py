@@ -147,12 +147,19 @@ class Scope:
             del task.cancel
         else:
             task.cancel = self._outer._cancel  # type: ignore[method-assign]
+        del traceback
         if self.cause is not None:
             while task.cancelling() > cancels:
                 task.uncancel()  # it goes on as the error of its cause, not as a cancellation
             if getattr(task, "_must_cancel", False):  # the work stopped its own scope and never waited after that
                 with suppress(asyncio.CancelledError):
                     await asyncio.sleep(0)
+            # Collections are rare. The task keeps the error that is raised here, and that this frame: no way back to the task.
+            # And in a task group that a cancellation has passed, it keeps itself and all frames on its way.
+            self._task = None
+            del task
+            if isinstance(failure, asyncio.CancelledError):
+                failure.__traceback__ = None
             raise self.stopped() from (None if isinstance(failure, asyncio.CancelledError) else failure)
         if isinstance(failure, asyncio.CancelledError) and task.cancelling() == cancels:
             # The work raised it by itself, nobody cancelled it: grpc.aio would send no status for that.

@@ -264,6 +264,7 @@ class _Method:
                 await self._refuse(error, scope, answer)
             return result
         finally:
+            error = None  # its traceback has this frame: they would keep one another until a collection of cycles
             hop._unanswered -= 1
             if not hop._unanswered and hop._all_answered is not None:
                 hop._all_answered.set()
