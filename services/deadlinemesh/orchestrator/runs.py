@@ -204,8 +204,8 @@ class Runs:
         self._by_id: dict[str, AgentRun] = {}
         self._by_request: dict[tuple[str, str], AgentRun] = {}
         self._ended: dict[str, deque[tuple[float, AgentRun]]] = {}
-        self._ends: deque[tuple[float, str]] = deque()
-        """When runs ended, and whose they were: a tenant that does not come back is forgotten all the same."""
+        self._swept_at = 0.0
+        """When the runs of all tenants were last looked through: one that does not come back is forgotten all the same."""
         self._count = 0
 
     def known(self, tenant_id: str, request_id: str) -> AgentRun | None:
@@ -307,10 +307,11 @@ class Runs:
         context = run.context
         now = context.clock.monotonic()
         self._ended.setdefault(context.tenant_id, deque()).append((now, run))
-        self._ends.append((now, context.tenant_id))
         self._forget(context.tenant_id)
-        while self._ends and now - self._ends[0][0] >= self._limits.keep_finished_runs:
-            self._forget(self._ends.popleft()[1])
+        if now - self._swept_at >= self._limits.keep_finished_runs / 10:
+            self._swept_at = now
+            for tenant_id in tuple(self._ended):
+                self._forget(tenant_id)
         self._telemetry.record(
             RunEnded(
                 hop=HOP,
