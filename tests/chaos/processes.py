@@ -21,6 +21,9 @@ __all__ = ["GUARD", "Life", "Service", "alive", "established"]
 GUARD = 20.0
 """Seconds after which what should come is given up. Nothing waits that long unless it is broken."""
 
+START_GUARD = 60.0
+"""Likewise for a service that starts: to load what it needs takes long on a busy machine."""
+
 _EVENTS: dict[str, Any] = {name: getattr(telemetry, name) for name in telemetry.__all__} | {"Wait": Wait}
 
 
@@ -104,7 +107,7 @@ class Service:
                 env=self._environment | {"DMESH_EVENTS_FILE": str(events_file)},
             )
         assert process.stdout is not None
-        line = await asyncio.wait_for(process.stdout.readline(), GUARD)
+        line = await asyncio.wait_for(process.stdout.readline(), START_GUARD)
         assert line, self.log
         self.lives.append(Life(self.name, process, events_file, json.loads(line)["port"]))
         return self.life
@@ -133,6 +136,8 @@ class Service:
 
     async def end(self) -> int:
         """Have it drain and end; its exit code."""
+        if not self.lives:
+            return 0
         life = self.life
         if life.process.returncode is None:
             life.process.send_signal(signal.SIGCONT)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from tests.chaos.invariants import REPORTED, SOON, check, lateness
-from tests.chaos.mesh import HIT, SPARED, TENANTS, Mesh, Scene
+from tests.chaos.mesh import AMPLE, HIT, SPARED, TENANTS, Mesh, Scene
 from tests.chaos.plans import fetches, mixed, speaks, uses
 
 from deadlinemesh.telemetry import CallEnded
@@ -21,7 +21,7 @@ def _scene(mesh: Mesh, service: str) -> Scene:
 @pytest.mark.parametrize("service", SERVICES)
 async def test_budgets_hold_when_a_service_is_killed(mesh: Mesh, service: str) -> None:
     scene = _scene(mesh, service)
-    (blocking,) = scene.begin(uses(HIT, "spin", how="sleeps"))
+    (blocking,) = scene.begin(uses(HIT, "spin", AMPLE, how="sleeps"))
     runs = [blocking, *scene.begin(*mixed())]
     await scene.at_work()
     await blocking.told.wait()
@@ -50,7 +50,7 @@ async def test_budgets_hold_when_a_service_is_killed(mesh: Mesh, service: str) -
 @pytest.mark.parametrize("service", SERVICES)
 async def test_budgets_hold_when_a_service_is_stopped_and_goes_on_later(mesh: Mesh, service: str) -> None:
     scene = _scene(mesh, service)
-    (blocking,) = scene.begin(uses(HIT, "spin", how="sleeps"))
+    (blocking,) = scene.begin(uses(HIT, "spin", AMPLE, how="sleeps"))
     scene.begin(*mixed())
     await scene.at_work()
     await blocking.told.wait()
