@@ -86,5 +86,5 @@ def ledger_violations(seen: Seen, *, noise: float = 0.0) -> Iterator[str]:
         or not -MICROSECONDS <= ledger.unattributed_us <= 0.02 * ledger.elapsed_us + MICROSECONDS + noise
     ):
         yield f"run {seen.run} cannot explain {ledger.unattributed_us} us of {ledger.elapsed_us}"
-    if ledger.elapsed_us > ledger.granted_us:
+    if ledger.elapsed_us > ledger.granted_us + noise:
         yield f"run {seen.run} took {ledger.elapsed_us} us of the {ledger.granted_us} that it was granted"

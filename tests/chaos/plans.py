@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.chaos.mesh import AMPLE, HIT, SHORT, SPARED, Plan
+from tests.chaos.mesh import HIT, SHORT, SPARED, Plan
 from tests.chaos.provider import ToolUse, Turn
 
 __all__ = ["calm", "fetches", "mixed", "speaks", "uses", "waits"]
@@ -34,17 +34,17 @@ def uses(tenant: str, tool: str, timeout: float | None = SHORT, **arguments: obj
     return Plan(tenant, lambda run: (Turn(1, tools=(ToolUse(tool, {"run": run, **arguments}),)), Turn()), timeout)
 
 
-def calm() -> list[Plan]:
-    """Runs of the tenant that is to be spared: they take a while, and have time enough."""
-    return [speaks(SPARED, 100, 0.004, AMPLE), fetches(SPARED, 0.3, AMPLE), waits(SPARED, 0.3, AMPLE)]
+def calm(timeout: float | None = None) -> list[Plan]:
+    """Runs of the tenant that is to be spared: they take a while, and have time enough: their tier's."""
+    return [speaks(SPARED, 100, 0.004, timeout), fetches(SPARED, 0.3, timeout), waits(SPARED, 0.3, timeout)]
 
 
-def mixed() -> list[Plan]:
+def mixed(ample: float | None = None) -> list[Plan]:
     """Runs of both tenants. Of the one that is hit most would take longer than they have."""
     return [
         speaks(HIT, 400, 0.01),
         fetches(HIT, 60.0),
         waits(HIT, 60.0),
         fetches(HIT, 0.3),
-        *calm(),
+        *calm(ample),
     ]

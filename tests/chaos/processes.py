@@ -16,7 +16,7 @@ from deadlinemesh import telemetry
 from deadlinemesh.admission import Wait
 from deadlinemesh.telemetry import CallEnded, CallStarted, Event
 
-__all__ = ["GUARD", "Life", "Service", "alive", "established"]
+__all__ = ["GUARD", "Life", "Service", "alive", "below", "open_files"]
 
 GUARD = 20.0
 """Seconds after which what should come is given up. Nothing waits that long unless it is broken."""
@@ -39,6 +39,8 @@ class Life:
     killed_at: float | None = None
     frozen: list[tuple[float, float]] = field(default_factory=list)
     """From when to when it was stopped by SIGSTOP."""
+    files_at_rest: int = 0
+    """How many files it held when its first scenario was over."""
     _read_to: int = 0
 
     def read(self) -> list[Event]:
@@ -159,17 +161,21 @@ def alive(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] not in ("Z", "X")
 
 
-def established(pid: int, port: int) -> int:
-    """How many TCP connections the process holds to `port` of this machine."""
-    inodes = set()
-    folder = f"/proc/{pid}/fd"
-    for name in os.listdir(folder):
-        try:
-            target = os.readlink(f"{folder}/{name}")
-        except OSError:
-            continue
-        if target.startswith("socket:["):
-            inodes.add(target[8:-1])
-    lines = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
-    wanted = f":{port:04X}"
-    return sum(line[2].endswith(wanted) and line[3] == "01" and line[9] in inodes for line in lines)
+def open_files(pid: int) -> int:
+    """How many files and sockets the process holds."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def below(pid: int) -> int:
+    """How many living processes descend from it."""
+    parents: dict[int, int] = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and alive(int(folder.name)):
+            try:
+                parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:  # gone meanwhile
+                continue
+    family = {pid}
+    while grown := {child for child, parent in parents.items() if parent in family} - family:
+        family |= grown
+    return len(family) - 1

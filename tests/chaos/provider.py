@@ -19,7 +19,10 @@ from typing import Any, Literal
 
 from deadlinemesh.conversation import Message, Role, ToolCall, history_violations
 
-__all__ = ["Exchange", "Outside", "Script", "ToolUse", "Turn", "marked", "word"]
+__all__ = ["TOGETHER", "Exchange", "Outside", "Script", "ToolUse", "Turn", "marked", "word"]
+
+TOGETHER = "together"
+"""In place of the seconds that the tool is to take, and followed by a `Turn.together`."""
 
 End = Literal["ends", "stalls", "never ends", "breaks off", "resets", "garbage", "half a chunk", "is busy", "fails"]
 
@@ -42,6 +45,8 @@ class Turn:
     tools: tuple[ToolUse, ...] = ()
     end: End = "ends"
     retry_after: float | None = None
+    together: str = ""
+    """`COUNT-NAME`: it begins when so many of this name are there at once. From then on none of them has to wait."""
     times: int = 0
     """For so many attempts it ends as `end` says, and then as it should; 0: always."""
 
@@ -75,7 +80,7 @@ def marked(text: str) -> set[int]:
     return {int(number) for number in re.findall(r"\br(\d+)\.", text)}
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class Exchange:
     """One request and what came of it. Instants are on the machine's monotonic clock."""
 
@@ -98,6 +103,7 @@ class Outside:
 
     def __init__(self) -> None:
         self.exchanges: list[Exchange] = []
+        self._gathered: dict[tuple[str, str], tuple[set[Exchange], asyncio.Event]] = {}
         self.port = 0
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
@@ -160,10 +166,10 @@ class Outside:
             exchange = Exchange("model", script.run, turn, time.monotonic(), invalid=invalid)
             work = self._speak(script, exchange, "tools" in asked, writer)
         else:
-            run, seconds = re.fullmatch(r"/tool/(\d+)/([\d.]+)", path).groups()  # type: ignore[union-attr]
+            _, _, run, seconds = path.split("/")
             told = float(headers["x-request-deadline"]) - (time.time() - time.monotonic())
             exchange = Exchange("tool", int(run), 0, time.monotonic(), told)
-            work = self._use(float(seconds), exchange, writer)
+            work = self._use(seconds, exchange, writer)
         self.exchanges.append(exchange)
         try:
             return await work
@@ -173,8 +179,22 @@ class Outside:
         finally:
             exchange.ended_at = time.monotonic()
 
-    async def _use(self, seconds: float, exchange: Exchange, writer: asyncio.StreamWriter) -> bool:
-        await asyncio.sleep(seconds)
+    async def _gather(self, exchange: Exchange, together: str) -> None:
+        """Wait until as many are there at once as are to be together."""
+        here, complete = self._gathered.setdefault((exchange.kind, together), (set(), asyncio.Event()))
+        here.add(exchange)
+        if len(here) >= int(together.partition("-")[0]):
+            complete.set()
+        try:
+            await complete.wait()
+        finally:
+            here.discard(exchange)
+
+    async def _use(self, seconds: str, exchange: Exchange, writer: asyncio.StreamWriter) -> bool:
+        if seconds.startswith(TOGETHER):
+            await self._gather(exchange, seconds.removeprefix(TOGETHER))
+        else:
+            await asyncio.sleep(float(seconds))
         await _respond(writer, "200 OK", word(exchange.run))
         return True
 
@@ -182,6 +202,8 @@ class Outside:
         turn = script.turns[exchange.turn] if exchange.turn < len(script.turns) else Turn(1)
         tried = sum((one.kind, one.run, one.turn) == ("model", script.run, exchange.turn) for one in self.exchanges)
         end = "ends" if turn.times and tried > turn.times else turn.end
+        if turn.together:
+            await self._gather(exchange, turn.together)
         if end in ("is busy", "fails"):
             status = "429 Too Many Requests" if end == "is busy" else "503 Service Unavailable"
             wait = "" if turn.retry_after is None else f"Retry-After: {turn.retry_after:g}\r\n"

@@ -22,7 +22,7 @@ def _scene(mesh: Mesh, service: str) -> Scene:
 async def test_budgets_hold_when_a_service_is_killed(mesh: Mesh, service: str) -> None:
     scene = _scene(mesh, service)
     (blocking,) = scene.begin(uses(HIT, "spin", AMPLE, how="sleeps"))
-    runs = [blocking, *scene.begin(*mixed())]
+    runs = [blocking, *scene.begin(*mixed(AMPLE))]
     await scene.at_work()
     await blocking.told.wait()
     await scene.kill(service)
@@ -51,7 +51,7 @@ async def test_budgets_hold_when_a_service_is_killed(mesh: Mesh, service: str) -
 async def test_budgets_hold_when_a_service_is_stopped_and_goes_on_later(mesh: Mesh, service: str) -> None:
     scene = _scene(mesh, service)
     (blocking,) = scene.begin(uses(HIT, "spin", AMPLE, how="sleeps"))
-    scene.begin(*mixed())
+    scene.begin(*mixed(AMPLE))
     await scene.at_work()
     await blocking.told.wait()
     scene.freeze(service)
