@@ -328,7 +328,8 @@ class _Method:
             error.hop = error.hop or self._hop.hop
             with suppress(grpc.aio.InternalError):  # the peer has left already
                 await answer.opened()
-                await answer.abort_with_status(status_of(error, None if scope is None else scope.context))
+                if not answer.done():  # nor has it become overdue meanwhile
+                    await answer.abort_with_status(status_of(error, None if scope is None else scope.context))
 
     def _answer_for(self, answer: Answer, scope: Scope) -> None:
         """Send the status of a call whose handler will not end: its client must not wait for that."""
@@ -336,7 +337,8 @@ class _Method:
         async def abort() -> None:
             with suppress(grpc.aio.AbortError, grpc.aio.InternalError):
                 await answer.opened()
-                await answer.abort_with_status(status_of(scope.stopped(), scope.context))
+                if not answer.done():  # the handler may have ended after all, before this could begin
+                    await answer.abort_with_status(status_of(scope.stopped(), scope.context))
 
         if not answer.done():
             answers = self._hop._answers
