@@ -286,13 +286,14 @@ class Frozen(grpc.aio.ServerInterceptor):
 
 
 def test_where_the_orchestrator_stands_still_the_edge_tells_in_time() -> None:
+    # For a client whose timeout comes as it was given; where the C core has stretched it, its own timer is first.
     async def main() -> None:
         client, clock = Client(), virtual_time.clock()
         policy = client.mesh.policy
         silent = MeshChannel(MemoryChannel(MemoryServer(Frozen())), "memory")
         server: Any = MemoryServer(DeadlineInterceptor("edge", orchestrator.EdgeGate(policy, clock), clock=clock))
         orchestrator.Forwarder(policy, dict.fromkeys((ACME, SHARED), silent)).register(server)
-        stub: Any = orchestrator_pb2_grpc.OrchestratorServiceStub(MemoryChannel(server, rounding=1.03))
+        stub: Any = orchestrator_pb2_grpc.OrchestratorServiceStub(MemoryChannel(server))
         for timeout in (0.5, 2.0, 300.0):
             message = orchestrator_pb2.RunRequest(prompt="hello")
             began = clock.monotonic()

@@ -42,8 +42,6 @@ class Grant:
     """Until the answer must be on its way: the deadline less the response reserve."""
     requested: float | None
     """What the caller asked for; None for no deadline."""
-    apart: float = 0.0
-    """How much earlier than it had to be it is due, so as not to be due together with others. Known at the edge only."""
 
     @property
     def reserve(self) -> float:
@@ -106,7 +104,7 @@ class EdgeGate:
         if requested is not None:
             granted = min(budget, requested)
             due = min(budget, requested / _stretch(arrival.header("user-agent")))
-        latest = due = due - self._limits.response_reserve
+        due -= self._limits.response_reserve
         if arrival.method.endswith("/Run"):
             if due < self._limits.shortest_run:
                 raise Doomed(
@@ -115,7 +113,7 @@ class EdgeGate:
                     phase="admission",
                 )
             due = self._staggered(due, arrival.at)
-        return Grant(tenant, granted, due, requested, latest - due)
+        return Grant(tenant, granted, due, requested)
 
     def _staggered(self, due: float, at: float) -> float:
         earliest = max(due * (1 - STAGGER), self._limits.shortest_run)

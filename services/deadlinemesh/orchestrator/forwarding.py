@@ -12,9 +12,9 @@ from typing import Any
 
 import grpc
 
-from deadlinemesh.deadline import GivenUp, Patience, current
+from deadlinemesh.deadline import current, narrowed_at
 from deadlinemesh.errors import DeadlineSpent
-from deadlinemesh.orchestrator.edge import HOP, Grant, current_grant
+from deadlinemesh.orchestrator.edge import HOP, current_grant
 from deadlinemesh.orchestrator.granted import encode_grant
 from deadlinemesh.policy import Policy
 from deadlinemesh.transport import MeshChannel, error_from
@@ -25,8 +25,8 @@ __all__ = ["EDGE", "Forwarder"]
 EDGE = "edge"
 """The hop's name."""
 
-LAST_CALL = 0.75
-"""The part of the response reserve for which the edge waits for a silent orchestrator; in the rest it says that it was silent."""
+LAST_WORD = 0.25
+"""The part of the response reserve, before the deadline, in which the edge no longer waits but says that there was no answer."""
 
 _SERVICE = orchestrator_pb2.DESCRIPTOR.services_by_name["OrchestratorService"]
 _RICH_STATUS = "grpc-status-details-bin"
@@ -57,26 +57,23 @@ class Forwarder:
         server.add_registered_method_handlers(_SERVICE.full_name, handlers)
 
     async def _stream(self, method: str, request: bytes, context: Any) -> None:
-        # An orchestrator that stands still cannot answer in time, so the edge does: towards the end of the reserve, while the
-        # client's own timer, which would tell no cause, has not fired yet. One that still speaks is late, and may go on.
-        here, grant = current(), current_grant()
-        pool, due_at = self._pools[here.tenant_id], here.started_at + grant.due
-        patience = Patience(lambda: pool.heard_at < due_at)
+        # An orchestrator that stands still cannot answer in time, so the edge does, just before the client's own timer, which
+        # would tell no cause. Not earlier: one that is merely late has until then.
+        here = current()
+        answered_by = here.absolute_deadline - self._reserve * LAST_WORD
         try:
-            async with pool.begin(method, request, grant) as call, patience:
-                patience.lasts(due_at + grant.apart + self._reserve * LAST_CALL - here.clock.monotonic())
+            async with self._pools[here.tenant_id].begin(method, request) as call, narrowed_at(answered_by):
                 await context.send_initial_metadata(await call.initial_metadata())
                 async for message in call:
-                    pool.heard_at = here.clock.monotonic()
                     await context.write(message)
-        except GivenUp:
+        except DeadlineSpent:
             raise DeadlineSpent(f"the {HOP} did not answer in time", hop=HOP, phase="response") from None
         except grpc.aio.AioRpcError as error:
             await _pass_on(error, context)
 
     async def _ask(self, method: str, request: bytes, context: Any) -> Any:
         try:
-            return await self._pools[current().tenant_id].begin(method, request, current_grant())
+            return await self._pools[current().tenant_id].begin(method, request)
         except grpc.aio.AioRpcError as error:
             await _pass_on(error, context)
 
@@ -85,8 +82,6 @@ class _Pool:
     """The orchestrator of one pool, as the edge knows it."""
 
     def __init__(self, channel: MeshChannel) -> None:
-        self.heard_at = float("-inf")
-        """The instant of the last event of any run in it."""
         self._methods: dict[str, Any] = {
             method.name: (channel.unary_stream if method.server_streaming else channel.unary_unary)(
                 f"/{_SERVICE.full_name}/{method.name}"
@@ -94,9 +89,9 @@ class _Pool:
             for method in _SERVICE.methods
         }
 
-    def begin(self, method: str, request: bytes, grant: Grant) -> Any:
-        """Begin a call there, for the current context."""
-        return self._methods[method](request, metadata=(encode_grant(grant),))
+    def begin(self, method: str, request: bytes) -> Any:
+        """Begin a call there, for the current context and grant."""
+        return self._methods[method](request, metadata=(encode_grant(current_grant()),))
 
 
 async def _pass_on(error: grpc.aio.AioRpcError, context: Any) -> None:
