@@ -12,6 +12,7 @@
     modes_*.py    its parts: the load, the upstreams, the naive platform, the mesh, a slow store
     soak.py       whether anything is left of 100,000 streams that end before they are done
     soak_*.py     its parts: the streams, a service that tells what it holds
+    dedicated.py  isolation's last part: a dedicated tenant while the shared pool spins
 
 Naive code lives here, and in the demo, only.
 """

@@ -3,7 +3,7 @@
 Each pool has SLOTS slots. The victim calls at half of its fair share of them, the aggressor at a hundred times its own, both in an
 open loop. The pools are those of the real services, each in a process of its own: model slots at the llm-proxy, HTTP connections at
 the tool-runner, and the processes in which its blocking tools run. Beside them, a plain grpc.aio server whose slots are a
-semaphore.
+semaphore. Last a whole mesh in which the victim is dedicated, while the event loops of the shared pool spin: see dedicated.py.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from benchmarks.dedicated import kept_by_the_dedicated
 from benchmarks.isolation_peers import DEADLINE, SERVICE_S, SLOTS, TOKEN, Call, calls_to
 from benchmarks.process import started
 from benchmarks.report import Options, Result, bar, median, quantile, result
@@ -34,7 +35,7 @@ WARM_UP, MEASURED = 2.0, 8.0
 
 
 async def isolation(options: Options) -> Result:
-    """Measure each pool, and the plain one, with the victim alone and then beside the aggressor."""
+    """Measure each pool, the plain one, and a dedicated tenant, with the victim alone and then beside the aggressor."""
     rounds = options.repetitions or 5
     found: dict[str, list[dict[str, float]]] = {pool: [] for pool in (*POOLS, "plain")}
     for number in range(rounds):
@@ -46,7 +47,9 @@ async def isolation(options: Options) -> Result:
     for pool in POOLS:
         bars.append(bar(f"{pool}: goodput kept", figures[pool]["goodput_kept"], 0.95, at_least=True))
         bars.append(bar(f"{pool}: p99 over that alone", figures[pool]["p99_ratio"], 2.0))
-    return result("isolation", rounds, {"pools": figures}, bars)
+    dedicated = _figures([await kept_by_the_dedicated(f"{options.seed} {number}") for number in range(rounds)])
+    bars.append(bar("dedicated: goodput kept", dedicated["goodput_kept"], 0.99, at_least=True))
+    return result("isolation", rounds, {"pools": figures, "dedicated": dedicated}, bars)
 
 
 def _figures(rounds: list[dict[str, float]]) -> dict[str, Any]:
