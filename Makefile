@@ -31,8 +31,8 @@ tools: ## install grpcurl and Toxiproxy, with Go
 demo: $(SETUP) ## one tenant's slow provider and two others, naive and meshed
 	$(BIN)/dmesh demo
 
-test: $(SETUP) ## run the tests
-	$(BIN)/python -m pytest
+test: $(SETUP) ## run the tests, but for the chaos
+	$(BIN)/python -m pytest -m "not chaos"
 
 chaos: $(SETUP) ## break real processes and the network between them, and see that budgets hold: needs Toxiproxy
 	@command -v toxiproxy-server >/dev/null || { \
@@ -71,7 +71,7 @@ simulate: $(SETUP) ## play RUNS simulated runs that CI has not seen, or the scen
 	$(BIN)/python -m tests.simulation $(SEED) $(if $(RUNS),--runs $(RUNS)) $(if $(START),--start $(START))
 
 bench: $(SETUP) ## run every benchmark
-	for name in drift overhead stop; do $(BIN)/dmesh bench $$name || exit $$?; done
+	for name in $$($(BIN)/dmesh bench --list); do $(BIN)/dmesh bench $$name || exit $$?; done
 
 clean: ## remove what was made
 	rm -rf .venv .tools build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
