@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import httpx
@@ -28,9 +29,15 @@ HOP = "tool-runner"
 class ToolRunnerServicer(tool_runner_pb2_grpc.ToolRunnerServiceServicer):
     """The tool-runner behind gRPC. The inbound interceptor sets the context, ends calls on time and maps errors."""
 
-    def __init__(self, service: ToolService, keeping: Callable[[Policy], KeptResults | None] = lambda _: None) -> None:
-        """`keeping` makes what keeps results under a policy."""
+    def __init__(
+        self,
+        service: ToolService,
+        registry_of: Callable[[Policy], Registry] = Registry.from_policy,
+        keeping: Callable[[Policy], KeptResults | None] = lambda _: None,
+    ) -> None:
+        """`registry_of` makes the tools of a policy, and `keeping` what keeps results under it."""
         self.service = service
+        self._registry_of = registry_of
         self._keeping = keeping
 
     async def CallTool(  # the name is the contract's
@@ -50,7 +57,7 @@ class ToolRunnerServicer(tool_runner_pb2_grpc.ToolRunnerServiceServicer):
 
         Raises InvalidRequest, and keeps the old one, if the new one's tools are not right.
         """
-        registry = Registry.from_policy(policy)
+        registry = self._registry_of(policy)
         await self.service.replace(registry, policy.limits.message_bytes, self._keeping(policy))
 
     def warm(self) -> None:
@@ -83,9 +90,9 @@ def build(
         store = MemoryCache(policy.tools.cache_bytes, clock) if cache is None else cache
         return KeptResults(store, background, policy.tools, telemetry or Telemetry(), HOP)
 
-    registry = Registry.from_policy(policy, http_client, clock=clock, telemetry=telemetry)
-    service = ToolService(registry, policy.limits.message_bytes, clock, keeping(policy))
-    return ToolRunnerServicer(service, keeping)
+    registry_of = partial(Registry.from_policy, http_client=http_client, clock=clock, telemetry=telemetry)
+    service = ToolService(registry_of(policy), policy.limits.message_bytes, clock, keeping(policy))
+    return ToolRunnerServicer(service, registry_of, keeping)
 
 
 def _response(event: Event) -> tool_runner_pb2.CallToolResponse:
