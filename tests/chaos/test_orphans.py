@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 from tests.chaos.invariants import GONE, REPORTED, SOON, check, lateness
 from tests.chaos.mesh import AMPLE, HIT, SHORT, SPARED, Mesh, Plan, Scene
 from tests.chaos.plans import calm, fetches, uses, waits
+from tests.chaos.processes import GUARD
 from tests.chaos.provider import Turn
 
 from deadlinemesh.telemetry import CallStarted, OrphanReported
@@ -54,6 +56,9 @@ async def test_what_clings_is_reported_after_250_ms_and_gone_after_a_second(mesh
     }
     assert set(reports) == {run.run_id for run in runs}
     for run, note in zip(runs, notes, strict=True):
+        async with asyncio.timeout(GUARD):
+            while not note.exists() or not note.read_text():  # noqa: ASYNC110  # the fact is in another process's file
+                await asyncio.sleep(0.02)
         told_at, gone_at = map(float, note.read_text().split())
         deadline, report = deadlines[run.run_id], reports[run.run_id]
         assert (report.hop, report.tenant_id) == ("tool-runner", HIT)
