@@ -7,6 +7,7 @@ how long it let nobody run.
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -171,6 +172,13 @@ def who_is_spared_notices_nothing(scene: Scene) -> Iterator[str]:
             yield f"run {run.number} of {run.tenant} was to complete: {run.seen and _told(run.seen)}"
 
 
+_PEER_LEFT = re.compile(
+    r"^\S+ \S+ ERROR +grpc\._cython\.cygrpc ExecuteBatchError raised(.*\n)+?.*cygrpc\.ExecuteBatchError: .*$",
+    re.MULTILINE,
+)
+"""What grpc.aio logs by itself where a status could not be sent any more, as the peer was gone (grpc issue 31570): only noise."""
+
+
 def every_run_ends_for_the_reason_it_had(scene: Scene) -> Iterator[str]:
     """Nothing that goes wrong outside is taken for a defect of the mesh, and no client is said to have left that has not."""
     for life, call in _of(scene, CallEnded):
@@ -183,7 +191,8 @@ def every_run_ends_for_the_reason_it_had(scene: Scene) -> Iterator[str]:
         if event.cause == "DEADLINE_SPENT" and event.due_at - event.ended_at > SOON:
             yield f"{event.run_id} ended for lack of time with {event.due_at - event.ended_at:.3f} s left"
     for service, log in scene.log.items():
-        if " ERROR " in log or "Traceback" in log:
+        handled = _PEER_LEFT.sub("", log)
+        if " ERROR " in handled or "Traceback" in handled:
             yield f"{service} logs what nobody handled: {log[-3000:]}"
 
 

@@ -208,3 +208,16 @@ def test_one_false_fact_breaks_the_invariant_that_forbids_it(invariant: str, fal
 
 def test_every_invariant_is_seen_to_fail() -> None:
     assert set(FALSE) == {invariant.__name__ for invariant in INVARIANTS}
+
+
+def test_a_status_that_nobody_was_there_to_read_is_only_noise() -> None:
+    scene = _scene()
+    scene.log["llm-proxy"] = (
+        "2026-11-25 19:27:02,180 WARNING deadlinemesh orphan at llm-proxy\n"
+        "2026-11-25 19:27:02,183 ERROR   grpc._cython.cygrpc ExecuteBatchError raised in core by servicer method [/x]\n"
+        'Traceback (most recent call last):\n  File "server.pyx.pxi", line 710, in _handle_exceptions\n'
+        'grpc._cython.cygrpc.ExecuteBatchError: Failed "execute_batch": (<SendStatusFromServerOperation object>,)\n'
+    )
+    assert _broken(scene) == []
+    scene.log["llm-proxy"] += "2026-11-25 19:27:02,190 ERROR   deadlinemesh.transport failed\n"
+    assert "every_run_ends_for_the_reason_it_had" in _broken(scene)
