@@ -1,7 +1,8 @@
-"""The invariants hold in 10,000 runs; and what the proof itself stands on."""
+"""The invariants hold in 10,000 runs, of which a quarter is played where CI does not ask for all; and what the proof stands on."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -11,13 +12,13 @@ from tests.simulation.explore import explore, scenarios
 from tests.simulation.scenario import Scenario, named
 from tests.simulation.world import Trace, play
 
-RUNS = 10_000
+RUNS = 10_000 if os.environ.get("CI") == "true" else 2_500
 
 START = 1
 """Which runs: always the same, so that a failure is the work of the change under test. `make simulate` looks at others."""
 
 
-def test_the_invariants_hold_in_ten_thousand_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_invariants_hold_in_thousands_of_runs(capsys: pytest.CaptureFixture[str]) -> None:
     report = explore(START, RUNS)
     with capsys.disabled():
         print(f"\n{report}")
