@@ -12,9 +12,10 @@ from itertools import combinations, pairwise
 from math import inf
 from typing import TypeVar
 
+from tests.seen import MICROSECONDS, Seen, ledger_violations
 from tests.simulation.scenario import HTTP_TOOLS, IDEMPOTENT, MODELS, TENANTS, TurnEnd
 from tests.simulation.upstreams import Work, marked
-from tests.simulation.world import Seen, Trace
+from tests.simulation.world import Trace
 
 from deadlinemesh import orchestrator
 from deadlinemesh.conversation import history_violations
@@ -32,9 +33,6 @@ Invariant = Callable[[Trace], Iterator[str]]
 
 EXACT = 1e-6
 """Seconds. Nothing takes time on a virtual clock: what is late by more than rounding is late."""
-
-MICROSECONDS = 20
-"""By which a sum of durations may differ that were each rounded to a microsecond."""
 
 EXPIRES_WITH = 0.05
 """Seconds before a run's end within which a spent deadline of one of its calls stands for the run's own."""
@@ -228,24 +226,10 @@ def every_run_ends_for_the_reason_it_had(trace: Trace) -> Iterator[str]:
 def the_ledger_sums_to_the_elapsed_time(trace: Trace) -> Iterator[str]:
     """The phases divide a run's time without overlap, what they do not explain is said, and the client's clock agrees."""
     for seen in trace.seen:
-        for heard in seen.heard:
-            told = heard.response.phase_changed
-            so_far = sum(phase.spent_us for phase in told.spent)
-            if so_far > heard.response.elapsed_us + MICROSECONDS:
-                yield f"run {seen.run} had spent {so_far} us on its phases after {heard.response.elapsed_us} us"
+        yield from ledger_violations(seen)
         if seen.finished is None:
             continue
         ledger = seen.finished.ledger
-        spent = [phase.spent_us for phase in ledger.phases]
-        if abs(sum(spent) + ledger.unattributed_us - ledger.elapsed_us) > MICROSECONDS:
-            yield f"run {seen.run} spent {sum(spent)} us, {ledger.unattributed_us} more, and {ledger.elapsed_us} in all"
-        if (
-            min(spent, default=0) < 0
-            or not -MICROSECONDS <= ledger.unattributed_us <= 0.02 * ledger.elapsed_us + MICROSECONDS
-        ):
-            yield f"run {seen.run} cannot explain {ledger.unattributed_us} us of {ledger.elapsed_us}"
-        if ledger.elapsed_us > ledger.granted_us:
-            yield f"run {seen.run} took {ledger.elapsed_us} us of the {ledger.granted_us} that it was granted"
         waited = (seen.heard[-1].at - seen.sent_at) * 1_000_000
         # There and back, and each response takes its way after the one before it.
         ways = trace.scenario.transit * (len(seen.heard) + 2) * 1_000_000

@@ -8,11 +8,12 @@ from functools import cache, partial
 from typing import Any
 
 import pytest
+from tests.seen import Heard, Seen
 from tests.simulation import invariants
 from tests.simulation.invariants import INVARIANTS, Invariant
 from tests.simulation.scenario import Attempt, Attempted, CallScript, Client, Leaving, RunScript, Scenario, Step, Turn
 from tests.simulation.upstreams import Work
-from tests.simulation.world import Heard, Seen, Trace, play
+from tests.simulation.world import Trace, play
 
 from deadlinemesh.telemetry import CallEnded, CallStarted, Event, OrphanReported, RunEnded
 from deadlinemesh.v1 import orchestrator_pb2

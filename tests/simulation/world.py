@@ -18,6 +18,7 @@ from typing import Any
 
 import grpc
 import httpx
+from tests.seen import Heard, Seen, cause_of
 from tests.simulation.scenario import (
     HTTP_TOOLS,
     IDEMPOTENT,
@@ -34,59 +35,18 @@ from tests.simulation.scenario import (
 from tests.simulation.upstreams import HttpHost, Model, Stage, Work, prompt
 
 from deadlinemesh.conversation import Message
-from deadlinemesh.errors import Cause, Stopped
+from deadlinemesh.errors import Cause
 from deadlinemesh.policy import Policy, default_policy
 from deadlinemesh.telemetry import Event
 from deadlinemesh.testing import virtual_time
 from deadlinemesh.testing.mesh import MemoryMesh
-from deadlinemesh.transport import error_from
 from deadlinemesh.transport.messages import message_from_wire
 from deadlinemesh.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 
-__all__ = ["Heard", "Seen", "Trace", "play"]
+__all__ = ["Trace", "play"]
 
 LONGEST = 2000.0
 """Virtual seconds in which everything must be over: much more than any budget."""
-
-_EXPLANATION = "grpc-status-details-bin"
-
-
-@dataclass(frozen=True, slots=True)
-class Heard:
-    """A response and the instant at which the client had it."""
-
-    at: float
-    response: orchestrator_pb2.RunResponse
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What one client saw of its call. Instants are the virtual clock's."""
-
-    run: int
-    joins: bool
-    """Whether it attached to what another had started."""
-    probe: bool
-    """Whether it came when all others were gone."""
-    sent_at: float
-    timer_at: float | None
-    left_at: float | None
-    heard: tuple[Heard, ...]
-    ended_at: float | None
-    """None if it still waits."""
-    code: str
-    cause: str
-    """The reason in the status; empty where the status is OK, or nobody explained it."""
-
-    @property
-    def run_id(self) -> str:
-        """The run's name, as the client was told."""
-        return next((one.response.started.run_id for one in self.heard if one.response.HasField("started")), "")
-
-    @property
-    def finished(self) -> orchestrator_pb2.RunFinished | None:
-        """The run's end, as the client was told."""
-        return next((one.response.finished for one in self.heard if one.response.HasField("finished")), None)
 
 
 @dataclass(frozen=True, slots=True, repr=False)  # asyncio would spend more time on this repr than on some runs
@@ -266,7 +226,7 @@ class _World:
                     self._run_ids[number] = response.started.run_id
             ended_at = loop.time()
         except grpc.aio.AioRpcError as error:
-            ended_at, code, cause = loop.time(), error.code().name, _cause(error)
+            ended_at, code, cause = loop.time(), error.code().name, cause_of(error)
         except asyncio.CancelledError:
             code = "CANCELLED"
             if left_at is None:
@@ -311,14 +271,6 @@ class _World:
             metadata=self._mesh.credentials(self._scripts[number].tenant),
         )
         self._histories.append((number, tuple(message_from_wire(message) for message in run.messages)))
-
-
-def _cause(error: grpc.aio.AioRpcError) -> str:
-    """The reason that the mesh gave; empty where it gave none, as when the client's own timer ended the call."""
-    if not any(key == _EXPLANATION for key, _ in error.trailing_metadata()):
-        return ""
-    told = error_from(error, "the orchestrator")
-    return told.cause.value if isinstance(told, Stopped) else told.reason
 
 
 def _other_faults(scenario: Scenario, seen: list[Seen], cancelled: list[tuple[str, float]]) -> Counter[str]:
