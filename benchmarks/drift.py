@@ -29,10 +29,10 @@ async def drift(options: Options) -> Result:
     draw = random.Random(options.seed)
     budgets = [draw.uniform(5, 60) for _ in range(count)]
     async with AsyncExitStack() as stack:
-        ports = {"plain": 0, "mesh": 0}
+        last: list[str] = []
         for _ in range(HOPS):
-            arguments = [f"--next-{kind}={port}" for kind, port in ports.items() if port]
-            ports = await stack.enter_async_context(started("benchmarks.relay", *arguments))
+            ports = await stack.enter_async_context(started("benchmarks.relay", *last))
+            last = [f"--next-plain={ports['plain']}", f"--next-mesh={ports['mesh']}"]
         plain = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{ports['plain']}"))
         raw = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{ports['mesh']}"))
         mesh = MeshChannel(raw, TOKEN)

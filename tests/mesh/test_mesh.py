@@ -208,3 +208,36 @@ def test_who_attached_to_a_run_that_its_first_client_left_before_it_began_is_tol
         assert isinstance(error_from(told.value, "orchestrator"), ClientCancelled)
 
     in_memory(test)
+
+
+@pytest.mark.parametrize("withheld", ["a place", "the list of tools"])
+def test_a_run_whose_time_is_spent_before_it_begins_is_answered_with_its_ledger(withheld: str) -> None:
+    async def main() -> None:
+        policy = default_policy()
+        policy = policy.model_copy(update={"admission": policy.admission.model_copy(update={"runs": 1})})
+        client = Client(MemoryMesh(policy, virtual_time.clock()))
+        if withheld == "a place":
+            holder = asyncio.ensure_future(client.run(BOLT, LONG_TASK.format(20)))
+            await asyncio.sleep(1)
+        else:
+            holder = asyncio.ensure_future(asyncio.sleep(0, []))
+            client.mesh.channels["tool-runner"].transit = 60.0
+        events = await client.run(ACME, LONG_TASK.format(20), timeout=2.0)
+        finished = events[-1].finished
+        assert (finished.outcome, finished.cause) == (
+            orchestrator_pb2.OUTCOME_DEADLINE_SPENT,
+            common_pb2.CAUSE_DEADLINE_SPENT,
+        )
+        assert "before it could begin" in finished.detail
+        assert finished.answer
+        (waited,) = (one for one in finished.ledger.phases if one.phase == common_pb2.PHASE_ADMISSION)
+        assert waited.spent_us == pytest.approx(finished.ledger.elapsed_us, abs=2000)
+        assert client.mesh.events.counts["RunEnded"] == 1
+        known = await client.stub.GetRun(
+            orchestrator_pb2.GetRunRequest(run_id=events[0].started.run_id), metadata=client.mesh.credentials(ACME)
+        )
+        assert known.run.finished == finished
+        await holder
+        await client.mesh.idle()
+
+    virtual_time.run(main())

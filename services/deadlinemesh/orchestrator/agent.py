@@ -48,9 +48,9 @@ from deadlinemesh.orchestrator.ports import (
 from deadlinemesh.orchestrator.shortening import Bounds, Shortener
 from deadlinemesh.orchestrator.upstreams import FirstTimed, Upstream, Upstreams
 
-__all__ = ["Agent", "Assignment"]
+__all__ = ["EXPIRES_WITH", "Agent", "Assignment"]
 
-_EXPIRES_WITH = 0.05
+EXPIRES_WITH = 0.05
 """A hop below that reports a spent deadline this close to ours, in seconds, reports ours."""
 
 _TRANSIENT = (UpstreamFailed, Shed, Draining)
@@ -181,7 +181,7 @@ class Agent:
             if defects is not None or expected is None:
                 raise
             error = _first(expected)
-            if isinstance(error, DeadlineSpentUpstream) and current().remaining <= _EXPIRES_WITH:
+            if isinstance(error, DeadlineSpentUpstream) and current().remaining <= EXPIRES_WITH:
                 raise DeadlineSpent(str(error), hop=error.hop) from None
             raise error from None
 
@@ -305,7 +305,7 @@ class Agent:
         except _Transient as failed:
             return failed.result
         except DeadlineSpent as spent:
-            if current().remaining <= _EXPIRES_WITH:
+            if current().remaining <= EXPIRES_WITH:
                 raise
             return ToolResult(ToolStatus.FAILED, f"{call.name} failed: {spent}")
 
@@ -332,7 +332,7 @@ class Agent:
         except NotFound as unknown:
             return ToolResult(ToolStatus.UNKNOWN_TOOL, str(unknown))
         except DeadlineSpentUpstream as spent:
-            if current().remaining <= _EXPIRES_WITH:
+            if current().remaining <= EXPIRES_WITH:
                 raise
             return ToolResult(ToolStatus.FAILED, f"{call.name} failed: {spent}")
         except DeadlineSpent:

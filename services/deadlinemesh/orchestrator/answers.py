@@ -5,13 +5,18 @@ from __future__ import annotations
 from deadlinemesh.orchestrator.agent import Agent
 from deadlinemesh.orchestrator.ports import ToolStatus
 
-__all__ = ["partial_answer"]
+__all__ = ["NO_ANSWER", "partial_answer"]
+
+_NO_TIME = "There was no time left to finish"
+
+NO_ANSWER = f"{_NO_TIME}, and nothing was found."
+"""What a run says that had no time to do anything at all."""
 
 _EXCERPT = 500
 """Characters of each tool's result that are quoted."""
 
 
-def partial_answer(agent: Agent, why: str = "There was no time left to finish") -> str:
+def partial_answer(agent: Agent, why: str = _NO_TIME) -> str:
     """The best that a run without a finished answer can say: what the model was saying, else what its tools have found.
 
     Never empty: a caller that waited is owed at least the reason.

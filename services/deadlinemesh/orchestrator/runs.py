@@ -24,8 +24,8 @@ from deadlinemesh.errors import (
     Stopped,
     Violation,
 )
-from deadlinemesh.orchestrator.agent import Agent, Assignment
-from deadlinemesh.orchestrator.answers import partial_answer
+from deadlinemesh.orchestrator.agent import EXPIRES_WITH, Agent, Assignment
+from deadlinemesh.orchestrator.answers import NO_ANSWER, partial_answer
 from deadlinemesh.orchestrator.edge import HOP, Grant
 from deadlinemesh.orchestrator.events import Outcome, PhaseChanged, RunEvent, RunFinished, RunStarted, TextDelta, Usage
 from deadlinemesh.orchestrator.ports import ModelPort, ToolPort
@@ -236,8 +236,9 @@ class Runs:
     ) -> AgentRun:
         """Register a run for the current call, `announce` it, wait for a place, and begin the run as `prepare` says.
 
-        Registered before anything is awaited, so that a second call with the same request id finds it. If there is no place
-        for it, or one of the two raises, it is forgotten and the error goes on, to this call and to any that attached meanwhile.
+        Registered before anything is awaited, so that a second call with the same request id finds it. A run whose time is
+        spent before it has begun is finished as any other that spends its time. If there is no place for it, or one of the two
+        raises, it is forgotten and the error goes on, to this call and to any that attached meanwhile.
         """
         self._count += 1
         run = AgentRun(current(), grant, request_id or f"req_{current().run_id[4:]}", self._count)
@@ -255,6 +256,11 @@ class Runs:
         except BaseException as error:
             if place is not None:
                 place.release()
+            if _ran_out(run, error):
+                detail = f"the {run.grant.due:.3f} s that the run may use were spent before it could begin"
+                self._finish(run, Outcome.DEADLINE_SPENT, Cause.DEADLINE_SPENT, detail, NO_ANSWER, True)
+                run.let_go()
+                return run
             del self._by_id[run.run_id], self._by_request[key]
             run.refuse(_refusal(error))
             raise
@@ -338,6 +344,12 @@ class Runs:
             ended.popleft()
             del self._by_id[run.run_id], self._by_request[(tenant_id, run.request_id)]
         self._ended.pop(tenant_id, None)
+
+
+def _ran_out(run: AgentRun, error: BaseException) -> bool:
+    """Whether `error`, here or at a hop below, says that the run's own time is spent."""
+    spent = isinstance(error, (DeadlineSpent, DeadlineSpentUpstream))
+    return spent and run.due_at - run.context.clock.monotonic() <= EXPIRES_WITH
 
 
 def _refusal(error: BaseException) -> MeshError:

@@ -76,7 +76,8 @@ class MemoryChannel(grpc.aio.Channel):
 
     def __init__(self, server: MemoryServer, *, transit: float = 0.0, rounding: float = 1.0) -> None:
         self._server = server
-        self._transit = transit
+        self.transit = transit
+        """Seconds from one end to the other, of calls that are made from now on."""
         self._rounding = rounding
 
     def _multicallable(
@@ -93,7 +94,7 @@ class MemoryChannel(grpc.aio.Channel):
         ) -> _Call:
             encoded = (encode(one) async for one in requests(request))
             sent = tuple(metadata or ())
-            return _Call(self._server, method, encoded, timeout, sent, decode, self._transit, self._rounding)
+            return _Call(self._server, method, encoded, timeout, sent, decode, self.transit, self._rounding)
 
         return call
 
