@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import grpc
 import pytest
 from tests.virtual import in_virtual_time, with_seconds
 
@@ -13,12 +14,17 @@ from deadlinemesh.errors import DeadlineSpent
 from deadlinemesh.transport.answer import Answer
 
 
+STATUS: Any = object()
+
+
 class Context:
     """A call's context whose sendings end when the test says so, in `turns` awaits each."""
 
     def __init__(self, turns: int = 1) -> None:
         self.batches: list[asyncio.Future[None]] = []
         self.sent: list[Any] = []
+        self.status: Any = None
+        self.aborted: grpc.aio.AbortError | None = None
         self._turns = turns
 
     async def write(self, message: Any) -> None:
@@ -33,6 +39,14 @@ class Context:
 
     def code(self) -> int:
         return 7
+
+    def done(self) -> bool:
+        return self.status is not None
+
+    async def abort_with_status(self, status: Any) -> None:
+        self.status = status
+        self.aborted = grpc.aio.AbortError("Locally aborted.")
+        raise self.aborted
 
 
 async def turns(count: int = 5) -> None:
@@ -70,12 +84,12 @@ async def test_a_cancelled_first_sending_lets_its_task_go_at_once_and_goes_on(op
     assert task.cancelled()
     assert not context.batches[0].cancelled()
 
-    opened = asyncio.create_task(answer.opened())
+    ended = asyncio.create_task(answer.end_with(STATUS))
     for number in range(awaits):
         await turns()
-        assert not opened.done()
+        assert not ended.done()
         context.batches[number].set_result(None)
-    await opened
+    await ended
     assert context.sent == ["first"]
 
 
@@ -92,13 +106,13 @@ async def test_in_a_scope_a_cancelled_first_sending_ends_before_its_task_does(op
 
     task = asyncio.create_task(scope.run(handler()))
     await asyncio.sleep(2.0)
-    opened = asyncio.create_task(answer.opened())
+    ended = asyncio.create_task(answer.end_with(STATUS))
     await turns()
     assert not context.batches[0].cancelled()
     assert not task.done()
-    assert not opened.done()
+    assert not ended.done()
     context.batches[0].set_result(None)
-    await opened
+    await ended
     with pytest.raises(DeadlineSpent):
         await task
     assert context.sent == ["first"]
@@ -136,7 +150,7 @@ async def test_a_later_sending_is_cut_like_any_other() -> None:
     second.cancel()
     await turns()
     assert context.batches[1].cancelled()
-    await answer.opened()
+    await answer.end_with(STATUS)
 
 
 @in_virtual_time
@@ -152,7 +166,7 @@ async def test_a_sending_that_fails_raises_and_one_that_fails_after_a_cancel_is_
     cut.cancel()
     await turns()
     context.batches[1].set_exception(ConnectionError("gone"))
-    await answer.opened()
+    await answer.end_with(STATUS)
     assert cut.cancelled()
     assert context.sent == []
 
@@ -166,7 +180,7 @@ async def test_a_cancel_that_comes_with_the_end_of_the_sending_loses_neither() -
     task.cancel()
     await turns()
     assert task.cancelled()
-    await answer.opened()
+    await answer.end_with(STATUS)
     assert context.sent == ["first"]
 
 
@@ -179,11 +193,11 @@ async def test_a_second_opening_does_not_make_the_status_overtake_the_first() ->
     await turns()
     again = await begun(answer.send_initial_metadata("headers again"))
     again.cancel()
-    opened = asyncio.create_task(answer.opened())
+    ended = asyncio.create_task(answer.end_with(STATUS))
     await turns()
-    assert not opened.done()
+    assert not ended.done()
     context.batches[0].set_result(None)
-    await opened
+    await ended
 
 
 @in_virtual_time
@@ -200,3 +214,14 @@ async def test_every_sending_is_a_coroutine_as_grpc_aios_own_are() -> None:
 
 def test_everything_else_is_the_contexts_own() -> None:
     assert Answer(Context()).code() == 7
+
+
+@in_virtual_time
+async def test_a_call_ends_once_and_keeps_nothing_of_how_it_ended() -> None:
+    context = Context()
+    answer = Answer(context)
+    await answer.end_with(STATUS)
+    await answer.end_with(object())
+    assert context.status is STATUS
+    assert context.aborted is not None
+    assert context.aborted.__traceback__ is None

@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 import pytest
+from tests.virtual import in_virtual_time, with_seconds
 
 from deadlinemesh.deadline import DeadlineContext
 from deadlinemesh.errors import DeadlineSpent
@@ -43,10 +44,11 @@ def _method() -> tuple[DeadlineInterceptor, _Method]:
     return interceptor, _Method(interceptor, "/method", lambda request, context: None)
 
 
+@in_virtual_time
 async def test_a_status_that_the_handler_has_sent_after_all_is_not_sent_again() -> None:
     interceptor, method = _method()
     context: Any = Context()
-    method._answer_for(Answer(context), None)  # type: ignore[arg-type]  # whose scope is not asked any more
+    method._answer_for(Answer(context), interceptor.scopes.open(with_seconds(1.0)))
     context.statuses = 1  # the handler ends before the other may begin
     await asyncio.gather(*interceptor._answers)
     assert context.statuses == 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from contextvars import Token
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from deadlinemesh.deadline.context import _HERE, DeadlineContext, current
 from deadlinemesh.deadline.lookout import Lookout, lookout_of
@@ -26,13 +26,14 @@ class Cutting:
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("a block that is cut at an instant needs a running task")
-        self._task = task
+        self._task: asyncio.Task[Any] | None = task
         self._cancels_before = task.cancelling()
         self._cancels = 0
         self._timer: asyncio.TimerHandle | None = None
 
     def cut(self) -> None:
         """Cancel it now."""
+        assert self._task is not None
         self._cancels += 1
         self._task.cancel()
         self._timer = asyncio.get_running_loop().call_later(CANCEL_AGAIN_AFTER, self.cut)
@@ -45,9 +46,12 @@ class Cutting:
         """
         if self._timer is not None:
             self._timer.cancel()
+        # A task keeps the error that it ends with, and every frame on its way: one of them knows us.
+        task, self._task = self._task, None
+        assert task is not None
         pending = self._cancels_before
         for _ in range(self._cancels):
-            pending = self._task.uncancel()
+            pending = task.uncancel()
         return (
             self._cancels > 0
             and pending <= self._cancels_before

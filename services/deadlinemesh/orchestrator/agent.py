@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
+from traceback import clear_frames
 
 from deadlinemesh.conversation import Message, Role, ToolCall, ToolSpec
 from deadlinemesh.deadline import Allotment, Attempt, GivenUp, Ledger, Patience, Phase, allot, current
@@ -177,13 +178,16 @@ class Agent:
                 async with asyncio.TaskGroup() as group:
                     await self._speak(() if self._wrapped_up else offered, group)
         except BaseExceptionGroup as group:
-            expected, defects = group.split(MeshError)
-            if defects is not None or expected is None:
-                raise
-            error = _first(expected)
-            if isinstance(error, DeadlineSpentUpstream) and current().remaining <= EXPIRES_WITH:
-                raise DeadlineSpent(str(error), hop=error.hop) from None
-            raise error from None
+            if group.split(MeshError)[1] is not None:
+                raise  # a defect
+            clear_frames(group.__traceback__)  # the task group's own holds the group, and so all that was at work
+            error = _telling(group)
+        else:
+            return
+        try:
+            raise error  # out here, as one that is raised while its group is handled holds the group, which holds it
+        finally:
+            del error
 
     async def _speak(self, offered: Sequence[ToolSpec], group: asyncio.TaskGroup) -> None:
         """Have the turn's model speak; where it fails before it has said anything, the next one, for the rest of the run.
@@ -391,8 +395,8 @@ class _Successive:
             self._now = None
 
 
-def _first(group: BaseExceptionGroup[MeshError]) -> MeshError:
-    """The error that stands for the group: one that tells of time or of the client before any other."""
+def _telling(group: BaseExceptionGroup) -> MeshError:
+    """The error that stands for a group of them: one that tells of time or of the client before any other."""
     errors: list[MeshError] = []
     pending: list[BaseException] = [group]
     while pending:
@@ -402,4 +406,7 @@ def _first(group: BaseExceptionGroup[MeshError]) -> MeshError:
         elif isinstance(error, MeshError):
             errors.append(error)
     telling = (ClientCancelled, DeadlineSpent, DeadlineSpentUpstream, Stopped, MeshError)
-    return next(error for kind in telling for error in errors if isinstance(error, kind))
+    first = next(error for kind in telling for error in errors if isinstance(error, kind))
+    if isinstance(first, DeadlineSpentUpstream) and current().remaining <= EXPIRES_WITH:
+        return DeadlineSpent(str(first), hop=first.hop)
+    return first

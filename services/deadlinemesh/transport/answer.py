@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
+import grpc
+
 from deadlinemesh.deadline.context import _HERE
 from deadlinemesh.deadline.scope import outside_any_scope
 
@@ -37,11 +39,21 @@ class Answer:
         sending: Coroutine[Any, Any, None] = self._context.send_initial_metadata(metadata)
         return self._open(sending) if self._first else sending
 
-    async def opened(self) -> None:
-        """Wait until what was sent first, if anything was, has left."""
+    async def end_with(self, status: grpc.Status) -> None:
+        """End the call with `status` once what was sent first has left, unless it has ended by then."""
         if self._opening:
             self._left = self._left or asyncio.Event()
             await self._left.wait()
+        if self._context.done():
+            return
+        try:
+            await self._context.abort_with_status(status)
+        except grpc.aio.AbortError as aborted:
+            # The call keeps it, to raise it again as soon as the handler has returned. Frames in it that know the call would make
+            # a cycle of all that there is of it.
+            aborted.__traceback__ = None
+        except grpc.aio.InternalError:
+            pass  # the peer has left already
 
     async def _open(self, sending: Coroutine[Any, Any, None]) -> None:
         self._first, self._opening = False, True

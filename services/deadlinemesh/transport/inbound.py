@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
 from hmac import compare_digest
@@ -326,23 +325,14 @@ class _Method:
             raise asyncio.CancelledError from error  # nobody is there to read a status: grpc.aio lets the call go
         if not answer.done():
             error.hop = error.hop or self._hop.hop
-            with suppress(grpc.aio.InternalError):  # the peer has left already
-                await answer.opened()
-                if not answer.done():  # nor has it become overdue meanwhile
-                    await answer.abort_with_status(status_of(error, None if scope is None else scope.context))
+            await answer.end_with(status_of(error, None if scope is None else scope.context))
 
     def _answer_for(self, answer: Answer, scope: Scope) -> None:
         """Send the status of a call whose handler will not end: its client must not wait for that."""
-
-        async def abort() -> None:
-            with suppress(grpc.aio.AbortError, grpc.aio.InternalError):
-                await answer.opened()
-                if not answer.done():  # the handler may have ended after all, before this could begin
-                    await answer.abort_with_status(status_of(scope.stopped(), scope.context))
-
         if not answer.done():
             answers = self._hop._answers
-            task = asyncio.get_running_loop().create_task(abort(), context=outside_any_scope())
+            ending = answer.end_with(status_of(scope.stopped(), scope.context))
+            task = asyncio.get_running_loop().create_task(ending, context=outside_any_scope())
             answers.add(task)
             task.add_done_callback(answers.discard)
 

@@ -204,9 +204,9 @@ class _Responses:
 
     async def _first(self) -> Any:
         assert self._watch is not None
+        self.__anext__ = self._next
         response = await self._next()
         self._watch.answered()
-        self.__anext__ = self._next
         return response
 
     def __del__(self) -> None:
