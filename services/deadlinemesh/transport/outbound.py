@@ -14,6 +14,7 @@ import grpc
 from opentelemetry import trace
 
 from deadlinemesh.deadline import current
+from deadlinemesh.deadline.context import _HERE
 from deadlinemesh.deadline.scope import current_scope
 from deadlinemesh.errors import DeadlineSpent
 from deadlinemesh.transport import wire
@@ -132,6 +133,10 @@ class _Multicallable:
         if self._spans is not None:
             span = self._spans.begin(self._method, context)
             stamped = (*stamped, *span.carrier.items())
+        scope = current_scope()
+        # The tasks that grpc.aio has at work for a call end with the call. Cancelled instead, they would never free what the core
+        # has given them: it is the call that the scope owns.
+        token = _HERE.set((context, None))
         try:
             call = self._invoke(
                 request,
@@ -145,6 +150,11 @@ class _Multicallable:
             if span is not None:
                 span.end_unsent(error)
             raise
+        finally:
+            _HERE.reset(token)
+        if scope is not None:
+            disown = scope.own(call.cancel)
+            call.add_done_callback(lambda _: disown())
         if span is not None:
             span.end_with(call)
         if watch is not None:
@@ -163,10 +173,6 @@ class StreamingCall:
     def __init__(self, call: Any, watch: Watch | None = None) -> None:
         self._call = call
         self._watch = watch
-        scope = current_scope()
-        if scope is not None:
-            disown = scope.own(call.cancel)
-            call.add_done_callback(lambda _: disown())
 
     def __aiter__(self) -> AsyncIterator[Any]:
         return _Responses(self._call, self._watch)
