@@ -6,8 +6,10 @@ A decorator around `grpc.aio.Channel` rather than client interceptors: those hav
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from types import TracebackType
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from functools import partial
+from types import TracebackType, coroutine
 from typing import Any, Self
 
 import grpc
@@ -195,26 +197,70 @@ class _Responses:
     An async generator would do the same a turn of the event loop later, and cost each message a frame.
     """
 
-    __slots__ = ("__anext__", "_call", "_next", "_watch")
-    __anext__: Callable[[], Awaitable[Any]]
-    """The call's own, in place of a method that would call it: no frame for each message."""
+    __slots__ = ("_call", "_end", "_next", "_watch")
 
     def __init__(self, call: Any, watch: Watch | None) -> None:
         self._call = call
+        self._end = partial(_end, call)
+        self._next: Callable[[], Awaitable[Any]] = call.__aiter__().__anext__
         self._watch = watch
-        self._next = call.__aiter__().__anext__
-        self.__anext__ = self._next if watch is None else self._first
 
     def __aiter__(self) -> Self:
         return self
 
-    async def _first(self) -> Any:
+    def __anext__(self) -> Awaitable[Any]:
+        reading = _read_out(self._next(), self._end)
+        return reading if self._watch is None else self._first(reading)
+
+    async def _first(self, reading: Awaitable[Any]) -> Any:
         assert self._watch is not None
-        self.__anext__ = self._next
-        response = await self._next()
-        self._watch.answered()
+        watch, self._watch = self._watch, None
+        response = await reading
+        watch.answered()
         return response
 
     def __del__(self) -> None:
         if not self._call.done():
             self._call.cancel()
+
+
+def _end(call: Any, message: Any = None) -> bool:
+    """Stands for `cancel` of a future that ends with its call. False: it has not been cancelled itself."""
+    call.cancel()
+    return False
+
+
+@coroutine
+def _read_out(reading: Awaitable[Any], end: Callable[..., bool]) -> Generator[Any, Any, Any]:
+    """Await `reading`. If the task is cancelled meanwhile, `end` has the reading end, and the cancellation is raised after that.
+
+    grpc.aio never frees what the core has given to a reading that it was not allowed to finish: up to kilobytes for each call.
+    """
+    steps = reading.__await__()
+    cancelled: asyncio.CancelledError | None = None
+    response = None
+    try:
+        waits_for = next(steps)
+        while True:
+            if type(waits_for) is asyncio.Future:
+                waits_for.cancel = end  # type: ignore[method-assign]
+            try:
+                yield waits_for
+            except asyncio.CancelledError as error:
+                cancelled = error
+                waits_for = next(steps)
+            except BaseException as error:
+                waits_for = steps.throw(error)
+            else:
+                waits_for = next(steps)
+    except StopIteration as read:
+        response = read.value
+    except BaseException:
+        if cancelled is None:
+            raise
+    if cancelled is None:
+        return response
+    try:
+        raise cancelled
+    finally:
+        del cancelled  # it has this frame
