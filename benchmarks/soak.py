@@ -4,7 +4,7 @@ Streams of the whole mesh, its services as processes, end in the midst of a mode
 cancelled by their client, two in five expire, one in five loses its connection. A repetition is STREAMS of them, so the default is
 100,000; for CI, `--repetitions 1` shows what leaks with every stream. What each service holds is asked after a warm-up and after
 each repetition, when all streams are over: resident memory and descriptors from /proc, the rest from the service's own process
-(soak_hop).
+(soak_hop). Plain grpc.aio is played as many in the same run: what it leaks by itself is no service's doing.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 from benchmarks.mesh import HOPS, Mesh, meshed
 from benchmarks.report import Options, Result, bar, result
 from benchmarks.soak_hop import PROBE_FOLDER
+from benchmarks.soak_plain import plain
 from benchmarks.soak_streams import TENANTS, Streams, policy
 
 __all__ = ["soak"]
@@ -36,22 +38,14 @@ Held = dict[str, float]
 
 
 async def soak(options: Options) -> Result:
-    """Play `repetitions` times STREAMS streams, after a warm-up."""
+    """Play `repetitions` times STREAMS streams, after a warm-up; then as many to plain grpc.aio."""
     rounds = options.repetitions or 10
+    plainly = await _plainly(rounds)
     programs = {hop: ("benchmarks.soak_hop", hop) for hop in HOPS}
     async with meshed(policy(), TENANTS, programs, events=False, environment={PROBE_FOLDER: "{folder}"}) as mesh:
         streams = Streams(mesh)
-        await streams.play(WARM_UP)
-        seen = [await _quiet(mesh)]
-        streams.ended.clear()
         began = time.monotonic()
-        for number in range(1, rounds + 1):
-            await streams.play(STREAMS)
-            seen.append(await _quiet(mesh))
-            rss = ", ".join(f"{hop} {held['rss_mb']} MB" for hop, held in seen[-1].items())
-            print(
-                f"soak: {number} of {rounds} after {time.monotonic() - began:.0f} s: {rss}", file=sys.stderr, flush=True
-            )
+        seen = await _seen(streams, rounds, lambda: _quiet(mesh))
         took = time.monotonic() - began
     first, last = seen[0], seen[-1]
     count = sum(streams.ended.values())
@@ -59,11 +53,43 @@ async def soak(options: Options) -> Result:
         "streams": count,
         "ended": dict(streams.ended),
         "seconds": round(took, 1),
-        "streams_per_s": round(count / took, 1),
+        "streams_per_s": round((WARM_UP + count) / took, 1),
         "hops": {hop: {"first": first[hop], "last": last[hop]} for hop in HOPS},
         "rss_mb_after_each": {hop: [one[hop]["rss_mb"] for one in seen] for hop in HOPS},
+        "plain": plainly,
     }
     return result("soak", rounds, figures, _bars(first, last, streams.ended["unexpected"] / count))
+
+
+async def _plainly(rounds: int) -> Result:
+    """What two processes of plain grpc.aio hold, the one in front in the orchestrator's place."""
+    async with plain() as mesh:
+
+        async def quiet() -> dict[str, Held]:
+            await asyncio.sleep(SETTLE)
+            return {hop: _of_process(pid) for hop, pid in mesh.pids.items()}
+
+        seen = await _seen(Streams(mesh), rounds, quiet)
+    return {
+        "hops": {hop: {"first": seen[0][hop], "last": seen[-1][hop]} for hop in mesh.pids},
+        "rss_mb_after_each": {hop: [one[hop]["rss_mb"] for one in seen] for hop in mesh.pids},
+    }
+
+
+async def _seen(
+    streams: Streams, rounds: int, quiet: Callable[[], Awaitable[dict[str, Held]]]
+) -> list[dict[str, Held]]:
+    """What each process holds when it is `quiet`, after the warm-up and after each round."""
+    await streams.play(WARM_UP)
+    seen = [await quiet()]
+    streams.ended.clear()
+    began = time.monotonic()
+    for number in range(1, rounds + 1):
+        await streams.play(STREAMS)
+        seen.append(await quiet())
+        rss = ", ".join(f"{hop} {held['rss_mb']} MB" for hop, held in seen[-1].items())
+        print(f"soak: {number} of {rounds} after {time.monotonic() - began:.0f} s: {rss}", file=sys.stderr, flush=True)
+    return seen
 
 
 def _bars(first: dict[str, Held], last: dict[str, Held], unexpected: float) -> list[dict[str, Any]]:

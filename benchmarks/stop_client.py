@@ -201,5 +201,5 @@ def _channel(port: int) -> grpc.aio.Channel:
 
 
 def events_of(path: Path) -> list[dict[str, Any]]:
-    """The events that a service has written."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """The events that a service has written, but for one that it is just writing."""
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]

@@ -13,7 +13,6 @@ from deadlinemesh.deadline import Scopes
 from deadlinemesh.errors import DeadlineSpent
 from deadlinemesh.transport.answer import Answer
 
-
 STATUS: Any = object()
 
 

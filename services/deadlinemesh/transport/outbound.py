@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from contextlib import suppress
 from functools import partial
 from types import TracebackType, coroutine
 from typing import Any, Self
@@ -197,11 +198,10 @@ class _Responses:
     An async generator would do the same a turn of the event loop later, and cost each message a frame.
     """
 
-    __slots__ = ("_call", "_end", "_next", "_watch")
+    __slots__ = ("_call", "_next", "_watch")
 
     def __init__(self, call: Any, watch: Watch | None) -> None:
         self._call = call
-        self._end = partial(_end, call)
         self._next: Callable[[], Awaitable[Any]] = call.__aiter__().__anext__
         self._watch = watch
 
@@ -209,7 +209,7 @@ class _Responses:
         return self
 
     def __anext__(self) -> Awaitable[Any]:
-        reading = _read_out(self._next(), self._end)
+        reading = _read_out(self._call, self._next())
         return reading if self._watch is None else self._first(reading)
 
     async def _first(self, reading: Awaitable[Any]) -> Any:
@@ -224,43 +224,50 @@ class _Responses:
             self._call.cancel()
 
 
-def _end(call: Any, message: Any = None) -> bool:
-    """Stands for `cancel` of a future that ends with its call. False: it has not been cancelled itself."""
-    call.cancel()
-    return False
-
-
 @coroutine
-def _read_out(reading: Awaitable[Any], end: Callable[..., bool]) -> Generator[Any, Any, Any]:
-    """Await `reading`. If the task is cancelled meanwhile, `end` has the reading end, and the cancellation is raised after that.
+def _read_out(call: Any, reading: Awaitable[Any]) -> Generator[Any, Any, Any]:
+    """Await `reading`, a message of `call`. If the task is cancelled meanwhile, so is the call, and the reading ends by itself.
 
-    grpc.aio never frees what the core has given to a reading that it was not allowed to finish: up to kilobytes for each call.
+    grpc.aio never frees what the core has given to a reading that was cut: a hundred bytes, or kilobytes where a message came in.
     """
     steps = reading.__await__()
-    cancelled: asyncio.CancelledError | None = None
-    response = None
     try:
-        waits_for = next(steps)
+        batch = next(steps)
         while True:
-            if type(waits_for) is asyncio.Future:
-                waits_for.cancel = end  # type: ignore[method-assign]
+            if type(batch) is asyncio.Future:
+                batch.cancel = partial(_leave, call, batch)  # type: ignore[method-assign]
             try:
-                yield waits_for
-            except asyncio.CancelledError as error:
-                cancelled = error
-                waits_for = next(steps)
+                yield batch
+            except asyncio.CancelledError:
+                if batch.done():
+                    _go_on(steps)
+                else:
+                    batch.add_done_callback(partial(_go_on, steps))
+                raise
             except BaseException as error:
-                waits_for = steps.throw(error)
+                batch = steps.throw(error)
             else:
-                waits_for = next(steps)
+                batch = next(steps)
     except StopIteration as read:
-        response = read.value
-    except BaseException:
-        if cancelled is None:
-            raise
-    if cancelled is None:
-        return response
-    try:
-        raise cancelled
-    finally:
-        del cancelled  # it has this frame
+        return read.value
+
+
+def _leave(call: Any, batch: asyncio.Future[Any], message: Any = None) -> bool:
+    """Stands for `batch.cancel()`: whoever awaits it is woken as if it had been cancelled, and it is not."""
+    waiting = getattr(batch, "_callbacks", None)
+    if not waiting:  # nobody, or an event loop whose futures hide it
+        return asyncio.Future.cancel(batch, message)
+    for wake_up, context in waiting:
+        batch.remove_done_callback(wake_up)
+        instead = batch.get_loop().create_future()
+        instead.add_done_callback(wake_up, context=context)
+        instead.cancel(message)
+    batch.cancel = lambda msg=None: True  # type: ignore[method-assign]  # a second time before they have woken
+    call.cancel()
+    return True
+
+
+def _go_on(steps: Generator[Any, Any, Any], _: object = None) -> None:
+    """Take the next step of a reading that nobody awaits any more, and those that follow."""
+    with suppress(Exception, asyncio.CancelledError):  # its end
+        next(steps).add_done_callback(partial(_go_on, steps))

@@ -1,0 +1,120 @@
+"""A reading that is cancelled: its task goes at once, its call is cancelled, and what grpc.aio does for it comes to its end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from tests.virtual import in_virtual_time
+
+from deadlinemesh.transport.outbound import StreamingCall
+
+
+class Call:
+    """As grpc.aio's: each message is awaited in a batch of the core's, and freed by the coroutine that awaited it."""
+
+    def __init__(self) -> None:
+        self.batch: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.cancels = 0
+        self.freed = 0
+        self.ended = ""
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        try:
+            while True:
+                message = await self.batch
+                self.freed += 1
+                self.batch = asyncio.get_running_loop().create_future()
+                if message == "end":
+                    raise asyncio.CancelledError
+                yield message
+        except BaseException as error:
+            self.ended = type(error).__name__
+            raise
+
+    def cancel(self) -> bool:
+        self.cancels += 1
+        return True
+
+    def done(self) -> bool:
+        return self.cancels > 0
+
+
+async def turns(count: int = 3) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def begun(call: Any, read: list[str]) -> asyncio.Task[None]:
+    async def work() -> None:
+        async for message in StreamingCall(call):
+            read.append(message)
+
+    task = asyncio.create_task(work())
+    await turns()
+    return task
+
+
+@in_virtual_time
+async def test_messages_come_one_by_one() -> None:
+    call, read = Call(), list[str]()
+    task = await begun(call, read)
+    for message in ("one", "two"):
+        call.batch.set_result(message)
+        await turns()
+    assert read == ["one", "two"]
+    task.cancel()
+    await turns()
+
+
+@pytest.mark.parametrize("cancels", [1, 2])
+@in_virtual_time
+async def test_the_task_goes_at_once_and_the_batch_is_freed_as_it_ends(cancels: int) -> None:
+    call, read = Call(), list[str]()
+    task = await begun(call, read)
+    for _ in range(cancels):
+        assert task.cancel()
+    await turns()
+    assert task.cancelled()
+    assert call.cancels >= 1
+    assert (call.freed, call.batch.done()) == (0, False)
+    call.batch.set_result("end")  # the core's answer to the cancelled call
+    await turns()
+    assert (call.freed, call.ended) == (1, "CancelledError")
+
+
+@in_virtual_time
+async def test_a_message_that_comes_as_the_task_is_cancelled_is_freed_and_not_read() -> None:
+    call, read = Call(), list[str]()
+    task = await begun(call, read)
+    call.batch.set_result("late")
+    task.cancel()
+    await turns()
+    assert task.cancelled()
+    assert (call.freed, read) == (1, [])
+
+
+@in_virtual_time
+async def test_a_batch_that_fails_fails_its_reader() -> None:
+    call, read = Call(), list[str]()
+    task = await begun(call, read)
+    call.batch.set_exception(ConnectionError("gone"))
+    with pytest.raises(ConnectionError, match="gone"):
+        await task
+    assert call.ended == "ConnectionError"
+
+
+@in_virtual_time
+async def test_a_timeout_around_a_reading_is_a_timeout() -> None:
+    call = Call()
+
+    async def work() -> None:
+        async with asyncio.timeout(1.0):
+            async for _ in StreamingCall(call):
+                pass
+
+    with pytest.raises(TimeoutError):
+        await work()
+    assert call.cancels >= 1
