@@ -30,6 +30,9 @@ CANCEL_AGAIN_AFTER = 0.05
 REPORT_ORPHAN_AFTER = 0.25
 """Seconds after which work that was told to stop counts as an orphan (the deadline contract, point 5)."""
 
+_BEHIND = 0.005
+"""Seconds that a timer is late by when the event loop has many others to end."""
+
 _EXPIRES_WITH = 0.005
 """A cancel from outside this close to the deadline, in seconds, is the peer's timer for the same deadline: so far may a
 deadline move between hops (the deadline contract, point 2)."""
@@ -286,7 +289,13 @@ class Scope:
 
     def _cancel_again(self) -> None:
         assert self._ending_since is not None
+        assert self._timer is not None
+        loop = asyncio.get_running_loop()
         age = self.context.clock.monotonic() - self._ending_since
+        if age < REPORT_ORPHAN_AFTER / 2 and loop.time() - self._timer.when() > _BEHIND:
+            # What was told to stop has not had its turn yet, and telling it again would only hold up the others.
+            self._timer = loop.call_later(CANCEL_AGAIN_AFTER, self._cancel_again)
+            return
         self._cancel_all()
         # The round that is nearest, lest a timer a hair too early put it off to the next.
         if age > REPORT_ORPHAN_AFTER - CANCEL_AGAIN_AFTER / 2 and not self._overdue:
