@@ -29,7 +29,7 @@ AT_ONCE = ("deadlines_at_once", "cancels_at_once")
 SCENARIOS = (*SPREAD, *AT_ONCE)
 
 
-PAIRS = 3
+PAIRS = 5
 """How often mesh and plain are measured in turns where their ratio counts: a noisy machine may be half as fast a minute later."""
 
 

@@ -7,7 +7,6 @@ refusals that pass a `RetryInfo`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
@@ -68,12 +67,7 @@ _BY_REASON: dict[str, type[MeshError]] = {
 
 def code_of(error: MeshError) -> grpc.StatusCode:
     """The gRPC status code of `error`."""
-    return _code_of(type(error))
-
-
-@cache
-def _code_of(kind: type[MeshError]) -> grpc.StatusCode:
-    return next(code for known, code in _CODES if issubclass(kind, known))
+    return next(code for kind, code in _CODES if isinstance(error, kind))
 
 
 def status_of(error: MeshError, context: DeadlineContext | None = None) -> grpc.Status:
