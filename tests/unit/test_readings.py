@@ -7,9 +7,11 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from tests.virtual import in_virtual_time
+from tests.virtual import in_virtual_time, with_seconds
 
-from deadlinemesh.transport.outbound import StreamingCall
+from deadlinemesh.deadline import Scopes
+from deadlinemesh.errors import DeadlineSpent
+from deadlinemesh.transport.outbound import MeshChannel, StreamingCall
 
 
 class Call:
@@ -118,3 +120,35 @@ async def test_a_timeout_around_a_reading_is_a_timeout() -> None:
     with pytest.raises(TimeoutError):
         await work()
     assert call.cancels >= 1
+
+
+@in_virtual_time
+async def test_a_scope_ends_its_calls_and_not_the_tasks_that_are_at_work_for_them() -> None:
+    at_work: list[asyncio.Task[bool]] = []
+
+    class Unary:
+        """As a unary call of grpc.aio: a task waits for its status."""
+
+        def __init__(self) -> None:
+            self.status = asyncio.Event()
+            at_work.append(asyncio.get_running_loop().create_task(self.status.wait()))
+
+        def cancel(self) -> bool:
+            self.status.set()  # the core's answer
+            return True
+
+        def add_done_callback(self, callback: Any) -> None:
+            at_work[-1].add_done_callback(callback)
+
+    class Channel:
+        def unary_unary(self, method: str) -> Any:
+            return lambda request, **options: Unary()
+
+    call = MeshChannel(Channel(), "token").unary_unary("/some.Service/Method")  # type: ignore[arg-type]
+    scope = Scopes("hop-a").open(with_seconds(1.0))
+    with pytest.raises(DeadlineSpent):
+        async with scope:
+            call(b"request")
+            await asyncio.sleep(60)
+    await turns()
+    assert [(task.done(), task.cancelled()) for task in at_work] == [(True, False)]
