@@ -196,20 +196,25 @@ class _Responses:
     """The responses of `call`, and its end when nobody iterates any more: a loop drops its iterator as it is left.
 
     An async generator would do the same a turn of the event loop later, and cost each message a frame.
+
+    Where a task is cancelled that awaits a response, so is the call, and the reading goes on to its end by itself: grpc.aio never
+    frees what the core has given to one that was cut, a hundred bytes, or kilobytes where a message was just coming in.
     """
 
-    __slots__ = ("_call", "_next", "_watch")
+    __slots__ = ("_batch", "_call", "_next", "_watch")
 
     def __init__(self, call: Any, watch: Watch | None) -> None:
         self._call = call
         self._next: Callable[[], Awaitable[Any]] = call.__aiter__().__anext__
         self._watch = watch
+        self._batch: asyncio.Future[Any] | None = None
+        """What the core has at work for the reading that is awaited."""
 
     def __aiter__(self) -> Self:
         return self
 
     def __anext__(self) -> Awaitable[Any]:
-        reading = _read_out(self._call, self._next())
+        reading = self._read_out(self._next())
         return reading if self._watch is None else self._first(reading)
 
     async def _first(self, reading: Awaitable[Any]) -> Any:
@@ -219,52 +224,51 @@ class _Responses:
         watch.answered()
         return response
 
+    @coroutine
+    def _read_out(self, reading: Awaitable[Any]) -> Generator[Any, Any, Any]:
+        steps = reading.__await__()
+        try:
+            waits_for = next(steps)
+            while True:
+                if type(waits_for) is asyncio.Future:
+                    self._batch = waits_for
+                    waits_for.cancel = self._leave  # type: ignore[method-assign]
+                try:
+                    yield waits_for
+                except asyncio.CancelledError:
+                    if waits_for.done():
+                        _go_on(steps)
+                    else:
+                        waits_for.add_done_callback(partial(_go_on, steps))
+                    raise
+                except BaseException as error:
+                    waits_for = steps.throw(error)
+                else:
+                    waits_for = next(steps)
+                finally:
+                    self._batch = None  # which leads back here
+        except StopIteration as read:
+            return read.value
+
+    def _leave(self, msg: Any | None = None) -> bool:
+        """Stands for the batch's `cancel`: whoever awaits it is woken as if it had been cancelled, and it is not."""
+        batch, self._batch = self._batch, None
+        if batch is None:  # a second time before they have woken
+            return True
+        waiting = getattr(batch, "_callbacks", None)
+        if not waiting:  # an event loop whose futures hide it
+            return asyncio.Future.cancel(batch, msg)
+        for wake_up, context in waiting:
+            batch.remove_done_callback(wake_up)
+            instead = batch.get_loop().create_future()
+            instead.add_done_callback(wake_up, context=context)
+            instead.cancel(msg)
+        self._call.cancel()
+        return True
+
     def __del__(self) -> None:
         if not self._call.done():
             self._call.cancel()
-
-
-@coroutine
-def _read_out(call: Any, reading: Awaitable[Any]) -> Generator[Any, Any, Any]:
-    """Await `reading`, a message of `call`. If the task is cancelled meanwhile, so is the call, and the reading ends by itself.
-
-    grpc.aio never frees what the core has given to a reading that was cut: a hundred bytes, or kilobytes where a message came in.
-    """
-    steps = reading.__await__()
-    try:
-        batch = next(steps)
-        while True:
-            if type(batch) is asyncio.Future:
-                batch.cancel = partial(_leave, call, batch)  # type: ignore[method-assign]
-            try:
-                yield batch
-            except asyncio.CancelledError:
-                if batch.done():
-                    _go_on(steps)
-                else:
-                    batch.add_done_callback(partial(_go_on, steps))
-                raise
-            except BaseException as error:
-                batch = steps.throw(error)
-            else:
-                batch = next(steps)
-    except StopIteration as read:
-        return read.value
-
-
-def _leave(call: Any, batch: asyncio.Future[Any], message: Any = None) -> bool:
-    """Stands for `batch.cancel()`: whoever awaits it is woken as if it had been cancelled, and it is not."""
-    waiting = getattr(batch, "_callbacks", None)
-    if not waiting:  # nobody, or an event loop whose futures hide it
-        return asyncio.Future.cancel(batch, message)
-    for wake_up, context in waiting:
-        batch.remove_done_callback(wake_up)
-        instead = batch.get_loop().create_future()
-        instead.add_done_callback(wake_up, context=context)
-        instead.cancel(message)
-    batch.cancel = lambda msg=None: True  # type: ignore[method-assign]  # a second time before they have woken
-    call.cancel()
-    return True
 
 
 def _go_on(steps: Generator[Any, Any, Any], _: object = None) -> None:
