@@ -1,4 +1,4 @@
-"""Benchmarks run to their end and print what they promise. What they measure is not judged here: CI is no quiet machine."""
+"""The quick benchmarks run to their end and print what they promise. What they measure is not judged: CI is no quiet machine."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ pytestmark = pytest.mark.processes
     [
         ("drift", 5, {"mesh", "plain"}),
         ("overhead", 1, {"unary", "stream"}),
-        ("retries", 1, {"mesh", "plain"}),
-        ("blackhole", 1, {"mesh", "plain"}),
     ],
 )
 def test_it_ends_with_one_object_that_names_every_bar(

@@ -145,10 +145,12 @@ async def test_a_scope_ends_its_calls_and_not_the_tasks_that_are_at_work_for_the
             return lambda request, **options: Unary()
 
     call = MeshChannel(Channel(), "token").unary_unary("/some.Service/Method")  # type: ignore[arg-type]
-    scope = Scopes("hop-a").open(with_seconds(1.0))
+
+    async def work() -> None:
+        call(b"request")
+        await asyncio.sleep(60)
+
     with pytest.raises(DeadlineSpent):
-        async with scope:
-            call(b"request")
-            await asyncio.sleep(60)
+        await Scopes("hop-a").open(with_seconds(1.0)).run(work())
     await turns()
     assert [(task.done(), task.cancelled()) for task in at_work] == [(True, False)]
