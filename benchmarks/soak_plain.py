@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import io
 import json
-import logging
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -63,7 +64,7 @@ async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--next", type=int, help="port of the one behind")
     options = parser.parse_args()
-    logging.getLogger("grpc").setLevel(logging.CRITICAL)  # it tells of each status that nobody is there to read
+    sys.stderr = io.StringIO()  # grpc.aio prints a traceback for each status that nobody is there to read
     server = grpc.aio.server()
     if options.next is None:
         llm_proxy_pb2_grpc.add_LlmProxyServiceServicer_to_server(_Back(), server)
