@@ -136,7 +136,6 @@ class _Multicallable:
         if self._spans is not None:
             span = self._spans.begin(self._method, context)
             stamped = (*stamped, *span.carrier.items())
-        scope = current_scope()
         # The tasks that grpc.aio has at work for a call end with the call. Cancelled instead, they would never free what the core
         # has given them: it is the call that the scope owns.
         token = _HERE.set((context, None))
@@ -155,14 +154,22 @@ class _Multicallable:
             raise
         finally:
             _HERE.reset(token)
-        if scope is not None:
-            disown = scope.own(call.cancel)
-            call.add_done_callback(lambda _: disown())
         if span is not None:
             span.end_with(call)
         if watch is not None:
             call.add_done_callback(watch.ended)
-        return call if self._guard is None else self._guard(call, watch)
+        if self._guard is not None:
+            return self._guard(call, watch)
+        _owned(call)
+        return call
+
+
+def _owned(call: Any) -> None:
+    """Have the current scope, if there is one, end `call`."""
+    scope = current_scope()
+    if scope is not None:
+        disown = scope.own(call.cancel)
+        call.add_done_callback(lambda _: disown())
 
 
 class StreamingCall:
@@ -176,6 +183,7 @@ class StreamingCall:
     def __init__(self, call: Any, watch: Watch | None = None) -> None:
         self._call = call
         self._watch = watch
+        _owned(call)
 
     def __aiter__(self) -> AsyncIterator[Any]:
         return _Responses(self._call, self._watch)
