@@ -86,23 +86,3 @@ def test_what_was_said_in_a_run_that_is_over_can_still_be_asked_for() -> None:
         assert got.messages[-1].content == got.run.finished.answer
 
     in_memory(test)
-
-
-def test_nothing_of_a_run_that_was_cut_is_left_to_the_collector() -> None:
-    async def test(mesh: MemoryMesh) -> None:
-        await run(mesh, "bolt", EXPIRES)  # what is made once is made
-        gc.collect()
-        gc.disable()
-        gc.set_debug(gc.DEBUG_SAVEALL)
-        try:
-            await run(mesh, "bolt", EXPIRES)
-            await asyncio.sleep(1)
-            gc.collect()
-            ours = {type(one).__qualname__ for one in gc.garbage if type(one).__module__.startswith("deadlinemesh.")}
-        finally:
-            gc.set_debug(0)
-            gc.garbage.clear()
-            gc.enable()
-        assert ours == set()
-
-    in_memory(test)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Coroutine
+from functools import wraps
+from typing import Any, ParamSpec
 
 import pytest
 from tests.virtual import in_virtual_time, with_seconds
@@ -12,6 +13,19 @@ from tests.virtual import in_virtual_time, with_seconds
 from deadlinemesh.deadline import Scopes
 from deadlinemesh.errors import DeadlineSpent
 from deadlinemesh.transport.outbound import MeshChannel, StreamingCall
+
+P = ParamSpec("P")
+
+
+def in_a_scope(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """Run an async test in virtual time, as a service's handler."""
+
+    @wraps(test)
+    async def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        async with Scopes("hop-a").open(with_seconds(9.0)):
+            await test(*args, **kwargs)
+
+    return in_virtual_time(run)
 
 
 class Call:
@@ -43,6 +57,8 @@ class Call:
     def done(self) -> bool:
         return self.cancels > 0
 
+    def add_done_callback(self, callback: Any) -> None: ...
+
 
 async def turns(count: int = 3) -> None:
     for _ in range(count):
@@ -59,7 +75,7 @@ async def begun(call: Any, read: list[str]) -> asyncio.Task[None]:
     return task
 
 
-@in_virtual_time
+@in_a_scope
 async def test_messages_come_one_by_one() -> None:
     call, read = Call(), list[str]()
     task = await begun(call, read)
@@ -72,7 +88,7 @@ async def test_messages_come_one_by_one() -> None:
 
 
 @pytest.mark.parametrize("cancels", [1, 2])
-@in_virtual_time
+@in_a_scope
 async def test_the_task_goes_at_once_and_the_batch_is_freed_as_it_ends(cancels: int) -> None:
     call, read = Call(), list[str]()
     task = await begun(call, read)
@@ -87,7 +103,7 @@ async def test_the_task_goes_at_once_and_the_batch_is_freed_as_it_ends(cancels: 
     assert (call.freed, call.ended) == (1, "CancelledError")
 
 
-@in_virtual_time
+@in_a_scope
 async def test_a_message_that_comes_as_the_task_is_cancelled_is_freed_and_not_read() -> None:
     call, read = Call(), list[str]()
     task = await begun(call, read)
@@ -98,7 +114,7 @@ async def test_a_message_that_comes_as_the_task_is_cancelled_is_freed_and_not_re
     assert (call.freed, read) == (1, [])
 
 
-@in_virtual_time
+@in_a_scope
 async def test_a_batch_that_fails_fails_its_reader() -> None:
     call, read = Call(), list[str]()
     task = await begun(call, read)
@@ -108,7 +124,7 @@ async def test_a_batch_that_fails_fails_its_reader() -> None:
     assert call.ended == "ConnectionError"
 
 
-@in_virtual_time
+@in_a_scope
 async def test_a_timeout_around_a_reading_is_a_timeout() -> None:
     call = Call()
 

@@ -158,7 +158,6 @@ class _Call:
         self._requests = requests
         self._server_task = loop.create_task(self._serve(server, method, metadata, served_until), context=Context())
         self._server_timer = None if served_until is None else loop.call_at(served_until, self._cancel_server)
-        self._server_task.add_done_callback(self._served)
 
     # --- the server's end ---
 
@@ -211,11 +210,6 @@ class _Call:
 
         self._from_a_task(cancel())
 
-    def _served(self, _: object) -> None:
-        if self._server_timer is not None:
-            self._server_timer.cancel()
-            self._server_timer = None
-
     def _cancel_server(self) -> None:
         async def cancel() -> None:
             self._server_task.cancel()
@@ -237,11 +231,10 @@ class _Call:
             self._initial.set_result(())
         self._status.set_result(status)
         self._responses.put_nowait(_END)
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        callbacks, self._callbacks = self._callbacks, []
-        for callback in callbacks:
+        for timer in (self._timer, self._server_timer if self._server_task.done() else None):
+            if timer is not None:
+                timer.cancel()
+        for callback in self._callbacks:
             asyncio.get_running_loop().call_soon(callback, self)
 
     def cancel(self) -> bool:

@@ -206,15 +206,17 @@ class _Responses:
     An async generator would do the same a turn of the event loop later, and cost each message a frame.
 
     Where a task is cancelled that awaits a response, so is the call, and the reading goes on to its end by itself: grpc.aio never
-    frees what the core has given to one that was cut, a hundred bytes, or kilobytes where a message was just coming in.
+    frees what the core has given to one that was cut, a hundred bytes, or kilobytes where a message was just coming in. Only in a
+    scope, that is in a service: a client's event loop may end before the reading does.
     """
 
-    __slots__ = ("_batch", "_call", "_next", "_watch")
+    __slots__ = ("_batch", "_call", "_in_service", "_next", "_watch")
 
     def __init__(self, call: Any, watch: Watch | None) -> None:
         self._call = call
         self._next: Callable[[], Awaitable[Any]] = call.__aiter__().__anext__
         self._watch = watch
+        self._in_service = current_scope() is not None
         self._batch: asyncio.Future[Any] | None = None
         """What the core has at work for the reading that is awaited."""
 
@@ -222,7 +224,7 @@ class _Responses:
         return self
 
     def __anext__(self) -> Awaitable[Any]:
-        reading = self._read_out(self._next())
+        reading = self._read_out(self._next()) if self._in_service else self._next()
         return reading if self._watch is None else self._first(reading)
 
     async def _first(self, reading: Awaitable[Any]) -> Any:
