@@ -27,6 +27,7 @@ __all__ = [
     "TooLarge",
     "Unauthenticated",
     "UpstreamFailed",
+    "UpstreamRefused",
     "Violation",
     "choices",
 ]
@@ -116,6 +117,10 @@ class UpstreamFailed(Stopped):
     def __init__(self, message: str, *, retry_after: float | None = None, hop: str = "", phase: str = "") -> None:
         super().__init__(message, hop=hop, phase=phase)
         self.retry_after = retry_after
+
+
+class UpstreamRefused(UpstreamFailed):
+    """A dependency refused the request itself: it would refuse it again. To those who need not know, the same cause."""
 
 
 class InternalFailure(Stopped):

@@ -19,6 +19,7 @@ from deadlinemesh.errors import (
     MeshError,
     Shed,
     UpstreamFailed,
+    UpstreamRefused,
 )
 from deadlinemesh.orchestrator.ports import (
     ModelEvent,
@@ -43,6 +44,16 @@ async def test_a_model_turn_that_failed_before_it_said_anything_is_tried_again(e
     assert world.told() == [("model main", error.reason, "")]
     assert agent.usage.model_calls == 2
     assert world.ledger.spent()[Phase.RETRY_BACKOFF] > 0
+
+
+@in_virtual_time
+async def test_what_would_be_refused_again_is_not_tried_again_but_another_model_is() -> None:
+    world, models = World(), Models(main=[[UpstreamRefused("404")], ANSWER], other=[ANSWER])
+    with pytest.raises(UpstreamRefused):
+        await world.run(models)
+    assert len(models.asked) == 1
+    world, models = World(), Models(main=[[UpstreamRefused("404")]], other=[ANSWER])
+    assert (await world.run(models, fallbacks=("other",))).text == "forty-two"
 
 
 @in_virtual_time

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from deadlinemesh.errors import Shed, UpstreamFailed
+from deadlinemesh.errors import Shed, UpstreamFailed, UpstreamRefused
 from deadlinemesh.llm_proxy.conversation import (
     Event,
     FinishReason,
@@ -325,7 +325,7 @@ async def test_an_exhausted_quota_is_no_load_and_not_shed() -> None:
 )
 async def test_a_refusal_tells_what_to_check(status: str, advice: str) -> None:
     error = await failure(says(status, '{"error": {"message": "because"}}', "Retry-After: 3"))
-    assert isinstance(error, UpstreamFailed)
+    assert type(error) is (UpstreamRefused if status.startswith("4") else UpstreamFailed)
     assert status[:3] in str(error)
     assert "because" in str(error)
     assert advice in str(error)

@@ -31,6 +31,7 @@ from deadlinemesh.errors import (
     TooLarge,
     Unauthenticated,
     UpstreamFailed,
+    UpstreamRefused,
     Violation,
 )
 from deadlinemesh.transport.status import DOMAIN, code_of, error_from, info_metadata, status_of
@@ -48,6 +49,7 @@ TABLE: list[tuple[MeshError, grpc.StatusCode, type[MeshError]]] = [
     (Shed("busy", hop="h", retry_after=1.25), Code.RESOURCE_EXHAUSTED, Shed),
     (Draining("leaving", hop="h"), Code.UNAVAILABLE, Draining),
     (UpstreamFailed("reset", hop="h"), Code.UNAVAILABLE, UpstreamFailed),
+    (UpstreamRefused("404", hop="h"), Code.UNAVAILABLE, UpstreamRefused),
     (UpstreamFailed("429", hop="h", retry_after=0.0), Code.UNAVAILABLE, UpstreamFailed),
     (InternalFailure("bug", hop="h"), Code.INTERNAL, InternalFailure),
     (InvalidRequest(VIOLATIONS, hop="h"), Code.INVALID_ARGUMENT, InvalidRequest),
@@ -119,6 +121,8 @@ def test_every_status_says_why_in_an_error_info(
     info = details_of(as_received(status_of(error)))["ErrorInfo"]
     assert isinstance(info, error_details_pb2.ErrorInfo)
     expected = {"hop": "h", "phase": error.phase} if error.phase else {"hop": "h"}
+    if isinstance(error, UpstreamRefused):
+        expected["lasting"] = "true"
     assert (info.reason, info.domain, dict(info.metadata)) == (error.reason, "deadlinemesh", expected)
 
 

@@ -253,7 +253,7 @@ class Bulkhead:
 
     def _grant(self) -> None:
         """Give what is free to whom it is due."""
-        while self.held < self.limit and not self._breath.taken:
+        while len(self._line) and self.held < self.limit and not self._breath.taken:
             lease = self._line.pop(self._able())
             if lease is None:
                 return

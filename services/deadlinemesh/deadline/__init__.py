@@ -3,6 +3,7 @@
     clock.py        `Clock`, the real one and one that only moves when told
     context.py      `DeadlineContext` and the ContextVar that carries it; narrowing, never extending
     scope.py        `Scope` owns a task tree, ends it at the exact instant, and tells why
+    rounds.py       when what is being ended is told again
     lookout.py      what watches deadlines that are far away, so that the event loop needs no timers for them
     threads.py      what runs in the event loop's threads has an owner too
     lag.py          how late the event loop is, and whose work made it so

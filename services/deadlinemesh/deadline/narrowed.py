@@ -13,7 +13,8 @@ from typing import Any, Self
 
 from deadlinemesh.deadline.context import _HERE, DeadlineContext, current
 from deadlinemesh.deadline.lookout import Lookout, lookout_of
-from deadlinemesh.deadline.scope import CANCEL_AGAIN_AFTER, Scope, current_scope
+from deadlinemesh.deadline.rounds import CANCEL_AGAIN_AFTER
+from deadlinemesh.deadline.scope import Scope, current_scope
 from deadlinemesh.errors import DeadlineSpent
 
 __all__ = ["Cutting", "Narrowed", "narrowed_after", "narrowed_at"]

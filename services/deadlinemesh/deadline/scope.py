@@ -18,17 +18,18 @@ from typing import Any, Self, TypeVar
 
 from deadlinemesh.deadline.context import _HERE, _NOWHERE, DeadlineContext
 from deadlinemesh.deadline.lookout import Lookout, lookout_of
+from deadlinemesh.deadline.rounds import CANCEL_AGAIN_AFTER, Round, Rounds
 from deadlinemesh.errors import Cause, ClientCancelled, DeadlineSpent, Draining, InternalFailure, Stopped
 
 __all__ = ["CANCEL_AGAIN_AFTER", "REPORT_ORPHAN_AFTER", "Orphan", "Scope", "Scopes", "current_scope", "own_tasks"]
 
 T = TypeVar("T")
 
-CANCEL_AGAIN_AFTER = 0.05
-"""Seconds between two rounds of cancellation: long enough for an orderly close, short beside any budget."""
-
 REPORT_ORPHAN_AFTER = 0.25
 """Seconds after which work that was told to stop counts as an orphan (the deadline contract, point 5)."""
+
+_BEHIND = 0.005
+"""Seconds that a timer is late by when the event loop has many others to end."""
 
 _EXPIRES_WITH = 0.005
 """A cancel from outside this close to the deadline, in seconds, is the peer's timer for the same deadline: so far may a
@@ -56,6 +57,7 @@ class Scope:
             "_overdue",
             "_owner",
             "_put_off",
+            "_round",
             "_task",
             "_tasks",
             "_timer",
@@ -87,6 +89,7 @@ class Scope:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closers: set[Callable[[], object]] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._round: Round | None = None
         self._emptied: asyncio.Future[None] | None = None
         self._ending_since: float | None = None
         self._overdue = False
@@ -187,7 +190,7 @@ class Scope:
             # Born after the end, from a callback set up before it. It may clean up until the first round of cancellation.
             self._owner._reopened(self)
             self._ending_since, self._overdue = self.context.clock.monotonic(), False
-            self._timer = asyncio.get_running_loop().call_later(CANCEL_AGAIN_AFTER, self._cancel_again)
+            self._round = self._owner._rounds.next(self._cancel_again)
         self._tasks.add(task)
         task.add_done_callback(self._gone)
 
@@ -276,17 +279,22 @@ class Scope:
             self._cut(self._task)
         for task in tuple(self._tasks):
             task.cancel()
-        loop = asyncio.get_running_loop()
         while self._closers:
             try:
                 self._closers.pop()()
             except Exception as error:
-                loop.call_exception_handler({"message": f"{self!r} could not close what it owns", "exception": error})
-        self._timer = loop.call_later(CANCEL_AGAIN_AFTER, self._cancel_again)
+                asyncio.get_running_loop().call_exception_handler(
+                    {"message": f"{self!r} could not close what it owns", "exception": error}
+                )
+        self._round = self._owner._rounds.next(self._cancel_again)
 
-    def _cancel_again(self) -> None:
+    def _cancel_again(self, late: float) -> None:
         assert self._ending_since is not None
         age = self.context.clock.monotonic() - self._ending_since
+        if age < REPORT_ORPHAN_AFTER / 2 and late > _BEHIND:
+            # What was told to stop has not had its turn yet, and telling it again would only hold up the others.
+            self._round = self._owner._rounds.next(self._cancel_again)
+            return
         self._cancel_all()
         # The round that is nearest, lest a timer a hair too early put it off to the next.
         if age > REPORT_ORPHAN_AFTER - CANCEL_AGAIN_AFTER / 2 and not self._overdue:
@@ -306,7 +314,10 @@ class Scope:
             self._wake_up()
 
     def _untime(self) -> None:
-        if self._timer is None:
+        if self._round is not None:
+            self._round.drop()
+            self._round = None
+        elif self._timer is None:
             self._owner._lookout.forget(self)
         else:
             self._timer.cancel()
@@ -346,6 +357,7 @@ class Scopes:
         self._emptied: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lookout: Lookout
+        self._rounds: Rounds
 
     def open(self, context: DeadlineContext) -> Scope:
         """A new scope for `context`. It counts as live until all its tasks are gone."""
@@ -374,7 +386,7 @@ class Scopes:
 
     def _live_on(self, loop: asyncio.AbstractEventLoop) -> None:
         own_tasks(loop)
-        self._loop, self._lookout = loop, lookout_of(loop)
+        self._loop, self._lookout, self._rounds = loop, lookout_of(loop), Rounds(loop)
 
     def _report(self, orphan: Orphan) -> None:
         self._on_orphan(orphan)

@@ -27,6 +27,7 @@ from deadlinemesh.errors import (
     Shed,
     Stopped,
     UpstreamFailed,
+    UpstreamRefused,
 )
 from deadlinemesh.orchestrator.events import (
     RunEvent,
@@ -220,7 +221,7 @@ class Agent:
         return allot(current().remaining, pace, quickest_tool=quickest, most_tokens=most)
 
     def _may_speak_again(self, kinds: tuple[type[Exception], ...], error: Exception) -> bool:
-        return isinstance(error, kinds) and not self._turn.has_begun
+        return isinstance(error, kinds) and not isinstance(error, UpstreamRefused) and not self._turn.has_begun
 
     async def _stream(
         self,
@@ -343,7 +344,7 @@ class Agent:
             raise
         except MeshError as failed:
             retry_after: float | None = getattr(failed, "retry_after", None)
-            transient = isinstance(failed, _TRANSIENT)
+            transient = isinstance(failed, _TRANSIENT) and not isinstance(failed, UpstreamRefused)
             result = ToolResult(ToolStatus.FAILED, f"{call.name} failed: {failed}", transient, retry_after)
             if not transient:
                 return result

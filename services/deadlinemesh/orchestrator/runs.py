@@ -31,7 +31,7 @@ from deadlinemesh.orchestrator.events import Outcome, PhaseChanged, RunEvent, Ru
 from deadlinemesh.orchestrator.ports import ModelPort, ToolPort
 from deadlinemesh.orchestrator.upstreams import Upstreams
 from deadlinemesh.policy import Limits
-from deadlinemesh.telemetry import RunEnded, Telemetry
+from deadlinemesh.telemetry import Deferred, RunEnded, Telemetry
 
 __all__ = ["AgentRun", "Runs", "Timed"]
 
@@ -207,6 +207,7 @@ class Runs:
         self._swept_at = 0.0
         """When the runs of all tenants were last looked through: one that does not come back is forgotten all the same."""
         self._count = 0
+        self._when_idle = Deferred()
 
     def known(self, tenant_id: str, request_id: str) -> AgentRun | None:
         """The tenant's run of this request id, if it is known."""
@@ -302,7 +303,7 @@ class Runs:
         if not run.over:  # it was stopped before its first step
             cause = cause or Cause.CLIENT_CANCELLED
             self._finish(run, _OUTCOMES[cause], cause, _DETAILS[cause], "", True)
-        run.let_go()
+        self._when_idle(run.let_go)
 
     def _finish(
         self, run: AgentRun, outcome: Outcome, cause: Cause | None, detail: str, answer: str, partial: bool

@@ -18,7 +18,6 @@ from deadlinemesh.deadline import SYSTEM_CLOCK, Background, Clock, DeadlineConte
 from deadlinemesh.deadline.lag import Lag, LagWatch
 from deadlinemesh.deadline.scope import outside_any_scope, own_tasks
 from deadlinemesh.errors import (
-    ClientCancelled,
     Draining,
     InternalFailure,
     MeshError,
@@ -321,7 +320,7 @@ class _Method:
 
     async def _refuse(self, error: MeshError, scope: Scope | None, answer: Answer) -> None:
         """End the call with the status of `error`."""
-        if isinstance(error, ClientCancelled) and scope is not None and scope.caller_left:
+        if scope is not None and scope.caller_left:
             raise asyncio.CancelledError from error  # nobody is there to read a status: grpc.aio lets the call go
         if not answer.done():
             error.hop = error.hop or self._hop.hop

@@ -6,14 +6,18 @@ A decorator around `grpc.aio.Channel` rather than client interceptors: those hav
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from types import TracebackType
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from contextlib import suppress
+from functools import partial
+from types import TracebackType, coroutine
 from typing import Any, Self
 
 import grpc
 from opentelemetry import trace
 
 from deadlinemesh.deadline import current
+from deadlinemesh.deadline.context import _HERE
 from deadlinemesh.deadline.scope import current_scope
 from deadlinemesh.errors import DeadlineSpent
 from deadlinemesh.transport import wire
@@ -132,6 +136,9 @@ class _Multicallable:
         if self._spans is not None:
             span = self._spans.begin(self._method, context)
             stamped = (*stamped, *span.carrier.items())
+        # The tasks that grpc.aio has at work for a call end with the call. Cancelled instead, they would never free what the core
+        # has given them: it is the call that the scope owns.
+        token = _HERE.set((context, None))
         try:
             call = self._invoke(
                 request,
@@ -145,11 +152,24 @@ class _Multicallable:
             if span is not None:
                 span.end_unsent(error)
             raise
+        finally:
+            _HERE.reset(token)
         if span is not None:
             span.end_with(call)
         if watch is not None:
             call.add_done_callback(watch.ended)
-        return call if self._guard is None else self._guard(call, watch)
+        if self._guard is not None:
+            return self._guard(call, watch)
+        _owned(call)
+        return call
+
+
+def _owned(call: Any) -> None:
+    """Have the current scope, if there is one, end `call`."""
+    scope = current_scope()
+    if scope is not None:
+        disown = scope.own(call.cancel)
+        call.add_done_callback(lambda _: disown())
 
 
 class StreamingCall:
@@ -163,10 +183,7 @@ class StreamingCall:
     def __init__(self, call: Any, watch: Watch | None = None) -> None:
         self._call = call
         self._watch = watch
-        scope = current_scope()
-        if scope is not None:
-            disown = scope.own(call.cancel)
-            call.add_done_callback(lambda _: disown())
+        _owned(call)
 
     def __aiter__(self) -> AsyncIterator[Any]:
         return _Responses(self._call, self._watch)
@@ -187,28 +204,84 @@ class _Responses:
     """The responses of `call`, and its end when nobody iterates any more: a loop drops its iterator as it is left.
 
     An async generator would do the same a turn of the event loop later, and cost each message a frame.
+
+    Where a task is cancelled that awaits a response, so is the call, and the reading goes on to its end by itself: grpc.aio never
+    frees what the core has given to one that was cut, a hundred bytes, or kilobytes where a message was just coming in. Only in a
+    scope, that is in a service: a client's event loop may end before the reading does.
     """
 
-    __slots__ = ("__anext__", "_call", "_next", "_watch")
-    __anext__: Callable[[], Awaitable[Any]]
-    """The call's own, in place of a method that would call it: no frame for each message."""
+    __slots__ = ("_batch", "_call", "_in_service", "_next", "_watch")
 
     def __init__(self, call: Any, watch: Watch | None) -> None:
         self._call = call
+        self._next: Callable[[], Awaitable[Any]] = call.__aiter__().__anext__
         self._watch = watch
-        self._next = call.__aiter__().__anext__
-        self.__anext__ = self._next if watch is None else self._first
+        self._in_service = current_scope() is not None
+        self._batch: asyncio.Future[Any] | None = None
+        """What the core has at work for the reading that is awaited."""
 
     def __aiter__(self) -> Self:
         return self
 
-    async def _first(self) -> Any:
+    def __anext__(self) -> Awaitable[Any]:
+        reading = self._read_out(self._next()) if self._in_service else self._next()
+        return reading if self._watch is None else self._first(reading)
+
+    async def _first(self, reading: Awaitable[Any]) -> Any:
         assert self._watch is not None
-        self.__anext__ = self._next
-        response = await self._next()
-        self._watch.answered()
+        watch, self._watch = self._watch, None
+        response = await reading
+        watch.answered()
         return response
+
+    @coroutine
+    def _read_out(self, reading: Awaitable[Any]) -> Generator[Any, Any, Any]:
+        steps = reading.__await__()
+        try:
+            waits_for = next(steps)
+            while True:
+                if type(waits_for) is asyncio.Future:
+                    self._batch = waits_for
+                    waits_for.cancel = self._leave  # type: ignore[method-assign]
+                try:
+                    yield waits_for
+                except asyncio.CancelledError:
+                    if waits_for.done():
+                        _go_on(steps)
+                    else:
+                        waits_for.add_done_callback(partial(_go_on, steps))
+                    raise
+                except BaseException as error:
+                    waits_for = steps.throw(error)
+                else:
+                    waits_for = next(steps)
+                finally:
+                    self._batch = None  # which leads back here
+        except StopIteration as read:
+            return read.value
+
+    def _leave(self, msg: Any | None = None) -> bool:
+        """Stands for the batch's `cancel`: whoever awaits it is woken as if it had been cancelled, and it is not."""
+        batch, self._batch = self._batch, None
+        if batch is None:  # a second time before they have woken
+            return True
+        waiting = getattr(batch, "_callbacks", None)
+        if not waiting:  # an event loop whose futures hide it
+            return asyncio.Future.cancel(batch, msg)
+        for wake_up, context in waiting:
+            batch.remove_done_callback(wake_up)
+            instead = batch.get_loop().create_future()
+            instead.add_done_callback(wake_up, context=context)
+            instead.cancel(msg)
+        self._call.cancel()
+        return True
 
     def __del__(self) -> None:
         if not self._call.done():
             self._call.cancel()
+
+
+def _go_on(steps: Generator[Any, Any, Any], _: object = None) -> None:
+    """Take the next step of a reading that nobody awaits any more, and those that follow."""
+    with suppress(Exception, asyncio.CancelledError):  # its end
+        next(steps).add_done_callback(partial(_go_on, steps))

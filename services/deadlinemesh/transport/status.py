@@ -32,6 +32,7 @@ from deadlinemesh.errors import (
     TooLarge,
     Unauthenticated,
     UpstreamFailed,
+    UpstreamRefused,
     Violation,
 )
 
@@ -65,6 +66,10 @@ _BY_REASON: dict[str, type[MeshError]] = {
 }
 
 
+_LASTING = "lasting"
+"""In an error's metadata: it would be the same the next time."""
+
+
 def code_of(error: MeshError) -> grpc.StatusCode:
     """The gRPC status code of `error`."""
     return next(code for kind, code in _CODES if isinstance(error, kind))
@@ -72,7 +77,7 @@ def code_of(error: MeshError) -> grpc.StatusCode:
 
 def status_of(error: MeshError, context: DeadlineContext | None = None) -> grpc.Status:
     """The rich status of `error`. `context` is the one under which it happened; it adds `granted_ms` and `elapsed_ms`."""
-    known = {"hop": error.hop, "phase": error.phase}
+    known = {"hop": error.hop, "phase": error.phase, _LASTING: "true" if isinstance(error, UpstreamRefused) else ""}
     if context is not None:
         known["granted_ms"] = f"{context.granted * 1000:.3f}"
         known["elapsed_ms"] = f"{context.elapsed * 1000:.3f}"
@@ -116,6 +121,8 @@ def error_from(error: grpc.aio.AioRpcError, upstream: str) -> MeshError:
     if info.reason in (InvalidRequest.reason, NotFound.reason):
         return (NotFound if info.reason == NotFound.reason else InvalidRequest)(violations, hop=hop)
     kind = _BY_REASON.get(info.reason, InternalFailure)
+    if kind is UpstreamFailed and info.metadata.get(_LASTING) == "true":
+        kind = UpstreamRefused
     if issubclass(kind, (Shed, UpstreamFailed)):
         return kind(message, retry_after=retry_after, hop=hop, phase=phase)
     return kind(message, hop=hop, phase=phase)

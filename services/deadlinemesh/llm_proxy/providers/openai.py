@@ -16,7 +16,7 @@ from typing import Any
 import openai
 from openai import AsyncOpenAI
 
-from deadlinemesh.errors import Shed, UpstreamFailed
+from deadlinemesh.errors import Shed, UpstreamFailed, UpstreamRefused
 from deadlinemesh.llm_proxy.conversation import (
     Event,
     FinishReason,
@@ -46,6 +46,9 @@ _ADVICE = {
     403: "the key may not use this model: check the key's permissions and `model`",
     404: "it knows no such model or path: check `base_url` and `model`",
 }
+
+_PASSING = (408, 409, 425)
+"""Of the statuses that blame the request, those that may be others the next time."""
 
 _TELL_PROGRESS = {"extra_body": {"return_progress": True}}
 """llama.cpp notices that its caller is gone only when it writes, and without this it writes nothing while it reads a
@@ -158,9 +161,8 @@ class OpenAIProvider:
             if status == 429 and error.code != "insufficient_quota":
                 raise Shed(f"{who} is limiting requests", retry_after=retry_after) from error
             advice = _ADVICE.get(status, "the failure is the provider's own")
-            raise UpstreamFailed(
-                f"{who} answered {status}: {error.message}; {advice}", retry_after=retry_after
-            ) from error
+            kind = UpstreamRefused if 400 <= status < 500 and status not in _PASSING else UpstreamFailed
+            raise kind(f"{who} answered {status}: {error.message}; {advice}", retry_after=retry_after) from error
         except openai.APIConnectionError as error:
             reason = error.__cause__ or error
             raise UpstreamFailed(
