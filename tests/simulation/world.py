@@ -1,7 +1,8 @@
 """Plays a scenario on the mesh in memory, in virtual time, and gathers all that was seen of it.
 
-When everybody has been answered and the mesh is idle, as many runs as it has slots are started at once: had anything been
-lost on the way, they would have to wait for it. Then time passes until every run should be forgotten.
+When everybody has been answered and the mesh is idle, as many runs as a model has slots are started at once, and as many calls as
+there are connections: had anything been lost on the way, they would have to wait for it. Then time passes until every run should
+be forgotten.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from typing import Any
 
 import grpc
@@ -47,6 +49,9 @@ __all__ = ["Trace", "play"]
 
 LONGEST = 2000.0
 """Virtual seconds in which everything must be over: much more than any budget."""
+
+CALM_AFTER = 8.0
+"""Virtual seconds after which no call is refused at home any more for those that were shed: 16 half-lives of a throttle."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)  # asyncio would spend more time on this repr than on some runs
@@ -86,7 +91,8 @@ def play(scenario: Scenario) -> Trace:
 class _World:
     def __init__(self, scenario: Scenario) -> None:
         self._scenario = scenario
-        self._scripts = (*scenario.runs, *_probes(scenario))
+        self._probes = _probes(scenario)
+        self._scripts = (*scenario.runs, *chain.from_iterable(self._probes))
         self._seen: list[Seen] = []
         self._cancelled: list[tuple[str, float]] = []
         self._histories: list[tuple[int, tuple[Message, ...]]] = []
@@ -119,7 +125,11 @@ class _World:
             loop.call_later(scenario.shutdown.at, self._shut_down, scenario.shutdown.hop)
         await self._all_over([self._client(number) for number in range(len(scenario.runs))])
         if scenario.shutdown is None:
-            await self._all_over([self._client(number) for number in range(len(scenario.runs), len(self._scripts))])
+            await asyncio.sleep(CALM_AFTER)
+            number = len(scenario.runs)
+            for probes in self._probes:
+                await self._all_over([self._client(number + probe) for probe in range(len(probes))])
+                number += len(probes)
             await self._look_back()
         return Trace(
             scenario,
@@ -313,18 +323,22 @@ def _policy(slots: int, connections: int, places: int, most_waiting: int, falls_
     )
 
 
-def _probes(scenario: Scenario) -> list[RunScript]:
-    """Runs that need all slots and all connections at once, for as many tenants: the last free one is kept for a newcomer."""
-    fetch = Step(call=CallScript("fetch", attempts=(Attempt(takes=0.01),)))
-    talk = Turn((Step(after=0.01),))
+def _probes(scenario: Scenario) -> list[list[RunScript]]:
+    """Runs that need all of one model's slots at once, then those that need all of the other's, then all connections.
+
+    Each at once is another tenant's: what a tenant has beyond its fair part is kept free for those who lately needed more.
+    """
     tenants = tuple(TENANTS)
-    runs = [
-        RunScript(tenants[slot + other], model=model, turns=(talk,))
-        for slot in range(scenario.slots)
-        for other, model in enumerate(MODELS)
+    fetch = Turn((Step(call=CallScript("fetch", attempts=(Attempt(takes=0.01),))),))
+    talk = Turn((Step(after=0.01),))
+    talking = [
+        [RunScript(tenant, model=model, turns=(talk,)) for tenant in tenants[: scenario.slots]] for model in MODELS
     ]
-    fetching = [replace(run, turns=(Turn((fetch,)), talk)) for run in runs[: scenario.connections]]
-    return [*fetching, *runs[scenario.connections :]]
+    fetching = [
+        RunScript(tenant, model=model, turns=(fetch, talk))
+        for tenant, model in zip(tenants, MODELS[: scenario.connections], strict=False)
+    ]
+    return [*talking, fetching]
 
 
 @contextmanager
