@@ -108,7 +108,15 @@ class Told:
         except MeshError as error:
             self.error = error
         self.took = time.monotonic() - began
+        self.working.set()  # nobody has to wait for it any more
         return self
+
+
+async def all_working(*told: Told) -> None:
+    """Return when each run has a tool at work."""
+    async with asyncio.timeout(GUARD):
+        await asyncio.gather(*(one.working.wait() for one in told))
+    assert [one.error or one.finished for one in told if one.took] == []
 
 
 def test_every_process_is_told_and_kept(own: Own) -> None:
@@ -127,8 +135,7 @@ async def test_what_befalls_the_shared_pool_does_not_touch_a_dedicated_tenant(ow
         with own.befallen(process, how) as happen:
             runs = [asyncio.ensure_future(first.of(acme, SHORT))]
             runs += [asyncio.ensure_future(other.of(bolt, LONG)) for other in others]
-            async with asyncio.timeout(GUARD):
-                await asyncio.gather(*(one.working.wait() for one in (first, *others)))
+            await all_working(first, *others)
             happen()
             later = await asyncio.gather(*(Told().of(acme, prompt) for prompt in (SHORT, LONG)))
             await asyncio.gather(*runs)
@@ -158,8 +165,7 @@ async def test_what_befalls_a_dedicated_tenants_orchestrator_touches_nobody_else
         mine, other = Told(), Told()
         with own.befallen("orchestrator:acme", "is killed") as happen:
             runs = [asyncio.ensure_future(mine.of(acme, LONG)), asyncio.ensure_future(other.of(bolt, SHORT))]
-            async with asyncio.timeout(GUARD):
-                await asyncio.gather(mine.working.wait(), other.working.wait())
+            await all_working(mine, other)
             happen()
             await asyncio.gather(*runs)
         assert isinstance(mine.error, UpstreamFailed)
@@ -189,8 +195,7 @@ async def test_ctrl_c_lets_the_runs_of_every_pool_finish(tmp_path: Path) -> None
                 for tenant in ("acme", "bolt")
             ]
             runs = [asyncio.ensure_future(one.of(by, SHORT)) for one, by in zip(told, clients, strict=True)]
-            async with asyncio.timeout(GUARD):
-                await asyncio.gather(*(one.working.wait() for one in told))
+            await all_working(*told)
             os.killpg(mesh.process.pid, signal.SIGINT)
             await asyncio.gather(*runs)
         for one in told:
