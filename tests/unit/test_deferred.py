@@ -55,6 +55,21 @@ async def test_it_waits_while_the_event_loop_is_behind_but_not_for_ever() -> Non
 
 
 @in_virtual_time
+async def test_it_waits_while_more_keeps_coming_but_not_for_ever() -> None:
+    deferred, done = Deferred(), list[float]()
+    for _ in range(50):
+        deferred(lambda: done.append(now()))
+        await asyncio.sleep(0.009)
+    assert done == []
+    await asyncio.sleep(1.0)
+    assert len(done) == 50
+    while now() < 3.0:
+        deferred(lambda: done.append(now()))
+        await asyncio.sleep(0.009)
+    assert done[50] == pytest.approx(2.45, abs=0.1)
+
+
+@in_virtual_time
 async def test_a_flush_does_all_that_is_left_at_once() -> None:
     deferred, done = Deferred(), list[int]()
     for number in range(100):

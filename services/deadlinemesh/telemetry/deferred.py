@@ -14,12 +14,14 @@ __all__ = ["Deferred"]
 
 
 class Deferred:
-    """Does what it is given, in order: in small pieces, and not while the event loop is behind."""
+    """Does what it is given, in order: in small pieces, and not while more keeps coming or the event loop is behind."""
 
     def __init__(self) -> None:
         self._work: deque[tuple[Callable[..., object], tuple[object, ...]]] = deque()
         self._waiting: asyncio.TimerHandle | None = None
         self._patient_until = 0.0
+        self._left = 0
+        """How much there was to do when it last looked."""
 
     def __call__(self, work: Callable[..., object], *arguments: object) -> None:
         """Do `work(*arguments)` soon. What it raises goes to the event loop's exception handler."""
@@ -44,10 +46,12 @@ class Deferred:
         assert waiting is not None
         now = loop.time()
         try:
-            if now - waiting.when() < _BEHIND or now > self._patient_until:
+            calm = len(self._work) == self._left and now - waiting.when() < _BEHIND
+            if calm or now > self._patient_until:
                 # The longer the queue, the larger the pieces: it cannot grow for ever.
                 self._do(max(_PIECE, len(self._work) // 16))
         finally:
+            self._left = len(self._work)
             if self._work:
                 self._wait(loop)
 
