@@ -81,7 +81,8 @@ class Ledger:
     def spent(self) -> dict[Phase, float]:
         """Seconds charged to each phase until now; phases without any are left out."""
         self._charge()
-        return {phase: seconds for phase in Phase if (seconds := self._spent.get(phase, 0.0)) > 0}
+        spent = self._spent
+        return {phase: spent[phase] for phase in _PRECEDENCE if spent.get(phase, 0.0) > 0}
 
     def close(self) -> None:
         """Tell no change any more, and let go of whom they were told."""

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from deadlinemesh.admission import Bulkhead, Lease
 from deadlinemesh.conversation import Message
@@ -144,9 +144,8 @@ class AgentRun:
 
     def finish(self, outcome: Outcome, cause: Cause | None, detail: str, answer: str, partial: bool) -> RunFinished:
         """Close the books and tell the watchers."""
-        with self.ledger.phase(Phase.RESPONSE):
-            phases, elapsed = self.ledger.spent(), self.ledger.elapsed
-        agent = self.agent
+        agent, ledger = self.agent, self.ledger
+        ledger.enter(Phase.RESPONSE)
         self.finished = RunFinished(
             outcome=outcome,
             cause=cause,
@@ -154,9 +153,9 @@ class AgentRun:
             answer=answer,
             partial=partial,
             granted=self.grant.granted,
-            elapsed=elapsed,
-            phases=phases,
-            usage=Usage() if agent is None else replace(agent.usage),
+            elapsed=ledger.elapsed,
+            phases=ledger.spent(),
+            usage=Usage() if agent is None else agent.usage,
             iterations=0 if agent is None else agent.iteration,
         )
         self.emit(self.finished)
@@ -174,6 +173,8 @@ class AgentRun:
     def _phase_changed(self, phase: Phase) -> None:
         if phase is Phase.RESPONSE:
             return  # that the run has finished is told in the same breath, and says more
+        if self._task is not None and self._task.cause is not None:
+            return  # it is being stopped: there is nothing that it could be at now
         iteration = 0 if self.agent is None else self.agent.iteration
         remaining = max(0.0, self.due_at - self.context.clock.monotonic())
         self.emit(PhaseChanged(phase, iteration, remaining, self.ledger.spent()))
@@ -328,9 +329,9 @@ class Runs:
                 started_at=context.started_at,
                 due_at=run.due_at,
                 ended_at=now,
-                outcome=finished.outcome.value,
-                cause="" if finished.cause is None else finished.cause.value,
-                phases={phase.value: seconds for phase, seconds in finished.phases.items()},
+                outcome=finished.outcome,
+                cause=finished.cause or "",
+                phases={str(phase): seconds for phase, seconds in finished.phases.items()},
                 unattributed=finished.unattributed,
             )
         )
