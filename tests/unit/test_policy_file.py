@@ -331,8 +331,32 @@ MISTAKES = [
     pytest.param(
         "type: string",
         'type: string\n            pattern: "["',
-        ("29: tools.http.lookup.arguments.properties.customer.pattern: is not valid JSON Schema: '[' is not a 'regex'"),
+        (
+            "29: tools.http.lookup.arguments.properties.customer.pattern: '[' is no pattern that is matched in linear "
+            "time: unclosed character class; write it in the syntax of RE2, which has neither look-around nor "
+            "backreferences"
+        ),
         id="JSON Schema's pattern",
+    ),
+    pytest.param(
+        "type: string",
+        'type: string\n            pattern: "^(?!x)"',
+        (
+            "29: tools.http.lookup.arguments.properties.customer.pattern: '^(?!x)' is no pattern that is matched in "
+            "linear time: look-around, including look-ahead and look-behind, is not supported; write it in the syntax "
+            "of RE2, which has neither look-around nor backreferences"
+        ),
+        id="a pattern that needs backtracking",
+    ),
+    pytest.param(
+        "type: string",
+        'type: object\n            patternProperties: {"[ab]{0,4000}x": {type: string}}',
+        (
+            "29: tools.http.lookup.arguments.properties.customer.patternProperties.[ab]{0,4000}x: '[ab]{0,4000}x' is "
+            "4001 characters long with its counts written out, and at most 2000 are matched: write * or + for long "
+            "counts, and maxLength beside the pattern"
+        ),
+        id="a pattern with long counts",
     ),
     pytest.param(
         "type: object",

@@ -130,3 +130,99 @@ def test_what_is_no_schema_of_an_object_is_refused(schema: dict[str, Any]) -> No
 def test_any_text_is_either_usable_or_explained(text: str) -> None:
     arguments, violations = Arguments(ORDER).read(text)
     assert violations or {"symbol", "side"} <= set(arguments)
+
+
+def text_of(pattern: str, **more: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": {"x": {"type": "string", "pattern": pattern, **more}}}
+
+
+HOSTILE = "a" * 5000 + "!"
+"""What makes `^(a+)+$` take Python's re more steps than there are atoms."""
+
+BY_NAME = {"type": "object", "patternProperties": {"^(a+)+$": {"type": "integer"}}, "additionalProperties": False}
+
+
+@pytest.mark.parametrize(
+    ("schema", "arguments", "violation"),
+    [
+        (text_of("^(a+)+$"), {"x": HOSTILE}, "x: "),
+        (text_of(r"^(\w+\s?)*$"), {"x": "word " * 1000 + "!"}, "x: "),
+        (BY_NAME, {HOSTILE: 1}, f"{HOSTILE}: there is no such argument"),
+        ({"type": "object", "propertyNames": {"pattern": "^(a+)+$"}}, {HOSTILE: 1}, "arguments: "),
+    ],
+)
+def test_a_hostile_text_is_matched_in_linear_time(schema: dict[str, Any], arguments: Any, violation: str) -> None:
+    (told,) = wrong(arguments, schema)
+    assert told.startswith(violation)
+
+
+def test_nothing_matches_a_model_s_text_with_a_backtracking_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    checks = [Arguments(text_of("^(a+)+$")), Arguments(BY_NAME)]
+
+    def search(*args: Any) -> Any:
+        raise AssertionError("Python's re was asked")
+
+    monkeypatch.setattr("re.search", search)
+    monkeypatch.setattr("re.match", search)
+    assert checks[0].read('{"x": "aaa"}')[1] == []
+    assert checks[1].read('{"aaa": 1}')[1] == []
+    assert checks[1].read('{"aaa": "b"}')[1] == ['aaa: "b" does not fit; give an integer']
+
+
+def test_names_that_match_a_pattern_are_not_called_unknown() -> None:
+    schema = {**BY_NAME, "properties": {"id": {"type": "string"}}}
+    assert wrong({"id": "1", "aa": 2}, schema) == []
+    assert wrong({"id": "1", "aa": 2, "b": 3}, schema) == [
+        "b: there is no such argument; the arguments are id, any that matches ^(a+)+$"
+    ]
+    assert wrong({"b": 3}, {**schema, "additionalProperties": {"type": "string"}}) == [
+        "b: 3 does not fit; give a string"
+    ]
+
+
+def test_a_text_that_is_too_long_for_its_pattern_is_told_how_long_it_may_be() -> None:
+    (told,) = wrong({"x": "a" * 3000}, text_of("^[ab]{0,999}$"))
+    assert told.startswith(
+        "arguments: a text of 3000 bytes is too long to be held against '^[ab]{0,999}$'; give at most "
+    )
+
+
+def test_a_text_that_is_too_long_for_its_pattern_does_not_pass_where_the_pattern_is_forbidden() -> None:
+    schema = {"type": "object", "properties": {"path": {"not": {"pattern": r"\.\."}}}}
+    assert wrong({"path": "a/b"}, schema) == []
+    assert len(wrong({"path": "a/../b"}, schema)) == 1
+    assert len(wrong({"path": "a/../b" + "x" * 1_000_000}, schema)) == 1
+
+
+def test_many_long_texts_are_bounded_together() -> None:
+    pattern = "^[ab]{0,99}$"
+    schema = {"type": "object", "properties": {"xs": {"type": "array", "items": {"pattern": pattern}}}}
+    assert wrong({"xs": ["ab"] * 10_000}, schema) == []
+    (told,) = wrong({"xs": ["ab" * 40] * 10_000}, schema)
+    assert told == "arguments: there are too many long texts to be held against their patterns; give fewer in one call"
+
+
+@pytest.mark.parametrize(
+    ("schema", "told"),
+    [
+        (text_of("(?=a)"), r"properties\.x\.pattern: .*look-around.*RE2"),
+        (text_of("[ab]{0,4000}x"), r"properties\.x\.pattern: .*counts"),
+        ({**BY_NAME, "unevaluatedProperties": False}, "additionalProperties"),
+    ],
+)
+def test_a_pattern_that_cannot_be_held_to_linear_time_is_refused(schema: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        Arguments(schema)
+
+
+@pytest.mark.parametrize("text", ["(" * 900, "a" * 2000, "("])
+def test_a_text_in_the_format_regex_is_looked_at_only_so_far(text: str) -> None:
+    schema = {"type": "object", "properties": {"x": {"type": "string", "format": "regex"}}}
+    assert len(wrong({"x": text}, schema)) == 1
+    assert wrong({"x": "a+"}, schema) == []
+
+
+def test_a_schema_that_goes_round_does_not_run_out_of_stack() -> None:
+    schema = {"type": "object", "properties": {"x": {"$ref": "#"}}}
+    (told,) = wrong('{"x": ' * 500 + "{}" + "}" * 500, schema)
+    assert told == "arguments: they are nested too deeply"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Annotated, Any
 
 import pytest
 from jsonschema import Draft202012Validator
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 from tests import blocking_tools
 
 from deadlinemesh.tool_runner import Progress, tool
@@ -200,3 +201,37 @@ async def unknown(x: Nowhere) -> int:  # type: ignore[name-defined]  # noqa: F82
 def test_what_cannot_be_a_tool_is_refused_at_import(function: Callable[..., Any], reason: str) -> None:
     with pytest.raises(TypeError, match=f"{function.__qualname__}: .*{reason}"):
         tool(function)
+
+
+class ByPython(BaseModel):
+    model_config = ConfigDict(regex_engine="python-re")
+    code: Annotated[str, Field(pattern="^(a+)+$")]
+
+
+async def looking_ahead(x: Annotated[str, Field(pattern="(?=a)b")]) -> int:
+    """Has a pattern that no linear engine takes."""
+    return 1
+
+
+async def compiled(x: dict[str, list[Annotated[str, Field(pattern=re.compile("^(a+)+$"))]]]) -> int:
+    """Has a pattern that only looks harmless."""
+    return 1
+
+
+async def configured(x: ByPython | None = None) -> int:
+    """Has a pattern of a model that chose its engine."""
+    return 1
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (looking_ahead, "look-around"),
+        (compiled, "without re.compile"),
+        (configured, "without regex_engine"),
+    ],
+)
+def test_a_pattern_that_a_text_could_hold_for_ever_is_refused(function: Callable[..., Any], reason: str) -> None:
+    with pytest.raises(TypeError, match=rf"(?s){function.__qualname__}: .*{reason}") as refused:
+        tool(function)
+    assert "(?=a)b" in str(refused.value) or "'^(a+)+$'" in str(refused.value)

@@ -115,6 +115,25 @@ async def test_a_module_that_cannot_be_imported_is_told_with_the_reason(module: 
     assert "TypeError: undocumented:silent: a tool needs a docstring" in found["tools.modules[1]"]
 
 
+async def test_a_pattern_that_cannot_be_matched_in_linear_time_is_told_with_the_tool_and_the_property(
+    module: Any,
+) -> None:
+    code = """
+from typing import Annotated
+from pydantic import Field
+@tool
+async def find(code: Annotated[str, Field(pattern="^[ab]{0,4000}x")]) -> None:
+    \"\"\"Find.\"\"\"
+"""
+    http = {"quote": QUOTE | {"arguments": {"type": "object", "properties": {"x": {"pattern": "(?!a)"}}}}}
+    found = violations({"modules": [module("patterned", code)], "http": http})
+    assert found["tools.modules[0]"].startswith("the arguments of find (patterned:find): properties.code.pattern: ")
+    assert "at most 2000" in found["tools.modules[0]"]
+    assert found["tools.http.quote.arguments"].startswith(
+        "properties.x.pattern: '(?!a)' is no pattern that is matched in "
+    )
+
+
 async def test_a_plain_function_is_a_tool_like_any_other_and_needs_no_process_before_it_is_called(module: Any) -> None:
     mixed = module("mixed", GREET + '@tool\ndef block() -> None:\n    """Block."""\n')
     registry = Registry.from_policy(policy({"modules": [mixed]}))

@@ -6,6 +6,7 @@
     source.py       YAML as plain values that remember their lines
     sentences.py    pydantic's errors in plain words
     references.py   what the parts of a policy say about one another
+    patterns.py     the regular expressions of tools' schemas, matched in bounded time
     credentials.py  API keys and the `Tenant` behind one
     default.py      the embedded policy, default.yaml, and its change of address
 

@@ -11,18 +11,18 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator, FormatChecker
 
 from deadlinemesh.policy.model import SHARED, Limits, parse_duration, url_arguments
+from deadlinemesh.policy.patterns import faults_of_patterns
 from deadlinemesh.policy.problems import Fault, Loc, dotted
 from deadlinemesh.policy.sentences import unknown
 
 __all__ = ["contradictions"]
 
-_META_SCHEMA = Draft202012Validator(
-    Draft202012Validator.META_SCHEMA,
-    format_checker=Draft202012Validator.FORMAT_CHECKER,  # else `pattern: "["` would pass for a regular expression
-)
+# The patterns are looked at apart, by the engine that will match them.
+_FORMATS = FormatChecker(name for name in Draft202012Validator.FORMAT_CHECKER.checkers if name != "regex")
+_META_SCHEMA = Draft202012Validator(Draft202012Validator.META_SCHEMA, format_checker=_FORMATS)
 _JSON_TYPES = ("array", "boolean", "integer", "null", "number", "object", "string")
 
 
@@ -108,6 +108,8 @@ def _http_tool(loc: Loc, tool: Mapping[str, Any]) -> Iterator[Fault]:
             wrong = unknown(error.instance, _JSON_TYPES, "a JSON Schema type")
         reported.add(where)
         yield Fault(where, f"is not valid JSON Schema: {wrong}")
+    for where, wrong in faults_of_patterns(arguments, inside):
+        yield Fault(where, wrong, at_key="patternProperties" in where[-2:-1])
     if arguments.get("type") != "object" and (*inside, "type") not in reported:
         yield Fault((*inside, "type"), "must be object: a tool's arguments have names")
     url = tool.get("url")

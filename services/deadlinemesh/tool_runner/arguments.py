@@ -17,7 +17,11 @@ from referencing import Registry
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
-__all__ = ["Arguments", "located"]
+from deadlinemesh.policy.patterns import TooLong, pattern_of
+from deadlinemesh.tool_runner.keywords import FormatsInTime, ValidatorInTime, bounded, refuse_patterns
+from deadlinemesh.tool_runner.outcome import located
+
+__all__ = ["Arguments"]
 
 MOST_VIOLATIONS = 20
 """Explained in one answer: more would not help, and an array of a million wrong items must not cost a million."""
@@ -25,6 +29,7 @@ MOST_VIOLATIONS = 20
 LONGEST_VALUE = 80
 """Characters of a wrong value that are repeated to the model."""
 
+_TOO_DEEP = "they are nested too deeply"
 _NAMES = {"object": "a JSON object", "array": "an array", "integer": "an integer", "number": "a number"}
 _NAMES |= {"string": "a string", "boolean": "true or false", "null": "null"}
 
@@ -32,7 +37,8 @@ _NAMES |= {"string": "a string", "boolean": "true or false", "null": "null"}
 class Arguments:
     """Checks the arguments of one tool. Compiled once.
 
-    Raises ValueError for something that is not a JSON Schema of an object.
+    Raises ValueError for something that is not a JSON Schema of an object, or has a pattern that cannot be matched in
+    linear time.
     """
 
     def __init__(self, schema: Mapping[str, Any]) -> None:
@@ -43,22 +49,27 @@ class Arguments:
         if schema.get("type") != "object":
             raise ValueError('the arguments of a tool are an object: write "type": "object"')
         _resolve_all(schema)
+        refuse_patterns(schema)
         self._schema = schema
         # A registry of its own has nothing in it, so that no `$ref` can make the tool-runner fetch a URL.
-        self._validator = Draft202012Validator(
-            schema, registry=Registry(), format_checker=Draft202012Validator.FORMAT_CHECKER
-        )
+        self._validator = ValidatorInTime(schema, registry=Registry(), format_checker=FormatsInTime)
 
     def read(self, text: str) -> tuple[dict[str, Any], list[str]]:
         """The arguments in `text`, and what is wrong with them: nothing, if they may be used. Empty text means `{}`."""
         try:
             arguments = json.loads(text if text.strip() else "{}", parse_constant=_refuse)
         except (ValueError, RecursionError) as broken:
-            why = "they are nested too deeply" if isinstance(broken, RecursionError) else str(broken)
+            why = _TOO_DEEP if isinstance(broken, RecursionError) else str(broken)
             return {}, [f"arguments: not JSON: {why}; give {self._expected(self._schema)}"]
         violations: dict[str, None] = {}  # an ordered set: one missing property of several is reported by each
-        for error in islice(self._validator.iter_errors(arguments), MOST_VIOLATIONS):
-            violations.update(dict.fromkeys(self._explained(error)))
+        try:
+            with bounded():
+                for error in islice(self._validator.iter_errors(arguments), MOST_VIOLATIONS):
+                    violations.update(dict.fromkeys(self._explained(error)))
+        except (TooLong, RecursionError) as unread:
+            # Not merely one violation among others: within `not` it would let through what it could not look at.
+            why = _TOO_DEEP if isinstance(unread, RecursionError) else str(unread)
+            violations[f"arguments: {why}"] = None
         return arguments if isinstance(arguments, dict) else {}, list(violations)
 
     def _explained(self, error: ValidationError) -> Iterator[str]:
@@ -70,10 +81,11 @@ class Arguments:
             for name in schema["required"]:
                 if name not in given:
                     yield f"{located([*place, name])}: missing; give {self._expected(properties.get(name, {}))}"
-        elif error.validator == "additionalProperties" and properties:
-            known = ", ".join(properties)
+        elif error.validator == "additionalProperties" and (properties or schema.get("patternProperties")):
+            patterns = schema.get("patternProperties", {})
+            known = ", ".join([*properties, *(f"any that matches {pattern}" for pattern in patterns)])
             for name in given:
-                if name not in properties:
+                if name not in properties and not any(pattern_of(one).found_in(name) for one in patterns):
                     yield f"{located([*place, name])}: there is no such argument; the arguments are {known}"
         elif error.validator == "additionalProperties":
             yield f"{located(place)}: takes no arguments; give {{}}"
@@ -139,14 +151,6 @@ def _references(schema: Any) -> Iterator[str]:
     if isinstance(schema, list):
         for part in schema:
             yield from _references(part)
-
-
-def located(path: Any) -> str:
-    """A path into JSON for people: `items[0].price`; `arguments` for the whole."""
-    text = ""
-    for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
-    return text or "arguments"
 
 
 def _shown(value: Any) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
 from deadlinemesh.errors import UpstreamFailed
 
-__all__ = ["Call", "Tool", "ToolError", "ToolOutcome", "ToolSpec", "ToolStatus"]
+__all__ = ["Call", "Tool", "ToolError", "ToolOutcome", "ToolSpec", "ToolStatus", "located"]
 
 
 class ToolStatus(StrEnum):
@@ -97,3 +97,11 @@ class Tool(ABC):
     @abstractmethod
     async def run(self, arguments: Mapping[str, Any], call: Call) -> ToolOutcome:
         """Run with arguments that fit the schema. What it raises becomes a failure, except a cancellation."""
+
+
+def located(path: Iterable[str | int]) -> str:
+    """A path into JSON for people: `items[0].price`; `arguments` for the whole."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text or "arguments"

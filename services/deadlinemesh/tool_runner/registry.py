@@ -82,8 +82,8 @@ class Registry:
         client: httpx.AsyncClient | None = None,
         workers: Workers | None = None,
     ) -> None:
-        """`allowed` names each tenant's tools; an empty list allows all."""
-        self._tools = {name: (tools[name], Arguments(tools[name].spec.arguments_schema)) for name in sorted(tools)}
+        """`allowed` names each tenant's tools; an empty list allows all. Raises ValueError for a schema that cannot be used."""
+        self._tools = {name: (tools[name], _arguments_of(tools[name])) for name in sorted(tools)}
         self._allowed = {tenant: frozenset(names) for tenant, names in allowed.items()}
         self._client = client
         self._workers = workers
@@ -148,7 +148,12 @@ def _candidates(
             continue
         if not offered:
             violations.append(Violation(field, f"{module_name} has no tools: decorate functions with @tool"))
-        yield from ((field, tool) for tool in offered)
+        for tool in offered:
+            try:
+                _arguments_of(tool)
+            except ValueError as error:
+                violations.append(Violation(field, str(error)))
+            yield field, tool
     for name, http in tools.http.items():
         field = f"tools.http.{name}"
         url = UrlTemplate(http.url)
@@ -157,6 +162,13 @@ def _candidates(
         violations += [Violation(f"{field}.{part}", why) for part, why in wrong]
         if not wrong:
             yield field, HttpTool(name, http, url, headers, client, connections)
+
+
+def _arguments_of(tool: Tool) -> Arguments:
+    try:
+        return Arguments(tool.spec.arguments_schema)
+    except ValueError as error:
+        raise ValueError(f"the arguments of {tool.spec.name} ({tool.origin}): {error}") from error
 
 
 def _offered(module: ModuleType, workers: Workers) -> Iterator[Tool]:

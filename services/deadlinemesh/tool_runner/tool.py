@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar, get_type_hints, overload
 from pydantic import BaseModel, ConfigDict, Field, create_model
 from pydantic.errors import PydanticUserError
 from pydantic.json_schema import GenerateJsonSchema
+from pydantic_core import SchemaError
 
 from deadlinemesh.tool_runner.outcome import ToolSpec
 
@@ -152,6 +153,31 @@ def _arguments(function: Callable[..., Any], origin: str) -> tuple[type[BaseMode
         fields[f"argument_{len(fields)}"] = (hints[name], Field(default, alias=name))
     try:
         model = create_model(function.__name__, __config__=ConfigDict(extra="forbid"), **fields)
-    except PydanticUserError as error:
+    except (PydanticUserError, SchemaError) as error:
         raise TypeError(f"{origin}: its arguments cannot be validated: {error}") from error
+    if (pattern := _backtracking(model.__pydantic_core_schema__)) is not None:
+        raise TypeError(
+            f"{origin}: the pattern {pattern!r} would be matched by Python's re, which a model's text can hold for ever:"
+            " give it as a plain text, without re.compile and without regex_engine"
+        )
     return model, progress
+
+
+def _backtracking(schema: Any) -> str | None:
+    """A pattern in pydantic's schema that it leaves to Python's engine. A tool's own code may do so; its annotations need not."""
+    left: list[tuple[Any, bool]] = [(schema, False)]
+    while left:
+        part, by_python = left.pop()
+        if isinstance(part, Mapping):
+            config = part.get("config")
+            engine = config.get("regex_engine") if isinstance(config, Mapping) else None
+            by_python = engine == "python-re" if engine else by_python
+            pattern = part.get("pattern") if part.get("type") == "str" else None
+            if isinstance(pattern, re.Pattern):
+                return str(pattern.pattern)
+            if pattern is not None and part.get("regex_engine", "python-re" if by_python else "") == "python-re":
+                return str(pattern)
+            left += [(inner, by_python) for key, inner in part.items() if key not in ("default", "metadata")]
+        elif isinstance(part, (list, tuple)):
+            left += [(inner, by_python) for inner in part]
+    return None

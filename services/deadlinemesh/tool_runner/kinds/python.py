@@ -8,8 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import to_json
 
-from deadlinemesh.tool_runner.arguments import located
-from deadlinemesh.tool_runner.outcome import Call, Tool, ToolError, ToolOutcome, ToolStatus
+from deadlinemesh.tool_runner.outcome import Call, Tool, ToolError, ToolOutcome, ToolStatus, located
 from deadlinemesh.tool_runner.tool import Definition
 
 __all__ = ["PythonTool", "content_of", "violations_of"]

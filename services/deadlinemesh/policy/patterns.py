@@ -1,0 +1,171 @@
+"""The regular expressions of JSON Schemas, matched in bounded time.
+
+A text comes from a model, and a backtracking engine can need for ever for a short one. So patterns are matched by the
+engine that pydantic brings, Rust's `regex`, whose time is linear in the text. It is linear in the pattern as well, and
+counts write long patterns: `[ab]{0,4000}x` takes it a minute for a megabyte. So both lengths together are bounded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+from pydantic_core import SchemaError, SchemaValidator, core_schema
+
+from deadlinemesh.policy.problems import Loc
+
+__all__ = ["HEAVIEST", "MOST_STEPS", "Pattern", "TooLong", "faults_of_patterns", "pattern_of"]
+
+MOST_STEPS = 1_000_000
+"""Bytes of a text times what its pattern weighs. So many took 30 ms where each of them was needed, and 5 where not."""
+
+HEAVIEST = 2000
+"""The most that a pattern may weigh: any text of 500 bytes can be matched against it."""
+
+_COUNT = re.compile(r"\{(\d*)(,?)(\d*)\}", re.ASCII)
+_CLASS = re.compile(r"\[\^?\]?")
+_VERBOSE = re.compile(r"\?[A-Za-z]*x")
+_VALUES = ("const", "default", "enum", "examples")
+_BY_NAME = ("$defs", "definitions", "dependentSchemas", "patternProperties", "properties")
+
+
+class TooLong(Exception):
+    """A text that cannot be matched in bounded time. Says how much would be right."""
+
+
+class Pattern:
+    """A compiled pattern. Raises ValueError, saying what to write instead, for one that cannot be matched in linear time."""
+
+    __slots__ = ("_engine", "source", "weight")
+
+    def __init__(self, source: str) -> None:
+        schema = core_schema.str_schema(pattern=source, regex_engine="rust-regex")
+        try:
+            self._engine = SchemaValidator(schema)
+        except SchemaError as error:
+            # In the last line; those before it draw where.
+            why = str(error).strip().splitlines()[-1].strip().removeprefix("error: ").removeprefix("SchemaError: ")
+            raise ValueError(
+                f"{_shown(source)} is no pattern that is matched in linear time: {why.rstrip('.')}; write it in the"
+                " syntax of RE2, which has neither look-around nor backreferences"
+            ) from error
+        self.source = source
+        self.weight = _weight(source)
+        """How many places of it a character may have to be held against, at most."""
+        if self.weight > HEAVIEST:
+            raise ValueError(
+                f"{_shown(source)} is {self.weight} characters long with its counts written out, and at most {HEAVIEST}"
+                " are matched: write * or + for long counts, and maxLength beside the pattern"
+            )
+
+    @property
+    def longest(self) -> int:
+        """The most bytes of UTF-8 that a text may have."""
+        return MOST_STEPS // self.weight
+
+    def found_in(self, text: str) -> bool:
+        """Whether it matches anywhere in `text`, as JSON Schema means it. Raises TooLong for more than `longest` bytes."""
+        encoded = text.encode(errors="replace")  # a lone surrogate, which JSON can spell and the engine does not take
+        if len(encoded) > self.longest:
+            raise TooLong(
+                f"a text of {len(encoded)} bytes is too long to be held against {_shown(self.source)}; give at most"
+                f" {self.longest}"
+            )
+        return self._engine.isinstance_python(encoded.decode())
+
+    def __repr__(self) -> str:
+        return f"<Pattern {self.source!r} weight={self.weight}>"
+
+
+@lru_cache(maxsize=1024)
+def pattern_of(source: str) -> Pattern:
+    """The pattern, compiled once."""
+    return Pattern(source)
+
+
+def faults_of_patterns(schema: Any, loc: Loc = ()) -> Iterator[tuple[Loc, str]]:
+    """What is wrong with the patterns in `schema`, each with its place. `loc` is the schema's own."""
+    if isinstance(schema, list):
+        for index, part in enumerate(schema):
+            yield from faults_of_patterns(part, (*loc, index))
+    if not isinstance(schema, Mapping):
+        return
+    if isinstance(pattern := schema.get("pattern"), str):
+        yield from _fault_of(pattern, (*loc, "pattern"))
+    by_pattern = schema.get("patternProperties")
+    for pattern in by_pattern if isinstance(by_pattern, Mapping) else ():
+        yield from _fault_of(pattern, (*loc, "patternProperties", pattern))
+    for keyword, value in schema.items():
+        if keyword in _BY_NAME and isinstance(value, Mapping):
+            for name, part in value.items():
+                yield from faults_of_patterns(part, (*loc, keyword, name))
+        elif keyword not in _VALUES:
+            yield from faults_of_patterns(value, (*loc, keyword))
+
+
+def _fault_of(source: str, loc: Loc) -> Iterator[tuple[Loc, str]]:
+    try:
+        pattern_of(source)
+    except ValueError as error:
+        yield loc, str(error)
+
+
+def _weight(source: str) -> int:
+    """The places in a pattern that the engine takes, counts written out. Never too few: what it misreads, it adds."""
+    groups: list[list[int]] = [[]]
+    index = 0
+    while index < len(source):
+        character = source[index]
+        count = _COUNT.match(source, index) if character == "{" else None
+        if count is not None and groups[-1]:
+            groups[-1][-1] *= _most(count)
+            index = count.end()
+            continue
+        index += 1
+        if character == "(":
+            if _VERBOSE.match(source, index):
+                raise ValueError(f"{_shown(source)} has the flag x: write it without spaces and comments")
+            groups.append([])
+        elif character == ")":
+            inside = groups.pop()
+            groups[-1].append(1 + sum(inside))
+        elif character == "[":
+            index = _after_class(source, index - 1)
+            groups[-1].append(1)
+        elif character == "\\":
+            index += 1
+            groups[-1].append(1)
+        else:
+            groups[-1].append(1)
+    return max(1, sum(groups[0]))
+
+
+def _most(count: re.Match[str]) -> int:
+    least, open_ended, most = count.groups()
+    # Longer numbers than these are no pattern of ours, and too long for int() to be quick.
+    return max(1, *(int(number[:9] or 0) for number in (least, most))) + bool(open_ended and not most)
+
+
+def _after_class(source: str, index: int) -> int:
+    """Where the class ends that begins at `index`. In the engine's syntax classes hold classes, and a first `]` is meant."""
+    depth = 0
+    while True:
+        if opening := _CLASS.match(source, index):
+            if source[index - 1] == "-" and depth:
+                raise ValueError(f"{_shown(source)} has a [ after a - in a class, which can mean two things: write \\[")
+            depth += 1
+            index = opening.end()
+        elif source[index] == "]":
+            depth -= 1
+            index += 1
+            if not depth:
+                return index
+        else:
+            index += 2 if source[index] == "\\" else 1
+
+
+def _shown(source: str) -> str:
+    text = repr(source)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,108 @@
+"""The keywords of JSON Schema that hold patterns, in bounded time: else a text from a model could hold the event loop."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from jsonschema import Draft202012Validator, FormatChecker
+from jsonschema.exceptions import ValidationError
+from jsonschema.validators import extend
+
+from deadlinemesh.policy.patterns import TooLong, faults_of_patterns, pattern_of
+from deadlinemesh.tool_runner.outcome import located
+
+__all__ = ["MOST_STEPS_OF_A_CALL", "FormatsInTime", "ValidatorInTime", "bounded", "refuse_patterns"]
+
+MOST_STEPS_OF_A_CALL = 20_000_000
+"""Bytes of texts times what the patterns weigh against which they are held, in all: 600 ms at worst, beside the event loop."""
+
+LONGEST_REGEX = 1000
+"""Characters of a text in the `format` regex. They are compiled, and a long one takes its time."""
+
+_steps_left: ContextVar[int] = ContextVar("_steps_left")
+
+FormatsInTime = FormatChecker(name for name in Draft202012Validator.FORMAT_CHECKER.checkers if name != "regex")
+
+
+@FormatsInTime.checks("regex", raises=(re.error, RecursionError, OverflowError))
+def _is_regex(value: object) -> bool:
+    return not isinstance(value, str) or (len(value) <= LONGEST_REGEX and bool(re.compile(value)))
+
+
+@contextmanager
+def bounded() -> Iterator[None]:
+    """The block validates the arguments of one call. It may raise TooLong."""
+    token = _steps_left.set(MOST_STEPS_OF_A_CALL)
+    try:
+        yield
+    finally:
+        _steps_left.reset(token)
+
+
+def refuse_patterns(schema: Any) -> None:
+    """Raise ValueError for a schema whose patterns cannot be matched in linear time."""
+    for loc, reason in faults_of_patterns(schema):
+        raise ValueError(f"{located(loc)}: {reason}")
+    if _holds(schema, "unevaluatedProperties") and _holds(schema, "patternProperties"):
+        raise ValueError(
+            "unevaluatedProperties would match the names of patternProperties without a bound: write"
+            " additionalProperties beside the patternProperties instead"
+        )
+
+
+def _pattern(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterator[ValidationError]:
+    if validator.is_type(instance, "string") and not _found(pattern, instance):
+        yield ValidationError(f"{instance!r} does not match {pattern!r}")
+
+
+def _pattern_properties(
+    validator: Any, by_pattern: Mapping[str, Any], instance: Any, schema: Any
+) -> Iterator[ValidationError]:
+    if validator.is_type(instance, "object"):
+        for pattern, subschema in by_pattern.items():
+            for name, value in instance.items():
+                if _found(pattern, name):
+                    yield from validator.descend(value, subschema, path=name, schema_path=pattern)
+
+
+def _additional_properties(
+    validator: Any, subschema: Any, instance: Any, schema: Mapping[str, Any]
+) -> Iterator[ValidationError]:
+    if not validator.is_type(instance, "object"):
+        return
+    known, patterns = schema.get("properties", {}), schema.get("patternProperties", {})
+    others = [name for name in instance if name not in known and not any(_found(one, name) for one in patterns)]
+    if validator.is_type(subschema, "object"):
+        for name in others:
+            yield from validator.descend(instance[name], subschema, path=name)
+    elif not subschema and others:
+        yield ValidationError(f"additional properties: {', '.join(others)}")
+
+
+ValidatorInTime = extend(  # type: ignore[no-untyped-call]  # the stubs leave it untyped
+    Draft202012Validator,
+    {
+        "pattern": _pattern,
+        "patternProperties": _pattern_properties,
+        "additionalProperties": _additional_properties,
+    },
+)
+
+
+def _found(source: str, text: str) -> bool:
+    pattern = pattern_of(source)
+    left = _steps_left.get() - pattern.weight * (1 + len(text))
+    _steps_left.set(left)
+    if left < 0:
+        raise TooLong("there are too many long texts to be held against their patterns; give fewer in one call")
+    return pattern.found_in(text)
+
+
+def _holds(schema: Any, keyword: str) -> bool:
+    if isinstance(schema, Mapping):
+        return keyword in schema or any(_holds(part, keyword) for part in schema.values())
+    return isinstance(schema, list) and any(_holds(part, keyword) for part in schema)
