@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 
+import pytest
+
 from deadlinemesh.conversation import history_violations
 from deadlinemesh.errors import UpstreamFailed
 from deadlinemesh.llm_proxy.conversation import Event, TurnRequest
 from deadlinemesh.llm_proxy.providers import provider_of
-from deadlinemesh.policy import Policy, default_policy
+from deadlinemesh.policy import OpenAIModel, Policy, default_policy
 from deadlinemesh.telemetry import FellBack, Retried
 from deadlinemesh.testing import virtual_time
 from deadlinemesh.testing.mesh import MemoryMesh
@@ -115,5 +117,23 @@ def test_a_provider_that_fails_once_costs_a_retry_and_not_the_run() -> None:
         assert finished.outcome == orchestrator_pb2.OUTCOME_COMPLETED
         assert "126" in finished.answer
         assert [event.upstream for event in mesh.events.events if isinstance(event, Retried)] == ["model demo"]
+
+    virtual_time.run(main())
+
+
+def test_a_model_whose_key_is_missing_is_replaced_by_its_fallback_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GPT_KEY", raising=False)
+
+    async def main() -> None:
+        policy, clock = default_policy(), virtual_time.clock()
+        gpt = OpenAIModel(provider="openai", model="gpt-x", api_key_env="GPT_KEY", fallback="fast")
+        policy = policy.model_copy(update={"models": {"gpt": gpt, **policy.models}})
+        mesh = MemoryMesh(policy, clock)
+        finished = (await run(mesh, "acme", 10.0))[-1].finished
+        assert finished.outcome == orchestrator_pb2.OUTCOME_COMPLETED
+        assert "126" in finished.answer
+        fell_back = [event for event in mesh.events.events if isinstance(event, FellBack)]
+        assert [(event.fallback, event.why) for event in fell_back] == [("fast", "UPSTREAM_FAILED")]
+        assert not any(isinstance(event, Retried) for event in mesh.events.events)
 
     virtual_time.run(main())

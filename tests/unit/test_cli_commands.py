@@ -135,6 +135,52 @@ def test_every_problem_of_a_policy_has_its_line(tmp_path: Path) -> None:
     assert [problem["line"] for problem in told["problems"]] == numbers
 
 
+KEYED = """\
+  gpt:
+    provider: openai
+    model: gpt-x
+    api_key_env: GPT_KEY
+"""
+
+
+def test_a_variable_that_is_not_set_here_is_a_warning_with_its_line_and_no_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(dmesh("policy", "show")[1].replace("\nmodels:\n", f"\nmodels:\n{KEYED}"))
+    line = policy.read_text().splitlines().index("    api_key_env: GPT_KEY") + 1
+    monkeypatch.delenv("GPT_KEY", raising=False)
+    code, out, err = dmesh("policy", "check", str(policy))
+    reason = "GPT_KEY is not set here: an llm-proxy without it refuses every call to this model"
+    assert (code, err) == (0, f"warning: {policy}:{line}: models.gpt.api_key_env: {reason}\n")
+    assert out.startswith(f"{policy}: OK: ")
+    (told,) = json.loads(dmesh("policy", "check", str(policy), "--json")[1])["warnings"]
+    assert told == {"file": str(policy), "line": line, "path": "models.gpt.api_key_env", "reason": reason}
+    monkeypatch.setenv("GPT_KEY", "sesame")
+    assert dmesh("policy", "check", str(policy))[2] == ""
+
+
+def test_it_is_told_that_no_model_or_no_tool_runner_would_be_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GPT_KEY", raising=False)
+    monkeypatch.delenv("CRM_TOKEN", raising=False)
+    policy = tmp_path / "policy.yaml"
+    key = "sha256:" + "a" * 64
+    policy.write_text(
+        "tiers: {free: {run_budget: 30s, iterations: 2}}\n"
+        f"tenants: {{acme: {{tier: free, api_keys: ['{key}']}}}}\n"
+        f"models:\n{KEYED}"
+        "tools: {http: {crm: {url: 'http://crm.example', description: x, headers_env: {X-Token: CRM_TOKEN}}}}\n"
+    )
+    assert dmesh("policy", "check", str(policy))[2].splitlines() == [
+        f"warning: {policy}:7: models.gpt.api_key_env: GPT_KEY is not set here: an llm-proxy without it does not start: "
+        "no model is left",
+        f"warning: {policy}:8: tools.http.crm.headers_env.X-Token: CRM_TOKEN is not set here: a tool-runner without it "
+        "does not start",
+    ]
+
+
 def test_a_missing_policy_is_one_line(tmp_path: Path) -> None:
     code, _, err = dmesh("policy", "check", str(tmp_path / "none.yaml"))
     assert code == 2

@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from deadlinemesh.deadline import DeadlineContext, entered
-from deadlinemesh.errors import Shed
+from deadlinemesh.errors import Shed, UpstreamRefused
 from deadlinemesh.llm_proxy.conversation import (
     Event,
     FinishReason,
@@ -21,7 +21,7 @@ from deadlinemesh.llm_proxy.conversation import (
     TurnRequest,
 )
 from deadlinemesh.llm_proxy.servicer import build
-from deadlinemesh.policy.model import Policy
+from deadlinemesh.policy.model import OpenAIModel, Policy
 from deadlinemesh.testing.memory import MemoryChannel, MemoryServer
 from deadlinemesh.testing.virtual_time import clock, run
 from deadlinemesh.transport.inbound import DeadlineInterceptor, MeshGate
@@ -79,8 +79,21 @@ Test = Callable[[Any], Awaitable[None]]
 def serving(provider: FakeProvider, test: Test, tenant: str = "acme", seconds: float = 10.0) -> DeadlineInterceptor:
     """Run `test` with a stub, as `tenant` with `seconds` to spend. Nothing may be left afterwards."""
 
+    interceptor = serving_policy(POLICY, test, {"demo": provider, "small": provider}, tenant, seconds)
+    assert provider.open == 0
+    assert provider.closed
+    return interceptor
+
+
+def serving_policy(
+    policy: Policy,
+    test: Test,
+    providers: dict[str, FakeProvider] | None = None,
+    tenant: str = "acme",
+    seconds: float = 10.0,
+) -> DeadlineInterceptor:
     async def main() -> DeadlineInterceptor:
-        servicer = build(POLICY, clock(), {"demo": provider, "small": provider})
+        servicer = build(policy, clock(), providers)
         interceptor = DeadlineInterceptor("llm-proxy", MeshGate("llm-proxy", "s3cret", clock()), clock=clock())
         server = MemoryServer(interceptor)
         llm_proxy_pb2_grpc.add_LlmProxyServiceServicer_to_server(servicer, server)  # type: ignore[arg-type]
@@ -90,9 +103,7 @@ def serving(provider: FakeProvider, test: Test, tenant: str = "acme", seconds: f
         with entered(context):
             await test(stub)
         await interceptor.scopes.emptied()
-        assert provider.open == 0
         await servicer.aclose()
-        assert provider.closed
         return interceptor
 
     return run(main())
@@ -270,6 +281,36 @@ def test_a_tenant_is_told_its_models_in_the_order_of_policy() -> None:
 
     assert models_of("acme") == ["demo", "small"]
     assert models_of("globex") == ["small"]
+
+
+KEYED = POLICY.model_copy(
+    update={"models": {**POLICY.models, "gpt": OpenAIModel(provider="openai", model="gpt-x", api_key_env="GPT_KEY")}}
+)
+
+
+def test_a_model_whose_key_is_missing_refuses_its_turns_and_leaves_the_others_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("GPT_KEY", raising=False)
+
+    async def test(stub: Any) -> None:
+        error = error_from(await refusal(stub, model="gpt"), "llm-proxy")
+        assert isinstance(error, UpstreamRefused), "lasting: not to be tried again, but a fallback takes over"
+        assert str(error).startswith("model gpt cannot be used: the key of gpt-x is missing: set GPT_KEY in ")
+        events = [event async for event in stub.Generate(request(model="small"))]
+        assert events[-1].finished.reason == llm_proxy_pb2.FINISH_REASON_STOP
+        listed = (await stub.ListModels(llm_proxy_pb2.ListModelsRequest())).models
+        assert {model.name: model.slots for model in listed} == {"demo": 1, "small": 64, "gpt": 0}
+
+    serving_policy(KEYED, test)
+    assert [record.levelname for record in caplog.records if "GPT_KEY" in record.getMessage()] == ["WARNING"]
+
+
+def test_a_proxy_without_any_usable_model_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPT_KEY", "")
+    alone = POLICY.model_copy(update={"models": {"gpt": KEYED.models["gpt"]}})
+    with pytest.raises(ValueError, match=r"no model can be used; model gpt cannot be used: .*GPT_KEY"):
+        build(alone)
 
 
 def test_policy_alone_makes_a_working_proxy() -> None:

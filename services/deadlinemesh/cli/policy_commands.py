@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from deadlinemesh.cli.output import Exit, complain
-from deadlinemesh.policy import Policy, PolicyError, hash_key, load, new_key
+from deadlinemesh.policy import Policy, PolicyError, Problem, hash_key, load, new_key, unset
 
 __all__ = ["policy_app"]
 
@@ -22,20 +23,24 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and no
 
 @policy_app.command(epilog="Exit codes: 0 the policy is right; 2 it is not.")
 def check(file: Annotated[Path, typer.Argument(help="The policy file.")], as_json: Json = False) -> None:
-    """Check a policy file. Prints every problem as FILE:LINE: PATH: REASON."""
+    """Check a policy file. Prints every problem as FILE:LINE: PATH: REASON, and warns of environment variables that it names and
+    that are not set here."""
     try:
         policy = load(file)
     except PolicyError as error:
         if as_json:
-            problems = [
-                {"file": one.file, "line": one.line, "path": one.path, "reason": one.reason} for one in error.problems
-            ]
-            print(json.dumps({"ok": False, "problems": problems}, ensure_ascii=False))
+            print(json.dumps({"ok": False, "problems": _as_json(error.problems)}, ensure_ascii=False))
         else:
             for problem in error.problems:
                 print(problem, file=sys.stderr)
         raise typer.Exit(Exit.USAGE) from None
-    print(json.dumps({"ok": True, **_counts(policy)}) if as_json else f"{file}: OK: {_sentence(policy)}")
+    warnings = unset(file, policy)
+    if as_json:
+        print(json.dumps({"ok": True, **_counts(policy), "warnings": _as_json(warnings)}, ensure_ascii=False))
+        return
+    print(f"{file}: OK: {_sentence(policy)}")
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 @policy_app.command("hash-key")
@@ -63,6 +68,10 @@ def hash_a_key(
 def show() -> None:
     """Print the embedded policy: the one to copy and change."""
     print(resources.files("deadlinemesh.policy").joinpath("default.yaml").read_text("utf-8"), end="")
+
+
+def _as_json(problems: Sequence[Problem]) -> list[dict[str, Any]]:
+    return [{"file": one.file, "line": one.line, "path": one.path, "reason": one.reason} for one in problems]
 
 
 def _counts(policy: Policy) -> dict[str, int]:

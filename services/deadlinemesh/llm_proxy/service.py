@@ -11,6 +11,7 @@ from deadlinemesh.deadline import Clock, Ledger, Phase, current
 from deadlinemesh.errors import MeshError, NotFound, UpstreamFailed, Violation, choices
 from deadlinemesh.llm_proxy.conversation import TextDelta, ToolCallReady, TurnEnded, TurnRequest, check
 from deadlinemesh.llm_proxy.providers import Provider
+from deadlinemesh.llm_proxy.providers.unusable import UnusableProvider
 from deadlinemesh.policy.model import ModelPolicy, Policy
 from deadlinemesh.telemetry import Telemetry
 
@@ -71,6 +72,10 @@ class ModelService:
                 [Violation("tenant", f"this llm-proxy's policy knows no tenant {tenant!r}: {known}")], hop=HOP
             )
         return {name: self._policy.models[name] for name in self._policy.models_of(tenant)}
+
+    def is_usable(self, model: str) -> bool:
+        """False for a model that takes no turns, because its key is missing."""
+        return not isinstance(self._providers[model], UnusableProvider)
 
     async def generate(self, turn: TurnRequest) -> AsyncGenerator[TurnProgress, None]:
         """Run one turn for the current tenant. Errors are those of the contract, with the phase they happened in.

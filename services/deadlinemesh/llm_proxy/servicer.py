@@ -18,7 +18,7 @@ from deadlinemesh.llm_proxy.conversation import (
     check,
     parsed_schema,
 )
-from deadlinemesh.llm_proxy.providers import Provider, provider_of
+from deadlinemesh.llm_proxy.providers import Provider, providers_of
 from deadlinemesh.llm_proxy.service import HOP, ModelService, TurnFinished, TurnProgress, TurnStarted
 from deadlinemesh.policy.model import Policy
 from deadlinemesh.telemetry import Telemetry
@@ -47,10 +47,10 @@ def build(
 ) -> LlmProxyServicer:
     """The servicer for `policy`. `providers`, by the models' names, stand in for those that policy describes.
 
-    Raises ValueError where policy wants a key that the environment does not hold.
+    A model whose key the environment does not hold refuses its turns. Raises ValueError where no other model is left.
     """
     if providers is None:
-        providers = {name: provider_of(model) for name, model in policy.models.items()}
+        providers = providers_of(policy.models)
     return LlmProxyServicer(ModelService(policy, providers, clock, telemetry))
 
 
@@ -73,7 +73,10 @@ class LlmProxyServicer(llm_proxy_pb2_grpc.LlmProxyServiceServicer):
         return llm_proxy_pb2.ListModelsResponse(
             models=[
                 llm_proxy_pb2.Model(
-                    name=name, provider=model.provider, slots=model.slots, max_output_tokens=model.max_output_tokens
+                    name=name,
+                    provider=model.provider,
+                    slots=model.slots if self._service.is_usable(name) else 0,
+                    max_output_tokens=model.max_output_tokens,
                 )
                 for name, model in self._service.models().items()
             ]

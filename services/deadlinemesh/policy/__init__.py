@@ -7,6 +7,7 @@
     sentences.py    pydantic's errors in plain words
     references.py   what the parts of a policy say about one another
     patterns.py     the regular expressions of tools' schemas, matched in bounded time
+    environment.py  the environment variables that a policy names
     credentials.py  API keys and the `Tenant` behind one
     default.py      the embedded policy, default.yaml, and its change of address
 
@@ -15,7 +16,7 @@ Durations are in seconds; the file writes them as 250ms, 30s, 5m, 1h or a number
 
 from deadlinemesh.policy.credentials import Credentials, Tenant, hash_key, new_key, with_fresh_keys
 from deadlinemesh.policy.default import default_policy, with_http_base
-from deadlinemesh.policy.file import load, parse
+from deadlinemesh.policy.file import load, parse, unset
 from deadlinemesh.policy.model import (
     SHARED,
     AdmissionPolicy,
@@ -53,6 +54,7 @@ __all__ = [
     "load",
     "new_key",
     "parse",
+    "unset",
     "url_arguments",
     "with_fresh_keys",
     "with_http_base",

@@ -6,13 +6,14 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from deadlinemesh.policy.environment import unset_variables
 from deadlinemesh.policy.model import Policy
 from deadlinemesh.policy.problems import Fault, PolicyError, Problem, dotted
 from deadlinemesh.policy.references import contradictions
 from deadlinemesh.policy.sentences import faults_of
 from deadlinemesh.policy.source import MAX_SIZE, read
 
-__all__ = ["load", "parse"]
+__all__ = ["load", "parse", "unset"]
 
 
 def load(path: Path) -> Policy:
@@ -30,6 +31,13 @@ def load(path: Path) -> Policy:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise PolicyError([Problem(name, line, "", "is not UTF-8 text")]) from error
     return parse(text, name)
+
+
+def unset(path: Path, policy: Policy) -> tuple[Problem, ...]:
+    """The environment variables that the policy in the file at `path` names and this process does not have, with their lines."""
+    name = str(path)
+    source = read(path.read_text("utf-8-sig"), name)
+    return tuple(Problem(name, source.line_of(one.loc), dotted(one.loc), one.reason) for one in unset_variables(policy))
 
 
 def parse(text: str, name: str) -> Policy:

@@ -9,19 +9,24 @@
     openai.py       any endpoint that speaks OpenAI's chat completions
       choosing.py     tools for models that ignore `tools`
       fitting.py      histories for models with a small context
+    unusable.py    what stands in for a model whose key is missing
 
 A provider knows no deadline: it is closed when there is none left.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import logging
+from collections.abc import AsyncGenerator, Mapping
 from typing import Protocol
 
 from deadlinemesh.llm_proxy.conversation import Event, TurnRequest
+from deadlinemesh.llm_proxy.providers.unusable import MissingKey, UnusableProvider
 from deadlinemesh.policy.model import ModelPolicy, ScriptedModel
 
-__all__ = ["Provider", "provider_of"]
+__all__ = ["Provider", "provider_of", "providers_of"]
+
+_LOG = logging.getLogger("deadlinemesh.llm_proxy")
 
 
 class Provider(Protocol):
@@ -42,7 +47,7 @@ class Provider(Protocol):
 
 
 def provider_of(model: ModelPolicy) -> Provider:
-    """The provider that policy names for `model`. Raises ValueError where its key is missing from the environment."""
+    """The provider that policy names for `model`. Raises MissingKey where the environment does not hold its key."""
     if isinstance(model, ScriptedModel):
         from deadlinemesh.llm_proxy.providers.scripted import ScriptedProvider
 
@@ -51,3 +56,23 @@ def provider_of(model: ModelPolicy) -> Provider:
     from deadlinemesh.llm_proxy.providers.openai import OpenAIProvider
 
     return OpenAIProvider.from_environment(model)
+
+
+def providers_of(models: Mapping[str, ModelPolicy]) -> dict[str, Provider]:
+    """The providers of all models, by name. One whose key is missing is logged and refuses its turns: the others can do without.
+
+    Raises MissingKey where that leaves none.
+    """
+    found: dict[str, Provider] = {}
+    unusable: dict[str, str] = {}
+    for name, model in models.items():
+        try:
+            found[name] = provider_of(model)
+        except MissingKey as error:
+            unusable[name] = f"model {name} cannot be used: {error}"
+            found[name] = UnusableProvider(unusable[name])
+    if len(unusable) == len(models):
+        raise MissingKey("; ".join(["no model can be used", *unusable.values()]))
+    for why in unusable.values():
+        _LOG.warning("%s", why)
+    return found

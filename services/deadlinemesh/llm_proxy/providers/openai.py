@@ -33,6 +33,7 @@ from deadlinemesh.llm_proxy.conversation import (
 from deadlinemesh.llm_proxy.providers.choosing import asking, choice_schema, chosen, spelled_out
 from deadlinemesh.llm_proxy.providers.deltas import Completion
 from deadlinemesh.llm_proxy.providers.fitting import fitted, room_for_input, tokens_at_most
+from deadlinemesh.llm_proxy.providers.unusable import MissingKey
 from deadlinemesh.policy.model import OpenAIModel
 
 __all__ = ["OpenAIProvider"]
@@ -67,11 +68,12 @@ class OpenAIProvider:
 
     @classmethod
     def from_environment(cls, model: OpenAIModel) -> OpenAIProvider:
-        """With the key that the environment holds. Raises ValueError where it holds none."""
+        """With the key that the environment holds. Raises MissingKey where it holds none."""
         key = os.environ.get(model.api_key_env, "") if model.api_key_env else ""
         if model.api_key_env and not key:
-            raise ValueError(
-                f"model {model.model!r} needs a key: set {model.api_key_env}, or `api_key_env: ''` for none"
+            raise MissingKey(
+                f"the key of {model.model} is missing: set {model.api_key_env} in the llm-proxy's environment and start it"
+                " again, or say `api_key_env: ''` in policy where none is needed"
             )
         return cls(model, key)
 

@@ -1,0 +1,35 @@
+"""The environment variables that a policy names, and what becomes of a service that does not have them.
+
+They are no part of the policy: where it is checked, they need not be set. The services have them, and nobody else should.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+
+from deadlinemesh.policy.model import OpenAIModel, Policy
+from deadlinemesh.policy.problems import Fault
+
+__all__ = ["missing_keys", "unset_variables"]
+
+
+def missing_keys(policy: Policy, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The models whose key is not in `environ`, each with the variable that should hold it."""
+    named = {name: model.api_key_env for name, model in policy.models.items() if isinstance(model, OpenAIModel)}
+    return {name: variable for name, variable in named.items() if variable and not environ.get(variable)}
+
+
+def unset_variables(policy: Policy, environ: Mapping[str, str] = os.environ) -> Iterator[Fault]:
+    """Every variable that is not in `environ`, at the place that names it, with what its absence means."""
+    missing = missing_keys(policy, environ)
+    what = (
+        "refuses every call to this model" if len(missing) < len(policy.models) else "does not start: no model is left"
+    )
+    for name, variable in missing.items():
+        yield Fault(("models", name, "api_key_env"), f"{variable} is not set here: an llm-proxy without it {what}")
+    for name, tool in policy.tools.http.items():
+        for header, variable in tool.headers_env.items():
+            if not environ.get(variable, "").strip():
+                reason = f"{variable} is not set here: a tool-runner without it does not start"
+                yield Fault(("tools", "http", name, "headers_env", header), reason)
