@@ -273,6 +273,28 @@ async def test_tools_are_not_offered_where_they_may_not_be_used() -> None:
         assert "tools" not in fake.requests[0]
 
 
+EXTRA = {"chat_template_kwargs": {"enable_thinking": False}, "temperature": 0.7}
+
+
+async def test_what_policy_adds_to_the_body_is_in_every_request() -> None:
+    answer = streams(chunk(content="hello", reason="stop"))
+    async with endpoint(answer, answer, extra_body=EXTRA) as (fake, provider):
+        await all_of(provider)
+        await all_of(provider, turn(tools=(LOOK,)))
+    for request in fake.requests:
+        assert EXTRA.items() <= request.items()
+        assert (request["model"], request["stream"]) == ("m", True)
+    assert [tool["function"]["name"] for tool in fake.requests[1]["tools"]] == ["look"]
+
+
+async def test_what_a_choice_among_tools_needs_goes_before_what_policy_adds() -> None:
+    answers = (streams(chunk(content='{"answer": true}', reason="stop")), streams(chunk(content="hi", reason="stop")))
+    async with endpoint(*answers, tools_by="json_schema", extra_body=EXTRA) as (fake, provider):
+        await all_of(provider, turn(tools=(LOOK,)))
+    assert [request["temperature"] for request in fake.requests] == [0, 0.7]
+    assert all(request["chat_template_kwargs"] == EXTRA["chat_template_kwargs"] for request in fake.requests)
+
+
 async def test_results_follow_their_calls_directly_as_the_endpoint_demands() -> None:
     asks = Message(Role.ASSISTANT, "", (ToolCall("c1", "look", "{}"), ToolCall("c2", "look", "{}")))
     one, two = Message(Role.TOOL, "1", (), "c1"), Message(Role.TOOL, "2", (), "c2")

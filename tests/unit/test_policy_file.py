@@ -275,6 +275,39 @@ MISTAKES = [
         id="secret for a variable",
     ),
     pytest.param(
+        "gpt-x",
+        "gpt-x\n    extra_body:\n      seed: 1\n      stream: false",
+        (
+            "21: models.gpt.extra_body.stream: is set by the mesh itself and cannot be passed on: every answer is "
+            "streamed, so that it can be cut"
+        ),
+        id="a field of the body that the mesh sets",
+    ),
+    pytest.param(
+        "gpt-x",
+        "gpt-x\n    extra_body:\n      max_tokens: 5",
+        (
+            "20: models.gpt.extra_body.max_tokens: is set by the mesh itself and cannot be passed on: write "
+            "max_output_tokens, beside extra_body"
+        ),
+        id="a field of the body that policy has a word for",
+    ),
+    pytest.param(
+        "gpt-x",
+        "gpt-x\n    extra_body:\n      top: {p: [.nan]}",
+        (
+            "20: models.gpt.extra_body.top: nan is not JSON: write texts, finite numbers, true, false, null, lists or "
+            "mappings"
+        ),
+        id="what is not JSON in the body",
+    ),
+    pytest.param(
+        "gpt-x",
+        "gpt-x\n    extra_body: thinking",
+        "19: models.gpt.extra_body: must be a mapping of keys to values, not a text",
+        id="a body that has no fields",
+    ),
+    pytest.param(
         "  demo:\n    provider: scripted",
         "  demo: [1]\n",
         "14: models.demo: must be a mapping of keys to values, not a list",
@@ -493,6 +526,41 @@ def test_a_text_that_is_no_policy_at_all_is_refused_with_a_reason(text: str, lin
     ((found_line, path, found_reason),) = problems_of(text)
     assert (found_line, path) == (line, "")
     assert found_reason.startswith(reason)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model",
+        "messages",
+        "stream",
+        "stream_options",
+        "n",
+        "tools",
+        "tool_choice",
+        "max_tokens",
+        "max_completion_tokens",
+        "response_format",
+        "timeout",
+    ],
+)
+def test_what_the_mesh_itself_sets_of_a_request_is_not_passed_on(name: str) -> None:
+    text = changed("gpt-x", f"gpt-x\n    extra_body: {{{name}: 1}}")
+    ((line, path, reason),) = problems_of(text)
+    assert (line, path) == (19, f"models.gpt.extra_body.{name}")
+    assert reason.startswith("is set by the mesh itself and cannot be passed on: ")
+
+
+def test_what_a_provider_needs_besides_is_kept_as_it_is_written() -> None:
+    extra = "{chat_template_kwargs: {enable_thinking: false}, seed: 7, stop: [a, null], top_p: 0.5}"
+    model = parse(changed("gpt-x", f"gpt-x\n    extra_body: {extra}"), "p.yaml").models["gpt"]
+    assert isinstance(model, OpenAIModel)
+    assert model.extra_body == {
+        "chat_template_kwargs": {"enable_thinking": False},
+        "seed": 7,
+        "stop": ["a", None],
+        "top_p": 0.5,
+    }
 
 
 def test_aliases_that_would_unfold_to_billions_of_values_are_refused_one_by_one() -> None:

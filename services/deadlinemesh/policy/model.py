@@ -7,6 +7,7 @@ in the wrong place, such as a plain API key, is never repeated in one.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from datetime import timedelta
 from typing import Annotated, Any, Literal
@@ -107,6 +108,47 @@ def _http_template(url: str) -> str:
     return _http_url(url)
 
 
+_SET_BY_THE_MESH = {
+    "model": "write it as `model`, beside extra_body",
+    "messages": "they are the run's",
+    "stream": "every answer is streamed, so that it can be cut",
+    "stream_options": "the usage is asked for already",
+    "n": "a turn has one answer",
+    "tools": "they are the run's",
+    "tool_choice": "it is the run's",
+    "functions": "tools are offered as `tools`",
+    "function_call": "tools are offered as `tools`",
+    "max_tokens": "write max_output_tokens, beside extra_body",
+    "max_completion_tokens": "write max_output_tokens, beside extra_body",
+    "response_format": "write tools_by: json_schema, beside extra_body, if tools are to be chosen by it",
+    "return_progress": "it is asked for already where tools_by is json_schema",
+    "timeout": "the run's deadline is the only timeout",
+}
+"""Fields of a request's body that are not policy's to set, and why."""
+
+
+def _free_field(name: str) -> str:
+    if name in _SET_BY_THE_MESH:
+        raise ValueError(f"is set by the mesh itself and cannot be passed on: {_SET_BY_THE_MESH[name]}")
+    return name
+
+
+def _json(value: Any) -> Any:
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float() if math.isfinite(value):
+            return value
+        case list():
+            return [_json(item) for item in value]
+        case dict() if all(isinstance(key, str) for key in value):
+            return {key: _json(item) for key, item in value.items()}
+        case _:
+            raise ValueError(
+                f"{shown(value)} is not JSON: write texts, finite numbers, true, false, null, lists or mappings"
+            )
+
+
 Duration = Annotated[float, BeforeValidator(parse_duration), Field(ge=0, allow_inf_nan=False)]
 PositiveDuration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0, allow_inf_nan=False)]
 # Strict, because pydantic would read `iterations: yes` as 1.
@@ -142,6 +184,8 @@ EnvNameOrNone = Annotated[
     _form(r"([A-Za-z_][A-Za-z0-9_]*)?", "the name of an environment variable, such as OPENAI_API_KEY", secret=True),
 ]
 HeaderName = Annotated[str, _form(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", "an HTTP header's name")]
+BodyField = Annotated[str, AfterValidator(_free_field)]
+JsonValue = Annotated[Any, AfterValidator(_json)]
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 HttpTemplate = Annotated[str, AfterValidator(_http_template)]
 
@@ -222,6 +266,8 @@ class OpenAIModel(_Model):
     """How it is offered tools. `json_schema` constrains the answer's form instead, for models that ignore `tools`."""
     context_tokens: Annotated[WholeNumber, Field(ge=256)] = 32768
     """The model's context window. Older tool results are shortened to fit."""
+    extra_body: dict[BodyField, JsonValue] = Field(default_factory=dict)
+    """Fields that every request's body has besides those that the mesh sets, as the provider documents them."""
 
 
 ModelPolicy = Annotated[ScriptedModel | OpenAIModel, Field(discriminator="provider")]

@@ -55,7 +55,7 @@ def _fault(detail: ErrorDetails) -> Fault:
     if kind == "union_tag_not_found":
         return Fault((*loc, "provider"), f"is missing; {choices(_MODELS)}")
     if loc and loc[-1] == _KEY:
-        return Fault(loc[:-1], _sentence(detail, context), at_key=True)
+        return Fault(_without_tag(loc[:-1]), _sentence(detail, context), at_key=True)
     return Fault(_without_tag(loc), _sentence(detail, context))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -51,7 +51,7 @@ _ADVICE = {
 _PASSING = (408, 409, 425)
 """Of the statuses that blame the request, those that may be others the next time."""
 
-_TELL_PROGRESS = {"extra_body": {"return_progress": True}}
+_TELL_PROGRESS = {"return_progress": True}
 """llama.cpp notices that its caller is gone only when it writes, and without this it writes nothing while it reads a
 prompt, which may take many seconds. The other servers of models that ignore tools ignore this too."""
 
@@ -126,9 +126,9 @@ class OpenAIProvider:
                         yield event
 
     async def _complete(
-        self, messages: Sequence[Message], max_output_tokens: int, options: dict[str, Any]
+        self, messages: Sequence[Message], max_output_tokens: int, options: Mapping[str, Any]
     ) -> AsyncGenerator[Event, None]:
-        """One streamed completion."""
+        """One streamed completion. `options` are further fields of the request's body, which go before those of policy."""
         wire = _wire(messages)
         completion = Completion(estimated_tokens(json.dumps([wire, options.get("tools", [])], ensure_ascii=False)))
         create: Any = self._client.chat.completions.create  # its overloads cannot be met by a computed request
@@ -139,7 +139,7 @@ class OpenAIProvider:
                 stream=True,
                 stream_options={"include_usage": True},
                 **{self._limit: max_output_tokens},
-                **options,
+                extra_body={**self._model.extra_body, **options},
             )
             async with chunks:
                 async for chunk in chunks:
