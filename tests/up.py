@@ -116,12 +116,13 @@ class Up:
 
 
 @contextmanager
-def up(folder: Path, *arguments: str) -> Iterator[Up]:
-    """A mesh of one's own. At the end nothing of it is left, whatever has become of it."""
+def up(folder: Path, *arguments: str, temporary: Path | None = None) -> Iterator[Up]:
+    """A mesh of one's own, with its temporary files in `temporary`, or in `folder`. At the end nothing of it is left, whatever
+    has become of it."""
     state_file = folder / "up.json"
     process = subprocess.Popen(
         [*DMESH, "up", "--json", "--port", "0", *arguments],
-        env=environment(state_file),
+        env=environment(state_file) | {"TMPDIR": str(temporary or folder)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

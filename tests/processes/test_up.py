@@ -149,6 +149,27 @@ def test_nothing_outlives_a_killed_supervisor(own: Up) -> None:
     assert own.processes() == []
 
 
+def test_what_a_killed_supervisor_leaves_is_cleared_by_the_next_but_not_what_a_living_one_has(
+    own: Up, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    with up(other, temporary=tmp_path) as living:
+        left, kept = Path(own.state.policy_file).parent, Path(living.state.policy_file).parent
+        assert left.parent == kept.parent == tmp_path
+        own.process.kill()
+        own.process.wait(GUARD)
+        ended(list(own.state.processes.values()))
+        assert (left / "mesh-token").exists(), "nobody could remove it"
+        assert "no mesh is known" in own.dmesh("run", "hello").stderr
+        with up(tmp_path) as following:
+            assert not left.exists()
+            assert (kept / "mesh-token").exists()
+            assert following.state.pid != own.state.pid
+        assert living.dmesh("run", "Calculate 2 * 21", "--model", "fast").returncode == 0
+    assert list(tmp_path.glob("dmesh-*")) == []
+
+
 @pytest.mark.parametrize("service", ["llm-proxy", "tool-runner", "orchestrator", "demo-world"])
 def test_a_killed_service_comes_back_and_works(own: Up, service: str) -> None:
     os.kill(own.state.processes[service], signal.SIGKILL)

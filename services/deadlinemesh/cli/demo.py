@@ -14,7 +14,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Self
 
@@ -25,6 +24,7 @@ from rich.text import Text
 from deadlinemesh.cli.demo_lanes import Act, Lane, drawn, letter
 from deadlinemesh.cli.demo_naive import NaivePlatform
 from deadlinemesh.cli.demo_scenes import AGGRESSOR, CALM, POOL, SCENES, SECONDS, Scene, TurningWorld, incident
+from deadlinemesh.cli.folder import private_folder
 from deadlinemesh.cli.live import can_draw
 from deadlinemesh.cli.machine import DEMO_BASE, UpOptions, running_mesh
 from deadlinemesh.cli.output import Exit, WrongUsage, complain, error_json, run_json
@@ -153,8 +153,8 @@ async def _naively(watched: _Watched, world: TurningWorld, policy: Policy) -> No
 async def _through_the_mesh(
     stage: _Stage, act: Act, world: TurningWorld, policy: Policy, seed: int
 ) -> list[Timeline | MeshError]:
-    with TemporaryDirectory(prefix="dmesh-demo-") as folder:
-        file = Path(folder) / "policy.yaml"
+    with private_folder() as folder:
+        file = folder / "policy.yaml"
         file.write_text(json.dumps(policy.model_dump(mode="json")))  # JSON is YAML
         options = UpOptions(policy_file=file, port=0, demo_world=False, seed=seed)
         async with running_mesh(options, CommandSettings(), lambda what: complain(what), _pass_on) as mesh:

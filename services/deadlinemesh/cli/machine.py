@@ -11,13 +11,13 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import yaml
 from pydantic import ValidationError
 
 import deadlinemesh
+from deadlinemesh.cli.folder import private_folder
 from deadlinemesh.cli.output import WrongUsage
 from deadlinemesh.cli.settings import CommandSettings
 from deadlinemesh.cli.state import MeshState, TenantState, write_private
@@ -77,9 +77,9 @@ async def running_mesh(
     """
     policy, keys = with_fresh_keys(_policy(options))
     supervisor = Supervisor(report, log)
-    with TemporaryDirectory(prefix="dmesh-") as folder:  # made for its owner only
+    with private_folder() as folder:
         try:
-            yield RunningMesh(await _start(Path(folder), policy, keys, supervisor, options, settings), supervisor)
+            yield RunningMesh(await _start(folder, policy, keys, supervisor, options, settings), supervisor)
         finally:
             await supervisor.end("edge", *(_name("orchestrator", pool) for pool in policy.pools()))
 
