@@ -65,6 +65,31 @@ CASES: list[tuple[str, list[tuple[str, dict[str, Any]]]]] = [
     ),
     ("Please look up Umbrella Corp in the CRM.", [("crm_lookup", {"customer": "Umbrella Corp"})]),
     ('Who is customer "Stark Industries"?', [("crm_lookup", {"customer": "Stark Industries"})]),
+    ("how is acme corp doing?", [("crm_lookup", {"customer": "acme corp"})]),
+    ("How is Acme Corp doing?", [("crm_lookup", {"customer": "Acme Corp"})]),
+    ("how's globex?", [("crm_lookup", {"customer": "globex"})]),
+    ("what's new at umbrella corp", [("crm_lookup", {"customer": "umbrella corp"})]),
+    ("what do we know about initech?", [("crm_lookup", {"customer": "initech"})]),
+    ("look up customer globex", [("crm_lookup", {"customer": "globex"})]),
+    ("look up the customer acme corp please", [("crm_lookup", {"customer": "acme corp"})]),
+    ("find the customer called umbrella corp's tickets", [("crm_lookup", {"customer": "umbrella corp"})]),
+    ("check globex in the crm", [("crm_lookup", {"customer": "globex"})]),
+    ("is northwind a customer?", [("crm_lookup", {"customer": "northwind"})]),
+    ("customer record of stark industries", [("crm_lookup", {"customer": "stark industries"})]),
+    (
+        "look up customer globex in the crm and find the quote for acme",
+        [("crm_lookup", {"customer": "globex"}), ("market_data", {"symbol": "ACME"})],
+    ),
+    (
+        "how is acme corp doing and what is 2+2?",
+        [("crm_lookup", {"customer": "acme corp"}), ("calculate", {"expression": "2+2"})],
+    ),
+    ("what's the status of customer globex", [("crm_lookup", {"customer": "globex"})]),
+    ("how do i find a customer?", []),
+    ("customer satisfaction tips", []),
+    ("how are you doing?", []),
+    ("how is it going?", []),
+    ("how is life?", []),
     ("Get quotes for ACME, INIT and GLBX", [("market_data", {"symbol": s}) for s in ("ACME", "INIT", "GLBX")]),
     ("quote for acme", [("market_data", {"symbol": "ACME"})]),
     ("Search the docs for how retries work", [("vector_search", {"query": "how retries work"})]),
@@ -152,3 +177,15 @@ def test_without_tools_nothing_is_wished_for() -> None:
 def test_arguments_of_every_type_are_read(declared: dict[str, Any], prompt: str, value: object) -> None:
     send = tool("send", "Sends.", "labels", labels=declared)
     assert [wish.arguments for wish in wishes(prompt, [send])] == [{"labels": value}]
+
+
+def test_who_is_asked_about_is_no_argument_of_a_tool_that_takes_nobody() -> None:
+    assert (
+        wishes("how is acme corp doing?", [tool("get_weather", "The weather forecast for a city.", "city", city=TEXT)])
+        == []
+    )
+
+
+def test_a_hostile_pattern_of_a_tool_does_not_hold_the_reading_of_a_prompt() -> None:
+    send = tool("send", "Sends.", "label", label={"type": "string", "pattern": "^(L+)+$"})
+    assert [wish.arguments for wish in wishes(f"Send {'L' * 500}x LL", [send])] == [{"label": "LL"}]

@@ -4,6 +4,7 @@
       intent.py       which of the offered tools a prompt asks for
       arguments.py    what their arguments are
       forms.py        what values look like
+      names.py        names in small letters
       words.py        how words are compared
       wording.py      what is said
     openai.py       any endpoint that speaks OpenAI's chat completions

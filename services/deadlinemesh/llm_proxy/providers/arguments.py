@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from deadlinemesh.llm_proxy.conversation import ToolSpec
 from deadlinemesh.llm_proxy.providers import forms
+from deadlinemesh.llm_proxy.providers.names import SOMEBODY, asked_about, called, looked_up
 from deadlinemesh.llm_proxy.providers.words import ACRONYMS, COMMON, name_words, terms
+from deadlinemesh.policy.patterns import TooLong, pattern_of
 
 __all__ = ["Arguments", "arguments_of"]
 
@@ -135,7 +138,7 @@ class _Reader:
         if kind == "expression":
             return forms.expression_in(self._text)
         if kind == "symbol":
-            return self._symbol() or (self._name() or "").upper() or None
+            return self._symbol() or (self._name(name, kind) or "").upper() or None
         if kind == "code":
             return self._first(forms.FENCED) or self._first(forms.QUOTED) or self._first(forms.AFTER_COLON)
         if "pattern" in declared and (match := _of_pattern(declared["pattern"], self._text)):
@@ -149,7 +152,7 @@ class _Reader:
         if kind == "text":
             self.guessed = True
             return (self._first(forms.TOPIC) or "").strip(" .?!") or None
-        return self._after_its_name(name) or (self._name() if required else None)
+        return self._after_its_name(name) or (self._name(name, kind) if required else None)
 
     def _symbol(self) -> str | None:
         for match in forms.TICKER.finditer(self._text):
@@ -163,17 +166,30 @@ class _Reader:
         match = re.search(rf"\b(?i:{spoken}){joint}({forms.PROPER.pattern})", self._text)
         return self._take(match) if match and match[1] not in ACRONYMS else None
 
-    def _name(self) -> str | None:
+    def _name(self, name: str, kind: str) -> str | None:
         """The likeliest name: one after a preposition before any other, tickers late, words in small letters last."""
         found = [match for match in forms.PROPER.finditer(self._text) if self._may_be_name(match[0])]
         found.sort(key=lambda match: (match[0].isupper(), not _LED_IN.search(self._text[: match.start()])))
         if found:
             return self._take(found[0], whole=True)
+        if kind == "id":
+            return None  # it has digits, or capitals
+        if not SOMEBODY.isdisjoint(name_words(name)):
+            but = self._vocabulary
+            place = called(name, self._text, but) or asked_about(self._text) or looked_up(self._text, but)
+            return self._guess(place) if place else None
         for match in _LED_IN_SMALL.finditer(self._text):
             if match[1] not in COMMON and not terms(match[1]) & self._vocabulary:
                 self.guessed = True
                 return self._take(match)
         return None
+
+    def _guess(self, place: tuple[int, int]) -> str:
+        self.guessed = True
+        start, end = place
+        found = self._text[start:end]
+        self._text = f"{self._text[:start]} {self._text[end:]}"
+        return found
 
     def _may_be_name(self, text: str) -> bool:
         if text in ACRONYMS or text.lower() in COMMON:
@@ -193,7 +209,11 @@ class _Reader:
 def _of_pattern(pattern: str, text: str) -> re.Match[str] | None:
     """The first word of `text` that fits `pattern`, an argument's own."""
     try:
-        compiled = re.compile(pattern)
-    except re.error:  # JSON Schema's dialect is not Python's
+        compiled = pattern_of(pattern)
+    except ValueError:  # another tool-runner's may be none that is matched in linear time
         return None
-    return next((word for word in re.finditer(r"[^\s,;?!]*[^\s,;?!.]", text) if compiled.search(word[0])), None)
+    for word in re.finditer(r"[^\s,;?!]*[^\s,;?!.]", text):
+        with suppress(TooLong):
+            if compiled.found_in(word[0]):
+                return word
+    return None

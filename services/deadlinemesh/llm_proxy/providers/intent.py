@@ -14,7 +14,8 @@ from typing import Any
 from deadlinemesh.llm_proxy.conversation import ToolSpec
 from deadlinemesh.llm_proxy.providers.arguments import arguments_of
 from deadlinemesh.llm_proxy.providers.forms import bare, has_its_form, kind_of, plain
-from deadlinemesh.llm_proxy.providers.words import GENERIC, terms
+from deadlinemesh.llm_proxy.providers.names import SOMEBODY, asked_about
+from deadlinemesh.llm_proxy.providers.words import GENERIC, name_words, terms
 
 __all__ = ["Wish", "wishes"]
 
@@ -114,6 +115,7 @@ class _Offer:
             tool.name: {kind_of(name, plain(declared)) for name, declared in tool.schema.get("properties", {}).items()}
             for tool in tools
         }
+        self._somebody = next((tool for tool in tools if _takes_somebody(tool)), None)
         self._known: dict[str, list[ToolSpec]] = {}
         self._sharing = Counter(term for weights in self._weights.values() for term in weights)
 
@@ -133,7 +135,7 @@ class _Offer:
                 break
             meant.append(self._tools[name])
             left -= self._weights[name].keys()
-        return meant
+        return meant or ([self._somebody] if self._somebody is not None and asked_about(clause) else [])
 
     def best(self, prompt: str) -> ToolSpec:
         """The likeliest tool, even if it is not likely."""
@@ -150,6 +152,11 @@ class _Offer:
         if "text" in kinds and "find" in asked & weights.keys():
             score += _TAKES_ANYTHING
         return score + _FORM_GIVEN * any(has_its_form(kind, clause) for kind in kinds)
+
+
+def _takes_somebody(tool: ToolSpec) -> bool:
+    required = tool.schema.get("required", ())
+    return len(required) == 1 and not SOMEBODY.isdisjoint(name_words(required[0]))
 
 
 @lru_cache(maxsize=1024)
