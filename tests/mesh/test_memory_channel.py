@@ -147,6 +147,29 @@ async def test_a_cancelled_call_ends_its_handler(arity: str) -> None:
     assert (ended.code, ended.cause) == ("CANCELLED", Cause.CLIENT_CANCELLED)
 
 
+@pytest.mark.parametrize(
+    ("cancelled", "cause"),
+    [(0.975, Cause.DEADLINE_SPENT), (0.960, Cause.CLIENT_CANCELLED), (0.5, Cause.CLIENT_CANCELLED)],
+)
+@in_virtual_time
+async def test_a_timer_whose_deadline_is_late_here_is_told_from_a_client_by_the_calls_that_came_with_it(
+    cancelled: float, cause: Cause
+) -> None:
+    hop = Hop(methods(AsleepSince()), transit=0.03)
+    rounded = MeshChannel(MemoryChannel(hop.raw._server, transit=0.03, rounding=1.04), TOKEN)
+    with entered(with_seconds(1.0)):
+        calls = [begin(channel, "unary_unary") for channel in (hop.mesh, rounded)]
+    finishing = [asyncio.ensure_future(finish(call, "unary_unary")) for call in calls]
+    await asyncio.sleep(cancelled)
+    calls[1].cancel()
+    await asyncio.gather(*finishing, return_exceptions=True)
+    await hop.interceptor.scopes.emptied()
+    # Both waited 30 ms to be taken up. One shows it; the other's timeout was rounded up by more, so its deadline is late by that.
+    ended = sorted(hop.facts.seen(CallEnded), key=lambda one: one.deadline_at)
+    assert [one.deadline_at for one in ended] == pytest.approx([1.0, 1.03], abs=0.001)
+    assert ended[1].cause == cause
+
+
 @each_arity
 @in_virtual_time
 async def test_a_cancelled_caller_ends_its_call_and_the_calls_handler(arity: str) -> None:

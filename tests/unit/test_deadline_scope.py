@@ -357,6 +357,41 @@ async def test_a_cancel_by_another_task_is_the_client_leaving() -> None:
     assert (now(), scope.cause) == (1.0, Cause.CLIENT_CANCELLED)
 
 
+class Late:
+    """A backlog in which a deadline became late by this part of what was granted."""
+
+    def __init__(self, part: float) -> None:
+        self.part = part
+
+    def drift(self, granted: float) -> float:
+        return self.part * granted
+
+
+@pytest.mark.parametrize(
+    ("part", "at", "cause"),
+    [
+        (0.0, 9.99, Cause.CLIENT_CANCELLED),
+        (0.0, 9.996, Cause.DEADLINE_SPENT),
+        (0.01, 9.89, Cause.CLIENT_CANCELLED),
+        (0.01, 9.9, Cause.DEADLINE_SPENT),
+    ],
+)
+@in_virtual_time
+async def test_a_cancel_that_the_peers_timer_may_have_sent_is_the_deadlines(
+    part: float, at: float, cause: Cause
+) -> None:
+    hop = Hop()
+    outer, inner = hop.open(10.0), hop.open(10.0)
+    outer.backlog = Late(part)
+    own_tasks(asyncio.get_running_loop())
+    caller = asyncio.create_task(outer.run(inner.run(asleep())))
+    await asyncio.sleep(at)
+    caller.cancel()
+    with pytest.raises(Stopped):
+        await caller
+    assert (outer.cause, inner.cause) == (cause, cause)
+
+
 @in_virtual_time
 async def test_a_client_that_leaves_cannot_be_hidden_by_work_that_swallows_the_cancel() -> None:
     async def swallows() -> int:

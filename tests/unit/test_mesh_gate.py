@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 
 from deadlinemesh.deadline import DeadlineContext, VirtualClock
 from deadlinemesh.errors import NoDeadline, Shed, Unauthenticated
 from deadlinemesh.transport import Arrival, MeshGate, wire
+from deadlinemesh.transport.backlog import TOGETHER, Backlogs
 
 TOKEN = "secret"
 
@@ -30,6 +33,29 @@ def test_who_spent_half_its_time_before_it_was_taken_up_is_shed(native: float) -
     with pytest.raises(Shed, match=rf"hop-a is behind: this call waited {(1.0 - native) * 1000:.0f} ms") as shed:
         arrived(1.0, native)
     assert shed.value.retry_after == pytest.approx(1.0 - native)
+
+
+def test_calls_that_are_taken_up_together_share_the_longest_wait_that_one_of_them_shows() -> None:
+    backlogs = Backlogs()
+    first, second = backlogs.join(10.0, 0.0), backlogs.join(10.0 + TOGETHER, 0.02)
+    assert first is second
+    assert backlogs.join(10.1, 0.01).drift(100.0) == 0.02
+    assert backlogs.join(10.01 + TOGETHER, 0.0).drift(100.0) == 0.0
+
+
+def test_no_deadline_is_later_than_a_timeout_may_have_been_rounded_up() -> None:
+    assert Backlogs().join(0.0, 0.5).drift(1.0) == pytest.approx(0.045)
+
+
+def test_what_a_stranger_says_of_its_wait_is_not_believed() -> None:
+    gate = MeshGate("hop-a", TOKEN, VirtualClock())
+    for token, believed in (("guess", None), (TOKEN, 0.02)):
+        context = DeadlineContext("acme", 1.0, "free", "0" * 31 + "1", "run-1", 0.0, VirtualClock())
+        arrival = Arrival("/x", wire.encode(context, 1.0 + wire.LEAST_TRANSIT, token), 0.0)
+        arrival.read(0.98)
+        with suppress(Unauthenticated):
+            gate(arrival)
+        assert (None if arrival.backlog is None else pytest.approx(arrival.backlog.longest_wait)) == believed
 
 
 def test_a_stranger_is_not_told_how_busy_the_hop_is() -> None:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from contextvars import Context, Token, copy_context
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from deadlinemesh.deadline.context import _HERE, _NOWHERE, DeadlineContext
 from deadlinemesh.deadline.lookout import Lookout, lookout_of
@@ -33,7 +33,15 @@ _BEHIND = 0.005
 
 _EXPIRES_WITH = 0.005
 """A cancel from outside this close to the deadline, in seconds, is the peer's timer for the same deadline: so far may a
-deadline move between hops (the deadline contract, point 2)."""
+deadline move between hops (the deadline contract, point 2), and further only where a `Drifting` says so."""
+
+
+class Drifting(Protocol):
+    """Knows how far a deadline may have moved on its way from the peer."""
+
+    def drift(self, granted: float) -> float:
+        """Seconds by which it may be later here, of a call that was granted `granted` seconds."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +70,7 @@ class Scope:
             "_tasks",
             "_timer",
             "_token",
+            "backlog",
             "caller_left",
             "cause",
             "context",
@@ -75,6 +84,8 @@ class Scope:
         """Why the scope was stopped; None while it was not."""
         self.caller_left = False
         """Whether the caller itself ended its wait, so that nobody is there to be told anything."""
+        self.backlog: Drifting | None = None
+        """What the call waited in before it was taken up; None where its deadline is the peer's to a hair."""
         self.on_overdue: Callable[[Scope], None] | None = None
         """Called once, REPORT_ORPHAN_AFTER after the stop, if the block itself still runs."""
         self._owner = owner
@@ -123,6 +134,7 @@ class Scope:
         outer = _HERE.get()[1]
         if outer is not None and outer._task is task:
             self._outer, self._outermost = outer, outer._outermost or outer
+            self.backlog = self.backlog or outer.backlog
         self._task, self._cancels_before = task, task.cancelling()
         task.cancel = self._cancel  # type: ignore[method-assign]
         owner._lookout.watch(self, remaining, context.clock)
@@ -256,7 +268,8 @@ class Scope:
             self._outer._cancelled_by(canceller)
 
     def _why_left(self) -> Cause:
-        return Cause.DEADLINE_SPENT if self.context.remaining <= _EXPIRES_WITH else Cause.CLIENT_CANCELLED
+        drift = 0.0 if self.backlog is None else self.backlog.drift(self.context.granted)
+        return Cause.DEADLINE_SPENT if self.context.remaining <= _EXPIRES_WITH + drift else Cause.CLIENT_CANCELLED
 
     async def _end_what_is_left(self) -> None:
         if self._ending_since is None:

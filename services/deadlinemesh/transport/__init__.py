@@ -4,6 +4,7 @@ wire.py           the metadata, encoded and decoded
 http_deadline.py  the same for HTTP: X-Request-Deadline and X-Request-Timeout-Ms
 outbound.py       `MeshChannel`: stamps every call, ends it with its caller
 inbound.py        `DeadlineInterceptor`: context, scope and status of every call; gates decide who may enter
+backlog.py        how late calls are taken up, and so their deadlines here
 answer.py         the context a handler sees: what is sent first is never cut in the middle
 status.py         errors to gRPC statuses and back
 throttling.py     calls that would be shed over there are shed here

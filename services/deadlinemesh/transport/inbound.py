@@ -29,6 +29,7 @@ from deadlinemesh.errors import (
 from deadlinemesh.telemetry import CallEnded, CallStarted, LoopLagged, MalformedRemaining, OrphanReported, Telemetry
 from deadlinemesh.transport import wire
 from deadlinemesh.transport.answer import Answer
+from deadlinemesh.transport.backlog import Backlog, Backlogs
 from deadlinemesh.transport.spans import ServerSpan, ServerSpans
 from deadlinemesh.transport.status import code_of, error_from, status_of
 
@@ -52,7 +53,17 @@ _OPEN_SERVICES = ("/grpc.health.", "/grpc.reflection.")
 class Arrival:
     """A call at the door: what it says of itself, none of it believed yet."""
 
-    __slots__ = ("at", "identity", "late", "malformed", "metadata", "method", "native_remaining", "remaining")
+    __slots__ = (
+        "at",
+        "backlog",
+        "identity",
+        "late",
+        "malformed",
+        "metadata",
+        "method",
+        "native_remaining",
+        "remaining",
+    )
 
     def __init__(self, method: str, metadata: wire.Pairs, at: float) -> None:
         self.method = method
@@ -65,6 +76,8 @@ class Arrival:
         """Seconds left by the tighter of the two deadlines; None where the caller sent neither."""
         self.late: float
         """Seconds from its sending to its being taken up here; 0 if unknown. As much to be believed as its caller."""
+        self.backlog: Backlog | None = None
+        """The calls that were taken up with it; a gate that believes the caller says so."""
         self.identity: wire.Identity
         self.malformed: str | None
         """A remaining time that is not what it should be and was ignored."""
@@ -98,6 +111,7 @@ class MeshGate:
         self._hop = hop
         self._token = wire.checked_token(mesh_token).encode()
         self._clock = clock
+        self._backlogs = Backlogs()
 
     def __call__(self, arrival: Arrival) -> DeadlineContext:
         caller = arrival.identity
@@ -116,6 +130,7 @@ class MeshGate:
                 phase="admission",
             )
         at = arrival.at
+        arrival.backlog = self._backlogs.join(at, arrival.late)
         return DeadlineContext(
             caller.tenant_id,
             at + arrival.remaining,
@@ -240,6 +255,7 @@ class _Method:
                     )
                 scope = hop.scopes.open(deadline)
                 scope.on_overdue = partial(self._answer_for, answer)
+                scope.backlog = arrival.backlog
                 async with scope:
                     if self._yields:
                         responses = self._handler(request, answer)
