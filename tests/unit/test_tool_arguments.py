@@ -215,6 +215,32 @@ def test_a_pattern_that_cannot_be_held_to_linear_time_is_refused(schema: dict[st
         Arguments(schema)
 
 
+def test_an_array_that_may_have_equal_items_is_not_said_to_have_none() -> None:
+    schema = {"type": "object", "properties": {"x": {"type": "array", "uniqueItems": False, "minItems": 0}}}
+    assert wrong({"x": 1}, schema) == ["x: 1 does not fit; give an array with at least 0 items"]
+
+
+UNIQUE = {"type": "object", "properties": {"x": {"type": "array", "uniqueItems": True}}}
+
+
+@pytest.mark.parametrize(
+    ("items", "unique"),
+    [
+        ([1, True, "1", None, "null", [1], [[1]], {"a": 1}, {"a": [1]}, 0, False], True),
+        ([1, 1.0], False),
+        ([True, True], False),
+        ([{"a": 1, "b": 2}, {"b": 2, "a": 1.0}], False),
+        ([[1, {"a": None}], [1, {"a": None}]], False),
+        ([["a", "b"], ["b", "a"]], True),
+        ([{"a": index} for index in range(20_000)], True),
+        ([*({"a": index} for index in range(20_000)), "x", {"a": 7}], False),
+    ],
+)
+def test_equal_items_are_found_without_comparing_every_two(items: list[Any], unique: bool) -> None:
+    told = wrong({"x": items}, UNIQUE)
+    assert [one.endswith("give an array of which no two are equal") for one in told] == ([] if unique else [True])
+
+
 @pytest.mark.parametrize("text", ["(" * 900, "a" * 2000, "("])
 def test_a_text_in_the_format_regex_is_looked_at_only_so_far(text: str) -> None:
     schema = {"type": "object", "properties": {"x": {"type": "string", "format": "regex"}}}

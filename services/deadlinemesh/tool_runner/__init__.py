@@ -3,7 +3,7 @@
     tool.py         `@tool`: a Python function becomes a tool
     outcome.py      what a tool is and what comes of a call
     arguments.py    a model's arguments, checked; what is wrong is explained so that it can correct itself
-    keywords.py     the keywords of JSON Schema that hold patterns, in bounded time
+    keywords.py     the keywords of JSON Schema that a hostile text could make slow
     kinds/          how each kind of tool is run: python.py, process.py, http.py
     workers/        the processes in which plain functions run
     registry.py     the tools of a policy, and who may use which

@@ -115,7 +115,9 @@ class Arguments:
         if "object" in kinds and (properties := schema.get("properties")):
             required = schema.get("required", [])
             words += " with " + ", ".join(n if n in required else f"{n} (optional)" for n in properties)
-        bounds = [said.format(schema[keyword]) for keyword, said in _BOUNDS.items() if keyword in schema]
+        bounds = [
+            said.format(schema[keyword]) for keyword, said in _BOUNDS.items() if schema.get(keyword, False) is not False
+        ]
         return " ".join([words, " and ".join(bounds)]).rstrip() + description
 
 
@@ -129,6 +131,7 @@ _BOUNDS = {
     "maxLength": "of at most {} characters",
     "minItems": "with at least {} items",
     "maxItems": "with at most {} items",
+    "uniqueItems": "of which no two are equal",
     "pattern": "that matches {}",
     "format": "in the format {}",
 }

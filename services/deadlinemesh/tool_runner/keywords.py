@@ -1,4 +1,4 @@
-"""The keywords of JSON Schema that hold patterns, in bounded time: else a text from a model could hold the event loop."""
+"""The keywords of JSON Schema that would let what a model sends hold the event loop: patterns, and the search for equal items."""
 
 from __future__ import annotations
 
@@ -83,12 +83,28 @@ def _additional_properties(
         yield ValidationError(f"additional properties: {', '.join(others)}")
 
 
+def _unique_items(validator: Any, unique: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
+    # jsonschema compares every two items that cannot be sorted: 700 small objects held the event loop for seconds.
+    if unique and validator.is_type(instance, "array") and len(set(map(_comparable, instance))) < len(instance):
+        yield ValidationError("two items are equal")
+
+
+def _comparable(value: Any) -> Any:
+    """What is equal for equal values of JSON, and can be looked up: 1 is 1.0 but not true."""
+    if isinstance(value, list):
+        return ("array", *map(_comparable, value))
+    if isinstance(value, dict):
+        return ("object", frozenset((name, _comparable(inner)) for name, inner in value.items()))
+    return value if isinstance(value, str) or value is None else (isinstance(value, bool), value)
+
+
 ValidatorInTime = extend(  # type: ignore[no-untyped-call]  # the stubs leave it untyped
     Draft202012Validator,
     {
         "pattern": _pattern,
         "patternProperties": _pattern_properties,
         "additionalProperties": _additional_properties,
+        "uniqueItems": _unique_items,
     },
 )
 
