@@ -77,7 +77,7 @@ def test_the_base_has_no_problems(rendered: list[Any]) -> None:
 
 def test_each_document_is_known_by_the_file_it_was_written_in(rendered: list[Any]) -> None:
     files = {f"{document.kind}/{document.name}": document.file for document in rendered}
-    assert files["Deployment/orchestrator"] == "k8s/base/orchestrator.yaml"
+    assert files["Deployment/orchestrator"] == "k8s/base/pool/orchestrator.yaml"
     assert files["Service/llm-proxy"] == "k8s/base/llm-proxy.yaml"
     assert files["ConfigMap/dmesh-policy"] == "k8s/base/kustomization.yaml"
 
@@ -213,7 +213,9 @@ def test_a_deployment_that_breaks_a_promise_is_refused_with_the_reason(
     rendered: list[Any], mutate: Callable[[Body], object], reason: str
 ) -> None:
     problems = manifests.check(mutated(rendered, "Deployment", "orchestrator", mutate))
-    assert [str(problem) for problem in problems] == [f"k8s/base/orchestrator.yaml: Deployment/orchestrator: {reason}"]
+    assert [str(problem) for problem in problems] == [
+        f"k8s/base/pool/orchestrator.yaml: Deployment/orchestrator: {reason}"
+    ]
 
 
 def test_a_service_with_a_cluster_ip_is_refused(rendered: list[Any]) -> None:
@@ -260,7 +262,7 @@ def test_the_command_names_every_problem_at_once_and_fails(
 ) -> None:
     copied = shutil.copytree(BASE, tmp_path / "base")
     for name, old, new in (
-        ("tool-runner.yaml", "terminationGracePeriodSeconds: 345", "terminationGracePeriodSeconds: 60"),
+        ("pool/tool-runner.yaml", "terminationGracePeriodSeconds: 345", "terminationGracePeriodSeconds: 60"),
         ("llm-proxy.yaml", "runAsNonRoot: true", "runAsNonRoot: false"),
     ):
         text = (copied / name).read_text()
@@ -270,7 +272,7 @@ def test_the_command_names_every_problem_at_once_and_fails(
     assert manifests.main([str(copied)]) == 1
     assert sorted(capsys.readouterr().err.splitlines()) == [
         f"{copied}/llm-proxy.yaml: Deployment/llm-proxy: securityContext.runAsNonRoot is not true",
-        f"{copied}/tool-runner.yaml: Deployment/tool-runner: container tool-runner: "
+        f"{copied}/pool/tool-runner.yaml: Deployment/tool-runner: container tool-runner: "
         "drain of 330 s is not shorter than terminationGracePeriodSeconds 60: runs would be killed",
     ]
 
