@@ -1,7 +1,8 @@
 """Renders k8s/ as `kubectl apply -k` would and says everything that is wrong with the result.
 
 Each document is held against Kubernetes' own schema and against what this mesh needs to keep its promises: a pod that
-drains for as long as the longest run, probes that ask gRPC health, peers that are found one by one, no privileges.
+drains for as long as the longest run, probes that ask gRPC health, peers that are found one by one, no privileges, and
+for each dedicated tenant or tier of the policy a pool that an edge finds.
 
 Exit code 0: all good. 1: problems, each on a line of its own. 2: kustomize could not be run (1 where CI=true).
 """
@@ -25,7 +26,7 @@ import yaml
 from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 
-from deadlinemesh.policy import Policy, PolicyError, parse
+from deadlinemesh.policy import SHARED, Policy, PolicyError, parse
 
 __all__ = ["Document", "Problem", "RendererMissing", "check", "find_renderer", "main", "render"]
 
@@ -36,8 +37,17 @@ READINESS = {
     "orchestrator": "deadlinemesh.v1.OrchestratorService",
     "llm-proxy": "deadlinemesh.v1.LlmProxyService",
     "tool-runner": "deadlinemesh.v1.ToolRunnerService",
+    "edge": "deadlinemesh.v1.OrchestratorService",
 }
-PEERS = {"orchestrator": ("DMESH_LLM_PROXY", "DMESH_TOOL_RUNNER")}
+EVERY_MESH = ("orchestrator", "llm-proxy", "tool-runner")
+"""What runs in every mesh. An edge does where some tenants have processes of their own."""
+PEERS = {
+    "orchestrator": {"DMESH_LLM_PROXY": "llm-proxy", "DMESH_TOOL_RUNNER": "tool-runner"},
+    "edge": {"DMESH_ORCHESTRATOR": "orchestrator"},
+}
+"""For each service, the variables that say where its peers are, and which service answers there."""
+CLIENTS_CALL = "orchestrator"
+"""The Service whose address clients have, whoever answers there."""
 ORIGIN = "config.kubernetes.io/origin"
 
 
@@ -162,8 +172,8 @@ def check(documents: Sequence[Document]) -> list[Problem]:
     problems = [problem for document in documents for problem in _check_document(document, documents)]
     running = {_service_of(container) for document in documents for container in document.containers}
     # Without this an empty rendering would pass.
-    missing = [Problem("k8s", service, "no workload runs it") for service in READINESS if service not in running]
-    return problems + missing
+    missing = [Problem("k8s", service, "no workload runs it") for service in EVERY_MESH if service not in running]
+    return [*problems, *missing, *_pools(documents)]
 
 
 def _check_document(document: Document, documents: Sequence[Document]) -> Iterator[Problem]:
@@ -227,8 +237,13 @@ def _rollout(document: Document, documents: Sequence[Document]) -> Iterator[Prob
         yield document.problem("strategy.rollingUpdate.maxUnavailable is not 0: a rollout would take capacity away")
     labels = document.at("spec", "template", "metadata", "labels")
     budgets = [other for other in documents if other.kind == "PodDisruptionBudget"]
-    if not any(_selects(budget.at("spec", "selector", "matchLabels"), labels) for budget in budgets):
+    selecting = sum(_selects(budget.at("spec", "selector", "matchLabels"), labels) for budget in budgets)
+    if selecting == 0:
         yield document.problem("no PodDisruptionBudget selects its pods")
+    if selecting > 1:
+        yield document.problem("more than one PodDisruptionBudget selects its pods: none could ever be evicted")
+    if _workloads(document.at("spec", "selector", "matchLabels"), documents) != [document]:
+        yield document.problem("its selector does not select its own pods and no others")
 
 
 def _pod(document: Document, pod: Mapping[str, Any], documents: Sequence[Document]) -> Iterator[Problem]:
@@ -288,6 +303,8 @@ def _probes(container: Mapping[str, Any]) -> Iterator[str]:
             yield f"{probe} asks for service {grpc.get('service')!r}, not {health!r}"
         if grpc.get("port") not in ports:
             yield f"{probe} asks port {grpc.get('port')}, which the container does not open"
+    if (listen := _env(container).get("DMESH_LISTEN", "")).rpartition(":")[2] not in map(str, ports):
+        yield f"DMESH_LISTEN {listen!r} is not at a port that the container opens"
 
 
 def _mounts(container: Mapping[str, Any], pod: Mapping[str, Any], documents: Sequence[Document]) -> Iterator[str]:
@@ -314,15 +331,38 @@ def _mounts(container: Mapping[str, Any], pod: Mapping[str, Any], documents: Seq
 
 
 def _peers(container: Mapping[str, Any], documents: Sequence[Document]) -> Iterator[str]:
-    known = {
-        f"dns:///{service.name}:{port.get('port')}"
+    known = _addresses(documents)
+    named = [
+        (variable, _env(container).get(variable), wanted)
+        for variable, wanted in PEERS.get(_service_of(container) or "", {}).items()
+    ]
+    try:
+        named += [(f"DMESH_DEDICATED[{pool}]", address, "orchestrator") for pool, address in _dedicated(container)]
+    except ValueError:
+        yield 'DMESH_DEDICATED is not a JSON object, such as {"acme": "dns:///orchestrator-acme:50051"}'
+    for name, address, wanted in named:
+        if address not in known:
+            yield f"{name} is {address!r}, not one of {', '.join(sorted(known))}"
+        elif wanted not in (found := [_service_of(one) for one in known[address].containers]):
+            yield f"{name} is {address!r}, which leads to {', '.join(map(str, found))} and not to {wanted}"
+
+
+def _addresses(documents: Sequence[Document]) -> dict[str, Document]:
+    """Each address by which a peer can be called, and the workload that answers there."""
+    return {
+        f"dns:///{service.name}:{port.get('port')}": workloads[0]
         for service in documents
-        if service.kind == "Service"
+        if service.kind == "Service" and (workloads := _workloads(service.at("spec", "selector"), documents))
         for port in each(service.body, "spec", "ports")
     }
-    for variable in PEERS.get(_service_of(container) or "", ()):
-        if (address := _env(container).get(variable)) not in known:
-            yield f"{variable} is {address!r}, not one of {', '.join(sorted(known))}"
+
+
+def _dedicated(container: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """An edge's pools other than the shared one, and their orchestrators' addresses. Raises ValueError where it is no such map."""
+    found = json.loads(_env(container).get("DMESH_DEDICATED") or "{}")
+    if not isinstance(found, dict):
+        raise ValueError
+    return [(pool, str(address)) for pool, address in found.items()]
 
 
 def _drain(container: Mapping[str, Any], pod: Mapping[str, Any], documents: Sequence[Document]) -> Iterator[str]:
@@ -334,18 +374,93 @@ def _drain(container: Mapping[str, Any], pod: Mapping[str, Any], documents: Sequ
         return
     if not drain < grace:  # written so that "nan" does not pass
         yield f"drain of {drain:g} s is not shorter than terminationGracePeriodSeconds {grace}: runs would be killed"
-    for tier, budget in _budgets(documents).items():
+    for tier, budget in _budgets(container, documents).items():
         if drain <= budget:
             yield f"drain of {drain:g} s is not longer than tier {tier}'s budget of {budget:g} s"
 
 
-def _budgets(documents: Sequence[Document]) -> dict[str, float]:
-    """Each tier's run budget in seconds. Empty where the policy is refused, which is a problem of its own."""
+def _budgets(container: Mapping[str, Any], documents: Sequence[Document]) -> dict[str, float]:
+    """The run budgets, in seconds, of the tiers whose runs the container may serve."""
+    policy, pool = _policy_of(documents), _pool(container, documents)
+    if policy is None:
+        return {}
+    tiers: set[str] | None = None  # all: any tier may get a tenant that shares
+    if pool != SHARED:
+        tiers = {tenant.tier for name, tenant in policy.tenants.items() if policy.pool_of(name) == pool}
+    return {name: tier.run_budget for name, tier in policy.tiers.items() if tiers is None or name in tiers}
+
+
+def _pool(container: Mapping[str, Any], documents: Sequence[Document]) -> str:
+    """The pool whose runs the container serves; SHARED for what serves all. A tool-runner is its orchestrator's."""
+    known = _addresses(documents)
+    for caller in (other for document in documents for other in document.containers):
+        runner = known.get(_env(caller).get("DMESH_TOOL_RUNNER", ""))
+        if runner is not None and container in runner.containers:
+            return _env(caller).get("DMESH_POOL", SHARED)
+    return _env(container).get("DMESH_POOL", SHARED)
+
+
+def _policy_of(documents: Sequence[Document]) -> Policy | None:
+    """The mesh's policy. None where it is missing or refused, which is a problem of its own."""
     for document in documents:
         if document.kind == "ConfigMap" and document.name == POLICY_CONFIG_MAP:
             policies, _ = _read_policies(document)
-            return {name: tier.run_budget for policy in policies for name, tier in policy.tiers.items()}
-    return {}
+            return policies[0] if policies else None
+    return None
+
+
+def _pools(documents: Sequence[Document]) -> Iterator[Problem]:
+    """Whether each pool of the policy has processes of its own, and whether clients get to them."""
+    policy = _policy_of(documents)
+    running = [
+        (document, container, service)
+        for document in documents
+        for container in document.containers
+        if (service := _service_of(container))
+    ]
+    if policy is None:
+        return
+    edges = [document for document, _, service in running if service == "edge"]
+    if policy.pools() != (SHARED,) and not edges:
+        yield Problem("k8s", "edge", f"no workload runs it, and policy has the pools {', '.join(policy.pools())}")
+    runners: dict[str, str] = {}
+    known = _addresses(documents)
+    for document, container, service in running:
+        if service == "orchestrator":
+            yield from (document.problem(reason) for reason in _orchestrator(container, policy, behind=bool(edges)))
+            runner = known.get(_env(container).get("DMESH_TOOL_RUNNER", ""))
+            if runner and (other := runners.setdefault(runner.name, document.name)) != document.name:
+                yield document.problem(f"its tool-runner is {other}'s as well: each pool has its own")
+        if service == "edge":
+            yield from (document.problem(reason) for reason in _edge(container, policy, known))
+    for document in documents if edges else ():
+        answering = _workloads(document.at("spec", "selector"), documents) if document.kind == "Service" else []
+        if answering and document.name == CLIENTS_CALL and answering != edges[:1]:
+            yield document.problem("clients call it, and it does not lead to the edge")
+
+
+def _orchestrator(container: Mapping[str, Any], policy: Policy, *, behind: bool) -> Iterator[str]:
+    pool, pools = _env(container).get("DMESH_POOL", ""), ", ".join(policy.pools())
+    if not pool and (behind or policy.pools() != (SHARED,)):
+        yield f"DMESH_POOL is missing: behind an edge it serves one of {pools}"
+    if pool and pool not in (SHARED, *policy.pools()):
+        yield f"DMESH_POOL {pool!r} is no pool of the policy: one of {pools}"
+
+
+def _edge(container: Mapping[str, Any], policy: Policy, known: Mapping[str, Document]) -> Iterator[str]:
+    try:
+        where = {SHARED: _env(container).get("DMESH_ORCHESTRATOR", ""), **dict(_dedicated(container))}
+    except ValueError:  # told of already
+        return
+    for pool in policy.pools():
+        if pool not in where:
+            yield f"DMESH_DEDICATED does not say where the pool {pool} is"
+    for pool, address in where.items():
+        if pool not in (SHARED, *policy.pools()):
+            yield f"DMESH_DEDICATED names {pool!r}, which is no pool of the policy"
+        for orchestrator in known[address].containers if address in known else []:
+            if _service_of(orchestrator) == "orchestrator" and (serves := _env(orchestrator).get("DMESH_POOL")) != pool:
+                yield f"the pool {pool} is at {address!r}, and the DMESH_POOL there is {serves!r}"
 
 
 def _policy(document: Document) -> Iterator[Problem]:
@@ -371,13 +486,17 @@ def _service(document: Document, documents: Sequence[Document]) -> Iterator[Prob
         yield document.problem("is not headless (clusterIP: None): a peer's calls would all go to one pod")
     if [port.get("name") for port in each(document.body, "spec", "ports")] != ["grpc"]:
         yield document.problem("does not have exactly one port, named grpc")
-    pods = [other.at("spec", "template", "metadata", "labels") for other in documents]
-    if sum(_selects(document.at("spec", "selector"), labels) for labels in pods) != 1:
+    if len(_workloads(document.at("spec", "selector"), documents)) != 1:
         yield document.problem("does not select the pods of exactly one workload")
 
 
 def _env(container: Mapping[str, Any]) -> dict[str, str]:
     return {str(variable.get("name")): str(variable.get("value", "")) for variable in each(container, "env")}
+
+
+def _workloads(selector: Any, documents: Sequence[Document]) -> list[Document]:
+    """What makes the pods that the labels select."""
+    return [other for other in documents if _selects(selector, other.at("spec", "template", "metadata", "labels"))]
 
 
 def _selects(selector: Any, labels: Any) -> bool:

@@ -1,49 +1,36 @@
-"""The rendered base keeps the mesh's promises, and a manifest that breaks one is refused by name."""
+"""What is rendered keeps the mesh's promises, and a manifest that breaks one is refused by name."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import importlib.util
-import os
 import re
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from tests.manifests import BASE, DEDICATED, ROOT, manifests, render
 
-ROOT = Path(__file__).resolve().parents[2]
-BASE = ROOT / "k8s" / "base"
-
-
-def load_script() -> ModuleType:
-    # scripts/ is no package: its files are commands. dataclasses look their module up by name, so it must be listed.
-    spec = importlib.util.spec_from_file_location("check_manifests", ROOT / "scripts" / "check_manifests.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-manifests = load_script()
 Body = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
 def rendered() -> list[Any]:
-    try:
-        documents: list[Any] = manifests.render(BASE)
-    except manifests.RendererMissing as error:
-        if os.environ.get("CI") == "true":
-            pytest.fail(str(error))
-        pytest.skip(str(error))
-    return documents
+    return render(BASE)
+
+
+@pytest.fixture(scope="module")
+def dedicated() -> list[Any]:
+    return render(DEDICATED)
+
+
+def one(documents: list[Any], kind: str, name: str) -> Body:
+    [body] = [document.body for document in documents if (document.kind, document.name) == (kind, name)]
+    return body  # type: ignore[no-any-return]
 
 
 def mutated(documents: list[Any], kind: str, name: str, mutate: Callable[[Body], object]) -> list[Any]:
@@ -69,6 +56,15 @@ def container(body: Body) -> Body:
 
 def set_env(body: Body, name: str, value: str) -> None:
     next(variable for variable in container(body)["env"] if variable["name"] == name)["value"] = value
+
+
+def unset_env(body: Body, name: str) -> None:
+    container(body)["env"] = [variable for variable in container(body)["env"] if variable["name"] != name]
+
+
+def set_policy(body: Body, old: str, new: str) -> None:
+    assert old in body["data"]["policy.yaml"]
+    body["data"]["policy.yaml"] = body["data"]["policy.yaml"].replace(old, new)
 
 
 def test_the_base_has_no_problems(rendered: list[Any]) -> None:
@@ -187,6 +183,17 @@ def test_readiness_asks_for_the_services_that_the_protos_define() -> None:
             id="peer at a wrong port",
         ),
         pytest.param(
+            lambda body: set_env(body, "DMESH_TOOL_RUNNER", "dns:///llm-proxy:50052"),
+            "container orchestrator: DMESH_TOOL_RUNNER is 'dns:///llm-proxy:50052', "
+            "which leads to llm-proxy and not to tool-runner",
+            id="peer that is another service",
+        ),
+        pytest.param(
+            lambda body: set_env(body, "DMESH_LISTEN", "0.0.0.0:50052"),
+            "container orchestrator: DMESH_LISTEN '0.0.0.0:50052' is not at a port that the container opens",
+            id="listening at another port",
+        ),
+        pytest.param(
             lambda body: body["spec"].pop("strategy"),
             "strategy.rollingUpdate.maxUnavailable is not 0: a rollout would take capacity away",
             id="default rollout",
@@ -227,10 +234,8 @@ def test_a_service_with_a_cluster_ip_is_refused(rendered: list[Any]) -> None:
 
 
 def test_a_policy_that_the_mesh_would_refuse_is_refused(rendered: list[Any]) -> None:
-    def misspell(body: Body) -> None:
-        body["data"]["policy.yaml"] = body["data"]["policy.yaml"].replace("run_budget: 300s", "run_budget: soon")
-
-    problems = manifests.check(mutated(rendered, "ConfigMap", "dmesh-policy", misspell))
+    misspelled = partial(set_policy, old="run_budget: 300s", new="run_budget: soon")
+    problems = manifests.check(mutated(rendered, "ConfigMap", "dmesh-policy", misspelled))
     assert [(problem.file, problem.document) for problem in problems] == [
         ("k8s/base/kustomization.yaml", "ConfigMap/dmesh-policy")
     ]
@@ -238,11 +243,9 @@ def test_a_policy_that_the_mesh_would_refuse_is_refused(rendered: list[Any]) -> 
 
 
 def test_a_longer_tier_budget_is_refused_by_every_service_that_drains_too_briefly(rendered: list[Any]) -> None:
-    def lengthen(body: Body) -> None:
-        body["data"]["policy.yaml"] = body["data"]["policy.yaml"].replace("run_budget: 300s", "run_budget: 10m")
-
-    problems = manifests.check(mutated(rendered, "ConfigMap", "dmesh-policy", lengthen))
-    assert {problem.document for problem in problems} == {f"Deployment/{name}" for name in manifests.READINESS}
+    longer = partial(set_policy, old="run_budget: 300s", new="run_budget: 10m")
+    problems = manifests.check(mutated(rendered, "ConfigMap", "dmesh-policy", longer))
+    assert {problem.document for problem in problems} == {f"Deployment/{name}" for name in manifests.EVERY_MESH}
     assert all("not longer than tier enterprise's budget of 600 s" in problem.reason for problem in problems)
 
 
@@ -255,6 +258,219 @@ def test_a_secret_among_the_manifests_is_refused(rendered: list[Any]) -> None:
 def test_a_service_that_nothing_runs_is_missed(rendered: list[Any]) -> None:
     kept = [document for document in rendered if document.name != "tool-runner"]
     assert "k8s: tool-runner: no workload runs it" in map(str, manifests.check(kept))
+
+
+def test_the_overlay_with_a_dedicated_tenant_has_no_problems(dedicated: list[Any]) -> None:
+    assert [str(problem) for problem in manifests.check(dedicated)] == []
+
+
+def test_the_overlay_is_among_what_is_checked() -> None:
+    assert {BASE, DEDICATED} <= set(manifests.directories())
+
+
+POOL = '{"acme": "dns:///orchestrator-acme:50051"}'
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "mutate", "problems"),
+    [
+        pytest.param(
+            *("Deployment", "edge", lambda body: container(body)["readinessProbe"]["grpc"].update(service="liveness")),
+            [
+                "Deployment/edge: container edge: readinessProbe asks for service 'liveness', "
+                "not 'deadlinemesh.v1.OrchestratorService'"
+            ],
+            id="an edge that is ready while it drains",
+        ),
+        pytest.param(
+            *("Deployment", "edge", lambda body: set_env(body, "DMESH_DRAIN_SECONDS", "200")),
+            ["Deployment/edge: container edge: drain of 200 s is not longer than tier enterprise's budget of 300 s"],
+            id="an edge that leaves before the runs behind it",
+        ),
+        pytest.param(
+            *("Deployment", "edge", lambda body: set_env(body, "DMESH_DEDICATED", "{}")),
+            ["Deployment/edge: DMESH_DEDICATED does not say where the pool acme is"],
+            id="an edge that is not told of a pool",
+        ),
+        pytest.param(
+            *("Deployment", "edge", lambda body: set_env(body, "DMESH_DEDICATED", "acme=orchestrator-acme")),
+            [
+                "Deployment/edge: container edge: DMESH_DEDICATED is not a JSON object, "
+                'such as {"acme": "dns:///orchestrator-acme:50051"}'
+            ],
+            id="pools that are no map",
+        ),
+        pytest.param(
+            *("Deployment", "edge", lambda body: set_env(body, "DMESH_DEDICATED", POOL.replace("-acme:", "-acne:"))),
+            [
+                "Deployment/edge: container edge: DMESH_DEDICATED[acme] is 'dns:///orchestrator-acne:50051', not one of "
+                "dns:///llm-proxy:50052, dns:///orchestrator-acme:50051, dns:///orchestrator-shared:50051, "
+                "dns:///orchestrator:50051, dns:///tool-runner-acme:50053, dns:///tool-runner:50053"
+            ],
+            id="a pool that is nowhere",
+        ),
+        pytest.param(
+            *("Deployment", "edge", lambda body: set_env(body, "DMESH_DEDICATED", POOL.replace("-acme:", "-shared:"))),
+            [
+                "Deployment/edge: the pool acme is at 'dns:///orchestrator-shared:50051', "
+                "and the DMESH_POOL there is 'shared'"
+            ],
+            id="a dedicated tenant at the shared pool",
+        ),
+        pytest.param(
+            *("Deployment", "edge", lambda body: set_env(body, "DMESH_ORCHESTRATOR", "dns:///orchestrator:50051")),
+            [
+                "Deployment/edge: container edge: DMESH_ORCHESTRATOR is 'dns:///orchestrator:50051', "
+                "which leads to edge and not to orchestrator"
+            ],
+            id="an edge that calls itself",
+        ),
+        pytest.param(
+            *("Deployment", "orchestrator-acme", lambda body: unset_env(body, "DMESH_POOL")),
+            [
+                "Deployment/orchestrator-acme: DMESH_POOL is missing: behind an edge it serves one of acme, shared",
+                "Deployment/edge: the pool acme is at 'dns:///orchestrator-acme:50051', and the DMESH_POOL there is None",
+            ],
+            id="an orchestrator that would not start",
+        ),
+        pytest.param(
+            *("Deployment", "orchestrator", lambda body: set_env(body, "DMESH_POOL", "rest")),
+            [
+                "Deployment/edge: the pool shared is at 'dns:///orchestrator-shared:50051', "
+                "and the DMESH_POOL there is 'rest'",
+                "Deployment/orchestrator: DMESH_POOL 'rest' is no pool of the policy: one of acme, shared",
+            ],
+            id="a pool that policy does not have",
+        ),
+        pytest.param(
+            *("Deployment", "orchestrator-acme"),
+            lambda body: set_env(body, "DMESH_TOOL_RUNNER", "dns:///tool-runner:50053"),
+            ["Deployment/orchestrator-acme: its tool-runner is orchestrator's as well: each pool has its own"],
+            id="a pool with the tool-runner of all others",
+        ),
+        pytest.param(
+            *("Service", "orchestrator"),
+            lambda body: body["spec"].update(
+                selector={"app.kubernetes.io/name": "orchestrator", "deadlinemesh/pool": "shared"}
+            ),
+            ["Service/orchestrator: clients call it, and it does not lead to the edge"],
+            id="clients before an orchestrator",
+        ),
+        pytest.param(
+            *("PodDisruptionBudget", "orchestrator"),
+            lambda body: body["spec"]["selector"]["matchLabels"].pop("deadlinemesh/pool"),
+            [
+                "Deployment/orchestrator-acme: more than one PodDisruptionBudget selects its pods: none could ever be evicted"
+            ],
+            id="a budget for the pods of two pools",
+        ),
+        pytest.param(
+            *("ConfigMap", "dmesh-policy", partial(set_policy, old="dedicated: true", new="dedicated: false")),
+            [
+                "Deployment/edge: DMESH_DEDICATED names 'acme', which is no pool of the policy",
+                "Deployment/orchestrator-acme: DMESH_POOL 'acme' is no pool of the policy: one of shared",
+            ],
+            id="a pool of nobody",
+        ),
+    ],
+)
+def test_what_would_keep_a_tenant_from_its_pool_is_refused(
+    dedicated: list[Any], kind: str, name: str, mutate: Callable[[Body], object], problems: list[str]
+) -> None:
+    found = manifests.check(mutated(dedicated, kind, name, mutate))
+    assert sorted(f"{problem.document}: {problem.reason}" for problem in found) == sorted(problems)
+
+
+def test_a_deployment_that_selects_another_pools_pods_is_refused(dedicated: list[Any]) -> None:
+    def widen(body: Body) -> None:
+        body["spec"]["selector"]["matchLabels"].pop("deadlinemesh/pool")
+
+    problems = manifests.check(mutated(dedicated, "Deployment", "tool-runner", widen))
+    assert [(problem.document, problem.reason) for problem in problems] == [
+        ("Deployment/tool-runner", "its selector does not select its own pods and no others")
+    ]
+
+
+def test_a_dedicated_tenant_without_an_edge_is_missed(rendered: list[Any]) -> None:
+    dedicate = partial(set_policy, old="tier: free\n", new="tier: free\n    dedicated: true\n")
+    problems = manifests.check(mutated(rendered, "ConfigMap", "dmesh-policy", dedicate))
+    assert [str(problem) for problem in problems] == [
+        "k8s: edge: no workload runs it, and policy has the pools example",
+        "k8s/base/pool/orchestrator.yaml: Deployment/orchestrator: "
+        "DMESH_POOL is missing: behind an edge it serves one of example",
+    ]
+
+
+@pytest.mark.parametrize("service", ["orchestrator", "tool-runner"])
+def test_a_pool_drains_for_longer_than_its_own_longest_run_and_not_than_anybodys(
+    dedicated: list[Any], service: str
+) -> None:
+    brief = partial(set_env, name="DMESH_DRAIN_SECONDS", value="150")
+    free = mutated(
+        dedicated, "ConfigMap", "dmesh-policy", partial(set_policy, old="tier: enterprise", new="tier: professional")
+    )
+    assert manifests.check(mutated(free, "Deployment", f"{service}-acme", brief)) == []
+    for documents, name in ((dedicated, f"{service}-acme"), (free, service)):
+        problems = manifests.check(mutated(documents, "Deployment", name, brief))
+        assert [(problem.document, problem.reason) for problem in problems] == [
+            (
+                f"Deployment/{name}",
+                f"container {service}: drain of 150 s is not longer than tier enterprise's budget of 300 s",
+            )
+        ]
+
+
+def test_a_second_pool_is_a_folder_and_two_names(dedicated: list[Any], tmp_path: Path) -> None:
+    overlay = shutil.copytree(ROOT / "k8s", tmp_path / "k8s") / "overlays" / "dedicated"
+    pool = shutil.copytree(overlay / "acme", overlay / "tier-professional") / "kustomization.yaml"
+    text = pool.read_text().replace("value: acme", "value: tier:professional")
+    pool.write_text(text.replace("-acme", "-tier-professional").replace("pool: acme", "pool: tier-professional"))
+    for file, old, new in (
+        ("kustomization.yaml", "  - acme\n", "  - acme\n  - tier-professional\n"),
+        (
+            "kustomization.yaml",
+            POOL,
+            POOL[:-1] + ', "tier:professional": "dns:///orchestrator-tier-professional:50051"}',
+        ),
+        ("policy.yaml", "run_budget: 120s\n", "run_budget: 120s\n    dedicated: true\n"),
+    ):
+        before = (overlay / file).read_text()
+        assert before.count(old) == 1
+        (overlay / file).write_text(before.replace(old, new))
+
+    documents = manifests.render(overlay)
+    assert [str(problem) for problem in manifests.check(documents)] == []
+    added = {f"{one.kind}/{one.name}" for one in documents} - {f"{one.kind}/{one.name}" for one in dedicated}
+    assert added == {
+        f"{kind}/{service}-tier-professional"
+        for kind in ("Deployment", "PodDisruptionBudget", "Service", "ServiceAccount")
+        for service in ("orchestrator", "tool-runner")
+    }
+
+
+def test_until_an_edge_is_ready_clients_find_the_orchestrators_of_the_base(
+    rendered: list[Any], dedicated: list[Any]
+) -> None:
+    def labels(documents: list[Any], workload: str) -> Body:
+        found: Body = one(documents, "Deployment", workload)["spec"]["template"]["metadata"]["labels"]
+        return found
+
+    def selects(service: str, pods: Body) -> bool:
+        selector: Body = one(dedicated, "Service", service)["spec"]["selector"]
+        return selector.items() <= pods.items()
+
+    before, after = labels(rendered, "orchestrator"), labels(dedicated, "orchestrator")
+    assert selects("orchestrator", before)
+    assert selects("orchestrator", labels(dedicated, "edge"))
+    assert not selects("orchestrator", after)
+    assert selects("orchestrator-shared", after)
+    # They believe clients only, so an edge must not find them.
+    assert not selects("orchestrator-shared", before)
+    # What cannot be changed is not.
+    immutable = [
+        one(documents, "Deployment", "orchestrator")["spec"]["selector"] for documents in (rendered, dedicated)
+    ]
+    assert immutable[0] == immutable[1]
 
 
 def test_the_command_names_every_problem_at_once_and_fails(
