@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,8 +76,11 @@ class Life:
 class Service:
     """One service, through all its lives. A new one listens on a port of its own: who calls it comes through a proxy."""
 
-    def __init__(self, name: str, folder: Path, environment: dict[str, str]) -> None:
+    def __init__(
+        self, name: str, folder: Path, environment: dict[str, str], arguments: Sequence[str] | None = None
+    ) -> None:
         self.name = name
+        self._arguments = ("serve", name) if arguments is None else tuple(arguments)
         self.lives: list[Life] = []
         self._folder = folder
         self._environment = environment
@@ -102,7 +106,7 @@ class Service:
         with self._log_file.open("a") as log:
             process = await asyncio.create_subprocess_exec(
                 # It ends with the tests, however these end.
-                *(sys.executable, "-m", "deadlinemesh.cli.tied", "deadlinemesh.cli", "serve", self.name, "--announce"),
+                *(sys.executable, "-m", "deadlinemesh.cli.tied", "deadlinemesh.cli", *self._arguments, "--announce"),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,

@@ -1,0 +1,192 @@
+"""What the manifests start, started: the containers' own arguments and settings, as processes on this machine."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tests.chaos.processes import Service
+from tests.manifests import BASE, DEDICATED, ROOT, manifests, render
+from tests.up import GUARD
+
+from deadlinemesh.client import DeadlineMesh
+from deadlinemesh.errors import Unauthenticated
+from deadlinemesh.policy import hash_key, parse
+from deadlinemesh.telemetry import CallEnded
+from deadlinemesh.v1 import orchestrator_pb2
+
+pytestmark = pytest.mark.processes
+
+CLIENTS_CALL = "dns:///orchestrator:50051"
+ADDRESS = re.compile(r"dns:///([a-z0-9-]+):([0-9]+)")
+
+
+def key_of(tenant: str) -> str:
+    return f"the-key-of-{tenant}"
+
+
+class Cluster:
+    """Each rendered Deployment as one process. Its container's arguments and environment are as they are rendered, but for what
+    this machine has in place of the cluster: ports of the loopback address for Services, folders for mounted volumes, and keys
+    that somebody has."""
+
+    def __init__(self, documents: list[Any], folder: Path) -> None:
+        self.documents = documents
+        self.policy = self._find("ConfigMap", manifests.POLICY_CONFIG_MAP)["data"]["policy.yaml"]
+        for name, tenant in parse(self.policy, "policy.yaml").tenants.items():
+            self.policy = self.policy.replace(tenant.api_keys[0], hash_key(key_of(name)))
+        self.processes: dict[str, Service] = {}
+        self._folder = folder
+
+    def _find(self, kind: str, name: str) -> dict[str, Any]:
+        [body] = [one.body for one in self.documents if (one.kind, one.name) == (kind, name)]
+        return body  # type: ignore[no-any-return]
+
+    def containers(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Each Deployment's name, and its one container."""
+        for document in self.documents:
+            if document.kind == "Deployment":
+                [container] = document.containers
+                yield document.name, container
+
+    def behind(self, address: str) -> str:
+        """The Deployment that answers at the address, as the cluster's DNS and Service selectors lead to it."""
+        match = ADDRESS.fullmatch(address)
+        assert match, address
+        service = self._find("Service", match[1])["spec"]
+        [port] = [one for one in service["ports"] if one["port"] == int(match[2])]
+        [workload] = [
+            one
+            for one in self.documents
+            if one.kind == "Deployment"
+            and service["selector"].items() <= one.at("spec", "template", "metadata", "labels").items()
+        ]
+        [container] = workload.containers
+        opened = {one["name"]: one["containerPort"] for one in container["ports"]}
+        listen = next(one["value"] for one in container["env"] if one["name"] == "DMESH_LISTEN")
+        assert listen == f"0.0.0.0:{opened[port['targetPort']]}"
+        # Headless: DNS gives the pods themselves, so the port that is called must be the one that they listen on.
+        assert service["clusterIP"] == "None"
+        assert port["port"] == opened[port["targetPort"]]
+        return str(workload.name)
+
+    def local(self, address: str) -> str:
+        """Where that is on this machine."""
+        return f"127.0.0.1:{self.processes[self.behind(address)].life.port}"
+
+    async def start(self) -> None:
+        """Start every process, those that are called before those that call them."""
+        waiting = dict(self.containers())
+        while waiting:
+            ready = {
+                name: container
+                for name, container in waiting.items()
+                if not {self.behind(match[0]) for match in ADDRESS.finditer(str(container["env"]))} & waiting.keys()
+            }
+            assert ready, f"these call each other: {', '.join(waiting)}"
+            for name, container in ready.items():
+                del waiting[name]
+                process = Service(name, self._folder, self._environment(name, container), container["args"])
+                await process.start()
+                self.processes[name] = process
+
+    def _environment(self, name: str, container: dict[str, Any]) -> dict[str, str]:
+        mounted = self._volumes(name, container)
+        found = {}
+        for variable in container["env"]:
+            value = ADDRESS.sub(lambda match: self.local(match[0]), variable["value"])
+            path, _, file = value.rpartition("/")
+            found[variable["name"]] = str(mounted[path] / file) if path in mounted else value
+        assert found["DMESH_LISTEN"].startswith("0.0.0.0:")
+        return {
+            **found,
+            "DMESH_LISTEN": "127.0.0.1:0",
+            "PYTHONPATH": f"{ROOT / 'services'}",
+            "PATH": str(Path(sys.executable).parent),
+        }
+
+    def _volumes(self, name: str, container: dict[str, Any]) -> dict[str, Path]:
+        pod = self._find("Deployment", name)["spec"]["template"]["spec"]
+        volumes = {one["name"]: one for one in pod["volumes"]}
+        mounted = {}
+        for mount in container["volumeMounts"]:
+            volume = volumes[mount["name"]]
+            folder = mounted[mount["mountPath"]] = self._folder / name / mount["name"]
+            folder.mkdir(parents=True)
+            if "configMap" in volume:
+                assert volume["configMap"] == {"name": manifests.POLICY_CONFIG_MAP}
+                (folder / "policy.yaml").write_text(self.policy)
+            if "secret" in volume:
+                (folder / "token").write_text(f"the content of {volume['secret']['secretName']}\n")
+        return mounted
+
+    async def end(self) -> list[int]:
+        """Have all drain, those that call first; the exit codes."""
+        return [await process.end() for process in reversed(self.processes.values())]
+
+    def served(self, tenant: str) -> set[str]:
+        """The processes that have served calls for the tenant."""
+        return {
+            name
+            for name, process in self.processes.items()
+            if any(isinstance(event, CallEnded) and event.tenant_id == tenant for event in process.life.read())
+        }
+
+
+@asynccontextmanager
+async def cluster(directory: Path, folder: Path) -> AsyncIterator[Cluster]:
+    running = Cluster(render(directory), folder)
+    try:
+        await running.start()
+        yield running
+    finally:
+        codes = await running.end()
+    assert codes == [0] * len(codes)
+
+
+async def answered(mesh: Cluster, tenant: str, address: str = CLIENTS_CALL) -> None:
+    async with DeadlineMesh(mesh.local(address), api_key=key_of(tenant)) as client:
+        finished = await client.answer("Calculate 6 * 7", deadline=GUARD / 2)
+    assert finished.outcome == orchestrator_pb2.OUTCOME_COMPLETED
+    assert "42" in finished.answer
+    assert finished.usage.tool_calls == 1
+
+
+async def probed(mesh: Cluster) -> None:
+    """Every probe of every container gets the answer that it waits for."""
+    for name, container in mesh.containers():
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{mesh.processes[name].life.port}") as channel:
+            stub: Any = health_pb2_grpc.HealthStub(channel)
+            for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+                request = health_pb2.HealthCheckRequest(service=container[probe]["grpc"]["service"])
+                answer = await stub.Check(request, timeout=GUARD)
+                assert answer.status == health_pb2.HealthCheckResponse.SERVING, (name, probe)
+
+
+async def test_the_base_is_a_mesh(tmp_path: Path) -> None:
+    async with cluster(BASE, tmp_path) as mesh:
+        await probed(mesh)
+        await answered(mesh, "example")
+    assert mesh.served("example") == {"orchestrator", "llm-proxy", "tool-runner"}
+
+
+async def test_the_overlay_gives_a_dedicated_tenant_its_own_pool_behind_the_address_that_clients_have(
+    tmp_path: Path,
+) -> None:
+    async with cluster(DEDICATED, tmp_path) as mesh:
+        await probed(mesh)
+        await answered(mesh, "acme")
+        await answered(mesh, "bolt")
+        # Nobody gets past the edge.
+        for pool in ("acme", "shared"):
+            with pytest.raises(Unauthenticated):
+                await answered(mesh, "acme", f"dns:///orchestrator-{pool}:50051")
+    assert mesh.served("acme") == {"edge", "orchestrator-acme", "tool-runner-acme", "llm-proxy"}
+    assert mesh.served("bolt") == {"edge", "orchestrator", "tool-runner", "llm-proxy"}
