@@ -1,4 +1,4 @@
-# One image for the three services: the argument after `serve` says which one a container is.
+# One image for every service: the argument after `serve` says which one a container is.
 # BASE serves both stages, because a virtual environment only works beside the interpreter it was made with. Any image
 # with python3.11 and its venv module will do.
 ARG BASE=python:3.11-slim
