@@ -178,11 +178,12 @@ async def serving(
     tracer: trace.Tracer | None = None,
     message_bytes: int = 4 * 1024 * 1024,
     drain: float = GENEROUS,
+    connection_age: float = 0.0,
 ) -> AsyncIterator[Served]:
     """Serve `handlers` as SERVICE on a free port, in this process."""
     facts = Facts()
     interceptor = DeadlineInterceptor("hop-a", MeshGate("hop-a", TOKEN), telemetry=Telemetry([facts]), tracer=tracer)
-    settings = ServerSettings("127.0.0.1:0", message_bytes=message_bytes, drain=drain)
+    settings = ServerSettings("127.0.0.1:0", message_bytes=message_bytes, drain=drain, connection_age=connection_age)
     server = MeshServer(settings, interceptor, [(SERVICE, lambda server: register(server, handlers))])
     target = f"127.0.0.1:{await server.start()}"
     async with AsyncExitStack() as stack:

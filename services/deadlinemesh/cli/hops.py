@@ -54,14 +54,15 @@ class _Parts:
     tracer: Tracer | None
     stack: AsyncExitStack
 
-    def channel(self, target: str) -> MeshChannel:
-        """A channel to an inner hop, closed with the rest."""
+    def channel(self, target: str, service: str) -> MeshChannel:
+        """A channel to the instances of an inner hop that serve `service`, closed with the rest."""
         channel = mesh_channel(
             target,
             mesh_token=self.settings.token(),
             message_bytes=self.policy.limits.message_bytes,
             keepalive=self.settings.keepalive_seconds,
             tracer=self.tracer,
+            healthy=service,
         )
         self.stack.push_async_callback(channel.close)
         return channel
@@ -81,6 +82,8 @@ class _Parts:
 
 
 _ORCHESTRATOR = "deadlinemesh.v1.OrchestratorService"
+_LLM_PROXY = "deadlinemesh.v1.LlmProxyService"
+_TOOL_RUNNER = "deadlinemesh.v1.ToolRunnerService"
 
 
 def _edge(parts: _Parts) -> MeshServer:
@@ -92,7 +95,9 @@ def _edge(parts: _Parts) -> MeshServer:
             f"DMESH_DEDICATED: policy gives processes of their own to {', '.join(unknown)}: "
             'name each one\'s orchestrator, as in {"acme": "dns:///orchestrator-acme:50051"}'
         )
-    forwarder = orchestrator.Forwarder(policy, {pool: parts.channel(where[pool]) for pool in policy.pools()})
+    forwarder = orchestrator.Forwarder(
+        policy, {pool: parts.channel(where[pool], _ORCHESTRATOR) for pool in policy.pools()}
+    )
     interceptor = parts.interceptor(orchestrator.EDGE, orchestrator.EdgeGate(policy))
     return parts.server(interceptor, _ORCHESTRATOR, forwarder.register)
 
@@ -116,8 +121,8 @@ def _orchestrator(parts: _Parts) -> MeshServer:
     servicer = orchestrator.OrchestratorServicer(
         parts.policy,
         interceptor.background,
-        orchestrator.GrpcModels(parts.channel(parts.settings.llm_proxy)),
-        orchestrator.GrpcTools(parts.channel(parts.settings.tool_runner)),
+        orchestrator.GrpcModels(parts.channel(parts.settings.llm_proxy, _LLM_PROXY)),
+        orchestrator.GrpcTools(parts.channel(parts.settings.tool_runner, _TOOL_RUNNER)),
         parts.telemetry,
     )
     register = partial(orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server, servicer)
@@ -129,7 +134,7 @@ def _llm_proxy(parts: _Parts) -> MeshServer:
     servicer = llm_proxy.build(parts.policy, telemetry=parts.telemetry)
     parts.stack.push_async_callback(servicer.aclose)
     register = partial(llm_proxy_pb2_grpc.add_LlmProxyServiceServicer_to_server, servicer)
-    return parts.server(interceptor, "deadlinemesh.v1.LlmProxyService", register)
+    return parts.server(interceptor, _LLM_PROXY, register)
 
 
 def _tool_runner(parts: _Parts) -> MeshServer:
@@ -138,4 +143,4 @@ def _tool_runner(parts: _Parts) -> MeshServer:
     parts.stack.push_async_callback(servicer.aclose)
     servicer.warm()
     register = partial(tool_runner_pb2_grpc.add_ToolRunnerServiceServicer_to_server, servicer)
-    return parts.server(interceptor, "deadlinemesh.v1.ToolRunnerService", register)
+    return parts.server(interceptor, _TOOL_RUNNER, register)

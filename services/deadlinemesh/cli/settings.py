@@ -43,6 +43,9 @@ class HopSettings(BaseSettings):
     """How long calls in flight may go on after SIGTERM; more than the longest tier's budget."""
     keepalive_seconds: Annotated[float, Field(gt=0)] = 20.0
     """Silence after which a peer is asked for a sign of life, and as long again until it is given up."""
+    connection_age_seconds: Annotated[float, Field(ge=0)] = 0.0
+    """Age at which clients make a connection anew, and so look up who else is there; 0: never. For services behind a name whose
+    addresses change."""
     traces: str = "off"
     """off, file:PATH or otlp."""
     events_file: Path | None = None
@@ -72,6 +75,7 @@ class HopSettings(BaseSettings):
             message_bytes=message_bytes,
             drain=self.drain_seconds,
             keepalive=self.keepalive_seconds,
+            connection_age=self.connection_age_seconds,
         )
 
 

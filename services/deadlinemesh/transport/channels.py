@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import grpc
 from opentelemetry import trace
@@ -14,19 +15,28 @@ __all__ = ["KEEPALIVE", "mesh_channel", "open_channel"]
 KEEPALIVE = 20.0
 """Seconds of silence after which a peer is asked for a sign of life, and as many again until it is given up."""
 
-_SERVICE_CONFIG = json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})
-
 
 def open_channel(
-    target: str, *, message_bytes: int, keepalive: float = KEEPALIVE, credentials: grpc.ChannelCredentials | None = None
+    target: str,
+    *,
+    message_bytes: int,
+    keepalive: float = KEEPALIVE,
+    credentials: grpc.ChannelCredentials | None = None,
+    healthy: str = "",
 ) -> grpc.aio.Channel:
     """A plain channel to `target`, over TLS when `credentials` are given.
 
     Retries have one owner and it is not the channel; a service config's own timeouts fire up to a second early, so it has none.
+
+    `healthy` is the full name of a service that each peer must say it serves, by gRPC's health service. One that drains is then
+    passed over; else its connection would be used until it ends, and each call on it refused.
     """
+    config: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
+    if healthy:
+        config["healthCheckConfig"] = {"serviceName": healthy}
     options = [
         ("grpc.enable_retries", 0),
-        ("grpc.service_config", _SERVICE_CONFIG),
+        ("grpc.service_config", json.dumps(config)),
         ("grpc.max_receive_message_length", message_bytes),
         ("grpc.keepalive_time_ms", int(keepalive * 1000)),
         ("grpc.keepalive_timeout_ms", int(keepalive * 1000)),
@@ -48,6 +58,8 @@ def mesh_channel(
     message_bytes: int,
     keepalive: float = KEEPALIVE,
     tracer: trace.Tracer | None = None,
+    healthy: str = "",
 ) -> MeshChannel:
-    """A channel to an inner hop of the mesh."""
-    return MeshChannel(open_channel(target, message_bytes=message_bytes, keepalive=keepalive), mesh_token, tracer)
+    """A channel to an inner hop of the mesh; `healthy` as in `open_channel`."""
+    channel = open_channel(target, message_bytes=message_bytes, keepalive=keepalive, healthy=healthy)
+    return MeshChannel(channel, mesh_token, tracer)

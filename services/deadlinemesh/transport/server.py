@@ -41,6 +41,9 @@ class ServerSettings:
     drain: float = 330.0
     """How long calls in flight may go on after a shutdown was asked for."""
     keepalive: float = KEEPALIVE
+    connection_age: float = 0.0
+    """How old a connection gets, give or take a tenth, before its client is asked for a new one; calls on it go on to their end.
+    0: as old as it likes."""
 
     def __post_init__(self) -> None:
         host, _, port = self.listen.rpartition(":")
@@ -86,6 +89,7 @@ class MeshServer:
                 ("grpc.http2.ping_timeout_ms", milliseconds),
                 ("grpc.http2.min_ping_interval_without_data_ms", min(milliseconds, 10_000)),
                 ("grpc.http2.max_ping_strikes", 0),
+                *_aging(settings.connection_age),
             ],
         )
         for _, register in self._services:
@@ -155,6 +159,11 @@ class MeshServer:
     async def _tell_health(self, status: Any) -> None:
         for name in ("", *(name for name, _ in self._services)):
             await self._health.set(name, status)
+
+
+def _aging(connection_age: float) -> list[tuple[str, int]]:
+    # The grace after it is left as endless as it is: at its end calls would be killed.
+    return [("grpc.max_connection_age_ms", max(1, int(connection_age * 1000)))] if connection_age else []
 
 
 _LAST_WORDS = 1.0

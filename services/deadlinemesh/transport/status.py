@@ -66,6 +66,8 @@ _BY_REASON: dict[str, type[MeshError]] = {
 }
 
 
+_UNHEALTHY = "backend unhealthy"
+"""How gRPC ends the status of a call for which no peer said that it serves."""
 _LASTING = "lasting"
 """In an error's metadata: it would be the same the next time."""
 
@@ -134,6 +136,8 @@ def _without_details(error: grpc.aio.AioRpcError, upstream: str, message: str, r
         if own is not None and own.is_expired:
             return DeadlineSpent(f"the deadline passed while {upstream} was at work", hop=upstream)
         return DeadlineSpentUpstream(f"{upstream}: {message}", hop=upstream)
+    if error.code() is grpc.StatusCode.UNAVAILABLE and message.endswith(_UNHEALTHY):
+        return Draining(f"every instance of {upstream} is shutting down", hop=upstream)
     return UpstreamFailed(f"{upstream} answered {error.code().name}: {message}", retry_after=retry_after, hop=upstream)
 
 
