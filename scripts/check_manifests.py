@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import importlib.resources
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -46,6 +47,8 @@ PEERS = {
     "edge": {"DMESH_ORCHESTRATOR": "orchestrator"},
 }
 """For each service, the variables that say where its peers are, and which service answers there."""
+LOOKED_UP_EVERY = 30.0
+"""Seconds between two look-ups of a name, at least: gRPC's default."""
 CLIENTS_CALL = "orchestrator"
 """The Service whose address clients have, whoever answers there."""
 ORIGIN = "config.kubernetes.io/origin"
@@ -235,6 +238,8 @@ def _schema(document: Document) -> Iterator[Problem]:
 def _rollout(document: Document, documents: Sequence[Document]) -> Iterator[Problem]:
     if document.at("spec", "strategy", "rollingUpdate", "maxUnavailable") not in (0, "0%"):
         yield document.problem("strategy.rollingUpdate.maxUnavailable is not 0: a rollout would take capacity away")
+    for container in document.containers:
+        yield from (document.problem(reason) for reason in _known_in_time(container, document))
     labels = document.at("spec", "template", "metadata", "labels")
     budgets = [other for other in documents if other.kind == "PodDisruptionBudget"]
     selecting = sum(_selects(budget.at("spec", "selector", "matchLabels"), labels) for budget in budgets)
@@ -244,6 +249,19 @@ def _rollout(document: Document, documents: Sequence[Document]) -> Iterator[Prob
         yield document.problem("more than one PodDisruptionBudget selects its pods: none could ever be evicted")
     if _workloads(document.at("spec", "selector", "matchLabels"), documents) != [document]:
         yield document.problem("its selector does not select its own pods and no others")
+
+
+def _known_in_time(container: Mapping[str, Any], document: Document) -> Iterator[str]:
+    """Whether a new pod's address has been looked up by all before a rollout lets an old pod go."""
+    ready = document.at("spec", "minReadySeconds") or 0
+    try:
+        age = float(_env(container).get("DMESH_CONNECTION_AGE_SECONDS", "0"))
+    except ValueError:
+        age = 0.0
+    if not 0 < age < math.inf:
+        yield "DMESH_CONNECTION_AGE_SECONDS is no number of seconds above 0: peers would not look for new pods"
+    elif ready < (known := age * 1.1 + LOOKED_UP_EVERY):  # an age is kept to a tenth
+        yield f"minReadySeconds {ready} is less than the {known:g} s in which peers come to know a new pod"
 
 
 def _pod(document: Document, pod: Mapping[str, Any], documents: Sequence[Document]) -> Iterator[Problem]:

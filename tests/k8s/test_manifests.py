@@ -199,6 +199,16 @@ def test_readiness_asks_for_the_services_that_the_protos_define() -> None:
             id="default rollout",
         ),
         pytest.param(
+            lambda body: body["spec"].pop("minReadySeconds"),
+            "minReadySeconds 0 is less than the 57.5 s in which peers come to know a new pod",
+            id="old pods that go before new ones are known",
+        ),
+        pytest.param(
+            lambda body: set_env(body, "DMESH_CONNECTION_AGE_SECONDS", "0"),
+            "DMESH_CONNECTION_AGE_SECONDS is no number of seconds above 0: peers would not look for new pods",
+            id="connections that stay for ever",
+        ),
+        pytest.param(
             lambda body: body["spec"].update(replicas="two"),
             "schema: spec.replicas: 'two' is not of type 'integer', 'null'",
             id="value of a wrong type",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tests.manifests import BASE, DEDICATED, ROOT, manifests, render
 from tests.up import GUARD
 
 from deadlinemesh.client import DeadlineMesh
-from deadlinemesh.errors import Unauthenticated
+from deadlinemesh.errors import Draining, Unauthenticated
 from deadlinemesh.policy import hash_key, parse
 from deadlinemesh.telemetry import CallEnded
 from deadlinemesh.v1 import orchestrator_pb2
@@ -25,6 +26,8 @@ from deadlinemesh.v1 import orchestrator_pb2
 pytestmark = pytest.mark.processes
 
 CLIENTS_CALL = "dns:///orchestrator:50051"
+ENOUGH = 6
+"""Answers in a row that cannot be luck where every other call would go to another pod."""
 ADDRESS = re.compile(r"dns:///([a-z0-9-]+):([0-9]+)")
 
 
@@ -33,16 +36,17 @@ def key_of(tenant: str) -> str:
 
 
 class Cluster:
-    """Each rendered Deployment as one process. Its container's arguments and environment are as they are rendered, but for what
-    this machine has in place of the cluster: ports of the loopback address for Services, folders for mounted volumes, and keys
-    that somebody has."""
+    """Each rendered Deployment as one process, or as `replicas` says. Its container's arguments and environment are as they are
+    rendered, but for what this machine has in place of the cluster: ports of the loopback address for Services, folders for mounted
+    volumes, and keys that somebody has."""
 
-    def __init__(self, documents: list[Any], folder: Path) -> None:
+    def __init__(self, documents: list[Any], folder: Path, replicas: Mapping[str, int]) -> None:
         self.documents = documents
+        self._replicas = replicas
         self.policy = self._find("ConfigMap", manifests.POLICY_CONFIG_MAP)["data"]["policy.yaml"]
         for name, tenant in parse(self.policy, "policy.yaml").tenants.items():
             self.policy = self.policy.replace(tenant.api_keys[0], hash_key(key_of(name)))
-        self.processes: dict[str, Service] = {}
+        self.pods: dict[str, list[Service]] = {}
         self._folder = folder
 
     def _find(self, kind: str, name: str) -> dict[str, Any]:
@@ -79,7 +83,8 @@ class Cluster:
 
     def local(self, address: str) -> str:
         """Where that is on this machine."""
-        return f"127.0.0.1:{self.processes[self.behind(address)].life.port}"
+        pods = [f"127.0.0.1:{pod.life.port}" for pod in self.pods[self.behind(address)]]
+        return pods[0] if len(pods) == 1 else f"ipv4:{','.join(pods)}"
 
     async def start(self) -> None:
         """Start every process, those that are called before those that call them."""
@@ -93,9 +98,12 @@ class Cluster:
             assert ready, f"these call each other: {', '.join(waiting)}"
             for name, container in ready.items():
                 del waiting[name]
-                process = Service(name, self._folder, self._environment(name, container), container["args"])
-                await process.start()
-                self.processes[name] = process
+                environment = self._environment(name, container)
+                self.pods[name] = []
+                for number in range(self._replicas.get(name, 1)):
+                    pod = Service(f"{name}-{number}", self._folder, environment, container["args"])
+                    await pod.start()
+                    self.pods[name].append(pod)
 
     def _environment(self, name: str, container: dict[str, Any]) -> dict[str, str]:
         mounted = self._volumes(name, container)
@@ -129,20 +137,21 @@ class Cluster:
 
     async def end(self) -> list[int]:
         """Have all drain, those that call first; the exit codes."""
-        return [await process.end() for process in reversed(self.processes.values())]
+        return [await pod.end() for pods in reversed(self.pods.values()) for pod in pods]
 
     def served(self, tenant: str) -> set[str]:
-        """The processes that have served calls for the tenant."""
+        """The Deployments that have served calls for the tenant."""
         return {
             name
-            for name, process in self.processes.items()
-            if any(isinstance(event, CallEnded) and event.tenant_id == tenant for event in process.life.read())
+            for name, pods in self.pods.items()
+            for pod in pods
+            if any(isinstance(event, CallEnded) and event.tenant_id == tenant for event in pod.life.read())
         }
 
 
 @asynccontextmanager
-async def cluster(directory: Path, folder: Path) -> AsyncIterator[Cluster]:
-    running = Cluster(render(directory), folder)
+async def cluster(directory: Path, folder: Path, **replicas: int) -> AsyncIterator[Cluster]:
+    running = Cluster(render(directory), folder, replicas)
     try:
         await running.start()
         yield running
@@ -162,7 +171,7 @@ async def answered(mesh: Cluster, tenant: str, address: str = CLIENTS_CALL) -> N
 async def probed(mesh: Cluster) -> None:
     """Every probe of every container gets the answer that it waits for."""
     for name, container in mesh.containers():
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{mesh.processes[name].life.port}") as channel:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{mesh.pods[name][0].life.port}") as channel:
             stub: Any = health_pb2_grpc.HealthStub(channel)
             for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
                 request = health_pb2.HealthCheckRequest(service=container[probe]["grpc"]["service"])
@@ -190,3 +199,39 @@ async def test_the_overlay_gives_a_dedicated_tenant_its_own_pool_behind_the_addr
                 await answered(mesh, "acme", f"dns:///orchestrator-{pool}:50051")
     assert mesh.served("acme") == {"edge", "orchestrator-acme", "tool-runner-acme", "llm-proxy"}
     assert mesh.served("bolt") == {"edge", "orchestrator", "tool-runner", "llm-proxy"}
+
+
+async def long_run(client: DeadlineMesh, working: asyncio.Event) -> orchestrator_pb2.RunFinished:
+    """Run a tool for a while, and tell when it is at work."""
+    async with aclosing(client.run("Run the long task for 5 seconds", deadline=GUARD)) as events:
+        async for event in events:
+            if event.HasField("tool_call_started"):
+                working.set()
+            if event.HasField("finished"):
+                return event.finished
+    raise AssertionError("the run told no end")
+
+
+@pytest.mark.parametrize("service", ["orchestrator", "tool-runner"])
+async def test_a_pod_that_drains_finishes_its_runs_and_gets_no_others(tmp_path: Path, service: str) -> None:
+    async with cluster(DEDICATED, tmp_path, **{f"{service}-acme": 2}) as mesh:
+        leaving, _ = mesh.pods[f"{service}-acme"]
+        async with DeadlineMesh(mesh.local(CLIENTS_CALL), api_key=key_of("acme")) as client:
+            working = [asyncio.Event() for _ in range(4)]
+            running = [asyncio.ensure_future(long_run(client, event)) for event in working]
+            async with asyncio.timeout(GUARD):
+                for event in working:
+                    await event.wait()
+            leaving.life.process.terminate()
+            in_a_row = 0
+            async with asyncio.timeout(GUARD):
+                while in_a_row < ENOUGH:
+                    try:
+                        finished = await client.answer("Calculate 6 * 7", deadline=GUARD / 2)
+                        in_a_row = in_a_row + 1 if "42" in finished.answer else 0
+                    except Draining:  # until it is known
+                        in_a_row = 0
+            assert leaving.life.process.returncode is None
+            for finished in await asyncio.gather(*running):
+                assert finished.outcome == orchestrator_pb2.OUTCOME_COMPLETED
+                assert finished.usage.tool_calls == 1
