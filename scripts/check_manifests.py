@@ -377,7 +377,7 @@ def _addresses(documents: Sequence[Document]) -> dict[str, Document]:
 
 def _dedicated(container: Mapping[str, Any]) -> list[tuple[str, str]]:
     """An edge's pools other than the shared one, and their orchestrators' addresses. Raises ValueError where it is no such map."""
-    found = json.loads(_env(container).get("DMESH_DEDICATED") or "{}")
+    found = json.loads(_env(container).get("DMESH_DEDICATED", "{}"))
     if not isinstance(found, dict):
         raise ValueError
     return [(pool, str(address)) for pool, address in found.items()]
@@ -467,15 +467,17 @@ def _orchestrator(container: Mapping[str, Any], policy: Policy, *, behind: bool)
 
 def _edge(container: Mapping[str, Any], policy: Policy, known: Mapping[str, Document]) -> Iterator[str]:
     try:
-        where = {SHARED: _env(container).get("DMESH_ORCHESTRATOR", ""), **dict(_dedicated(container))}
+        dedicated = dict(_dedicated(container))
     except ValueError:  # told of already
         return
+    for pool in dedicated:
+        if pool == SHARED or pool not in policy.pools():
+            yield f"DMESH_DEDICATED names {pool!r}, which is no dedicated pool of the policy"
+    where = {**dedicated, SHARED: _env(container).get("DMESH_ORCHESTRATOR", "")}
     for pool in policy.pools():
         if pool not in where:
             yield f"DMESH_DEDICATED does not say where the pool {pool} is"
     for pool, address in where.items():
-        if pool not in (SHARED, *policy.pools()):
-            yield f"DMESH_DEDICATED names {pool!r}, which is no pool of the policy"
         for orchestrator in known[address].containers if address in known else []:
             if _service_of(orchestrator) == "orchestrator" and (serves := _env(orchestrator).get("DMESH_POOL")) != pool:
                 yield f"the pool {pool} is at {address!r}, and the DMESH_POOL there is {serves!r}"

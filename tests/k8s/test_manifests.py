@@ -303,6 +303,14 @@ POOL = '{"acme": "dns:///orchestrator-acme:50051"}'
             id="an edge that is not told of a pool",
         ),
         pytest.param(
+            *("Deployment", "edge"),
+            lambda body: set_env(
+                body, "DMESH_DEDICATED", POOL[:-1] + ', "shared": "dns:///orchestrator-shared:50051"}'
+            ),
+            ["Deployment/edge: DMESH_DEDICATED names 'shared', which is no dedicated pool of the policy"],
+            id="the shared pool among the dedicated",
+        ),
+        pytest.param(
             *("Deployment", "edge", lambda body: set_env(body, "DMESH_DEDICATED", "acme=orchestrator-acme")),
             [
                 "Deployment/edge: container edge: DMESH_DEDICATED is not a JSON object, "
@@ -377,7 +385,7 @@ POOL = '{"acme": "dns:///orchestrator-acme:50051"}'
         pytest.param(
             *("ConfigMap", "dmesh-policy", partial(set_policy, old="dedicated: true", new="dedicated: false")),
             [
-                "Deployment/edge: DMESH_DEDICATED names 'acme', which is no pool of the policy",
+                "Deployment/edge: DMESH_DEDICATED names 'acme', which is no dedicated pool of the policy",
                 "Deployment/orchestrator-acme: DMESH_POOL 'acme' is no pool of the policy: one of shared",
             ],
             id="a pool of nobody",

@@ -261,7 +261,25 @@ def test_with_the_client_alone_it_says_what_to_install(
             {},
             "DMESH_DEDICATED: policy gives processes of their own to acme: name each one's orchestrator, as in",
         ),
-        ("edge", {"DMESH_DEDICATED": "acme=localhost:1"}, 'error parsing value for field "dedicated"'),
+        (
+            "edge",
+            {"DMESH_DEDICATED": "acme=localhost:1"},
+            "DMESH_DEDICATED: write each pool's address as JSON, as in {",
+        ),
+        ("edge", {"DMESH_DEDICATED": '["acme"]'}, "DMESH_DEDICATED: write each pool's address as JSON"),
+        ("edge", {"DMESH_DEDICATED": '{"acme": 50051}'}, "DMESH_DEDICATED: write each pool's address as JSON"),
+        ("edge", {"DMESH_DEDICATED": '{"acme": ""}'}, "DMESH_DEDICATED: write each pool's address as JSON"),
+        (
+            "edge",
+            {"DMESH_DEDICATED": '{"acme": "localhost:1", "shared": "localhost:2"}'},
+            "DMESH_DEDICATED: shared is the pool of all others: DMESH_ORCHESTRATOR says where it is",
+        ),
+        (
+            "edge",
+            {"DMESH_DEDICATED": '{"acme": "localhost:1"}', "DMESH_ORCHESTRATOR": ""},
+            "DMESH_ORCHESTRATOR: is empty, and policy has tenants that are not dedicated",
+        ),
+        ("edge", {"DMESH_CONNECTION_AGE_SECONDS": "-1"}, "DMESH_CONNECTION_AGE_SECONDS: "),
     ],
 )
 def test_a_pool_that_nobody_would_serve_is_told_before_anybody_calls(

@@ -95,6 +95,8 @@ def _edge(parts: _Parts) -> MeshServer:
             f"DMESH_DEDICATED: policy gives processes of their own to {', '.join(unknown)}: "
             'name each one\'s orchestrator, as in {"acme": "dns:///orchestrator-acme:50051"}'
         )
+    if SHARED in policy.pools() and not settings.orchestrator:
+        raise ValueError("DMESH_ORCHESTRATOR: is empty, and policy has tenants that are not dedicated")
     forwarder = orchestrator.Forwarder(
         policy, {pool: parts.channel(where[pool], _ORCHESTRATOR) for pool in policy.pools()}
     )

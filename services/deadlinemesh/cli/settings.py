@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from deadlinemesh.policy import SHARED
 from deadlinemesh.transport import ServerSettings
 
 __all__ = ["HOPS", "CommandSettings", "HopName", "HopSettings"]
@@ -15,6 +17,19 @@ __all__ = ["HOPS", "CommandSettings", "HopName", "HopSettings"]
 HopName = Literal["orchestrator", "llm-proxy", "tool-runner", "edge"]
 HOPS: dict[str, int] = {"orchestrator": 50051, "llm-proxy": 50052, "tool-runner": 50053, "edge": 50051}
 """The services and the ports they listen on unless told otherwise. Clients find orchestrator and edge, whichever it is, alike."""
+
+
+def _by_pool(value: Any) -> Any:
+    # Read here, because pydantic-settings would tell neither the variable nor what it should be.
+    try:
+        found = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(address, str) and address for address in found.values()):
+        raise ValueError('write each pool\'s address as JSON, as in {"acme": "dns:///orchestrator-acme:50051"}')
+    if SHARED in found:
+        raise ValueError(f"{SHARED} is the pool of all others: DMESH_ORCHESTRATOR says where it is")
+    return found
 
 
 class HopSettings(BaseSettings):
@@ -37,7 +52,7 @@ class HopSettings(BaseSettings):
     everybody's, and it is the edge itself."""
     orchestrator: str = "dns:///orchestrator:50051"
     """Where the edge finds the orchestrator of all that are not dedicated."""
-    dedicated: dict[str, str] = {}
+    dedicated: Annotated[dict[str, str], NoDecode, BeforeValidator(_by_pool)] = {}
     """Where the edge finds the others, by pool."""
     drain_seconds: Annotated[float, Field(ge=0)] = 330.0
     """How long calls in flight may go on after SIGTERM; more than the longest tier's budget."""
