@@ -138,6 +138,15 @@ class Cluster:
                 (folder / "token").write_text(f"the content of {volume['secret']['secretName']}\n")
         return mounted
 
+    def change_policy(self, old: str, new: str) -> None:
+        """What the kubelet does some time after an `apply`: in each pod's folder another file has the name."""
+        assert old in self.policy
+        self.policy = self.policy.replace(old, new)
+        for file in self._folder.glob("*/*/policy.yaml"):
+            fresh = file.with_suffix(".new")
+            fresh.write_text(self.policy)
+            fresh.replace(file)
+
     async def end(self) -> list[int]:
         """Have all drain, those that call first; the exit codes."""
         return [await pod.end() for pods in reversed(self.pods.values()) for pod in pods]
@@ -171,6 +180,14 @@ async def answered(mesh: Cluster, tenant: str, address: str = CLIENTS_CALL) -> N
     assert finished.usage.tool_calls == 1
 
 
+async def logged(mesh: Cluster, words: str) -> None:
+    """Return when every pod has logged `words`."""
+    async with asyncio.timeout(GUARD):
+        for pod in (pod for pods in mesh.pods.values() for pod in pods):
+            while words not in pod.log:  # noqa: ASYNC110  # the fact is in another process's file
+                await asyncio.sleep(0.05)
+
+
 async def probed(mesh: Cluster) -> None:
     """Every probe of every container gets the answer that it waits for."""
     for name, container in mesh.containers():
@@ -187,6 +204,24 @@ async def test_the_base_is_a_mesh(tmp_path: Path) -> None:
         await probed(mesh)
         await answered(mesh, "example")
     assert mesh.served("example") == {"orchestrator", "llm-proxy", "tool-runner"}
+
+
+async def test_a_new_policy_is_in_force_without_a_restart_and_a_bad_one_never_is(tmp_path: Path) -> None:
+    newcomer = f"tenants:\n  newcomer: {{tier: free, api_keys: ['{hash_key(key_of('newcomer'))}']}}\n"
+    async with cluster(BASE, tmp_path) as mesh:
+        with pytest.raises(Unauthenticated):
+            await answered(mesh, "newcomer")
+        async with DeadlineMesh(mesh.local(CLIENTS_CALL), api_key=key_of("example")) as client:
+            working: asyncio.Queue[str] = asyncio.Queue()
+            run = asyncio.ensure_future(long_run(client, working))
+            await working.get()
+            mesh.change_policy("tenants:\n", newcomer)
+            await logged(mesh, "a new policy is in force")
+            await answered(mesh, "newcomer")
+            mesh.change_policy("tenants:\n", "tenants:\n  nobody: {tier: none}\n")
+            await logged(mesh, "the policy in force is kept")
+            await answered(mesh, "newcomer")
+            assert (await run).outcome == orchestrator_pb2.OUTCOME_COMPLETED
 
 
 async def test_the_overlay_gives_a_dedicated_tenant_its_own_pool_behind_the_address_that_clients_have(

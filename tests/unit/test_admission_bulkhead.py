@@ -384,3 +384,26 @@ async def test_there_is_no_slot_without_a_deadline() -> None:
 def test_a_bulkhead_that_could_not_work_is_not_made(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="pool: the limit must be positive"):
         Bulkhead("pool", **options)
+
+
+# --- other bounds ---
+
+
+@in_virtual_time
+async def test_a_larger_limit_lets_those_that_wait_begin_at_once_and_a_smaller_one_takes_nothing_away() -> None:
+    pool = Pool(1)
+    works = [asyncio.ensure_future(pool.work("acme", 1.0)) for _ in range(4)]
+    await asyncio.sleep(0.5)
+    pool.bulkhead.resize(3, shares=SHARES)
+    assert (pool.bulkhead.held, pool.bulkhead.waiting) == (2, 2)  # the last free slot is for whoever comes next
+    pool.bulkhead.resize(1, shares=SHARES)
+    assert (pool.bulkhead.held, pool.bulkhead.waiting) == (2, 2)
+    assert [round(wait, 6) for wait in await asyncio.gather(*works)] == [0.0, 0.5, 1.5, 2.5]
+
+
+@in_virtual_time
+async def test_bounds_that_cannot_be_are_refused_and_the_old_ones_stay() -> None:
+    pool = Pool(2)
+    with pytest.raises(ValueError, match="pool: the limit must be positive"):
+        pool.bulkhead.resize(0)
+    assert pool.bulkhead.limit == 2

@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
+from deadlinemesh.conversation import Message, Role
 from deadlinemesh.deadline import DeadlineContext, entered
 from deadlinemesh.errors import Shed, UpstreamRefused
 from deadlinemesh.llm_proxy.conversation import (
@@ -20,6 +21,7 @@ from deadlinemesh.llm_proxy.conversation import (
     TurnEnded,
     TurnRequest,
 )
+from deadlinemesh.llm_proxy.service import ModelService
 from deadlinemesh.llm_proxy.servicer import build
 from deadlinemesh.policy.model import OpenAIModel, Policy
 from deadlinemesh.testing.memory import MemoryChannel, MemoryServer
@@ -316,3 +318,30 @@ def test_a_proxy_without_any_usable_model_is_not_built(monkeypatch: pytest.Monke
 def test_policy_alone_makes_a_working_proxy() -> None:
     servicer = build(POLICY)
     run(servicer.aclose())
+
+
+def test_another_policy_is_for_turns_to_come_and_the_old_provider_stays_until_its_turns_are_over() -> None:
+    old, new = FakeProvider(TextDelta("old"), 2.0, ENDED), FakeProvider(TextDelta("new"), ENDED)
+    changed = POLICY.model_copy(update={"models": {"demo": POLICY.models["demo"].model_copy(update={"slots": 3})}})
+
+    async def main() -> None:
+        service = ModelService(POLICY, {"demo": old, "small": old}, clock())
+
+        async def turn(seconds: float = 10.0) -> list[str]:
+            now = clock().monotonic()
+            with entered(DeadlineContext("acme", now + seconds, "free", "0" * 31 + "1", "run-1", now, clock())):
+                events = service.generate(TurnRequest("demo", (Message(Role.USER, "hello"),)))
+                return [event.text async for event in events if isinstance(event, TextDelta)]
+
+        first = asyncio.ensure_future(turn())
+        await asyncio.sleep(0.5)
+        ending = asyncio.ensure_future(service.replace(changed, {"demo": new}))
+        assert await turn() == ["new"]
+        assert clock().monotonic() == pytest.approx(0.5)  # there are more slots now
+        assert not old.closed
+        assert await first == ["old"]
+        await ending
+        assert old.closed
+        assert not new.closed
+
+    run(main())

@@ -179,7 +179,7 @@ async def test_closing_waits_for_the_calls_that_are_running() -> None:
         return clients[0]
 
     registry = Registry.from_policy(policy(), client)
-    with registry.in_use():
+    with registry.in_use:
         closing = asyncio.create_task(registry.aclose())
         await asyncio.sleep(0)
         assert not closing.done()

@@ -94,12 +94,12 @@ async def test_tools_are_listed_with_their_schemas(servicer: ToolRunnerServicer)
 
 async def test_a_bad_reload_is_refused_and_the_good_policy_stays(servicer: ToolRunnerServicer) -> None:
     with pytest.raises(InvalidRequest, match="nowhere"):
-        await servicer.reload(policy(tools={"modules": ["nowhere"]}))
+        await servicer.use(policy(tools={"modules": ["nowhere"]}))
     assert (await call(servicer, "calculate", expression="1+1"))[-1].result.content == "2"
 
 
 async def test_a_good_reload_is_in_force_at_once(servicer: ToolRunnerServicer) -> None:
     tenants = {"acme": {"tier": "free", "api_keys": ["sha256:" + "0" * 64], "tools": ["text_stats"]}}
-    await servicer.reload(policy(tenants=tenants))
+    await servicer.use(policy(tenants=tenants))
     with pytest.raises(NotFound, match="one of text_stats"):
         await call(servicer, "calculate", expression="1+1")

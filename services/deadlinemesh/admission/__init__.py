@@ -10,8 +10,9 @@ Nothing here knows what is admitted, or a service time that somebody configured.
 """
 
 from deadlinemesh.admission.bulkhead import Bulkhead, Lease, Wait, WaitEnd
+from deadlinemesh.admission.in_use import InUse
 from deadlinemesh.admission.line import Share
 from deadlinemesh.admission.throttle import Throttle
 from deadlinemesh.admission.times import RecentTimes
 
-__all__ = ["Bulkhead", "Lease", "RecentTimes", "Share", "Throttle", "Wait", "WaitEnd"]
+__all__ = ["Bulkhead", "InUse", "Lease", "RecentTimes", "Share", "Throttle", "Wait", "WaitEnd"]

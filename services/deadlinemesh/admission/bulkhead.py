@@ -130,18 +130,28 @@ class Bulkhead:
         clock: Clock = SYSTEM_CLOCK,
         on_wait: Callable[[Wait], None] | None = None,
     ) -> None:
-        if limit < 1 or most_waiting < 0 or not 0 <= guard < 1:
-            raise ValueError(f"{name}: the limit must be positive, the line not negative, the guard from 0 to below 1")
         self.name = name
-        self.limit = limit
-        self._shares = shares or {}
-        self._most_waiting = most_waiting
         self._clock = clock
         self._on_wait = on_wait
         self._line = Line(guard)
         self._leases: set[Lease] = set()
         self._breath = Breath(self._grant)
         self._looking: asyncio.TimerHandle | None = None
+        self.resize(limit, shares=shares, guard=guard, most_waiting=most_waiting)
+
+    def resize(
+        self, limit: int, *, shares: Mapping[str, Share] | None = None, guard: float = 0.1, most_waiting: int = 256
+    ) -> None:
+        """Go on with these bounds. Who holds a slot keeps it, also above a smaller limit, and who waits goes on to wait."""
+        if limit < 1 or most_waiting < 0 or not 0 <= guard < 1:
+            raise ValueError(
+                f"{self.name}: the limit must be positive, the line not negative, the guard from 0 to below 1"
+            )
+        self.limit = limit
+        self._shares = shares or {}
+        self._most_waiting = most_waiting
+        self._line.guard = guard
+        self._grant()
 
     @property
     def held(self) -> int:

@@ -78,7 +78,7 @@ class Line:
     """
 
     def __init__(self, guard: float) -> None:
-        self._guard = guard
+        self.guard = guard
         self._owed: dict[int, float] = {}
         self._tenants: dict[str, Tenant] = {}
         self._number = count()
@@ -147,7 +147,7 @@ class Line:
             return next(iter(bands))
         first, *behind = sorted(bands)
         for band in behind:
-            self._owed[band] = self._owed.get(band, 0.0) + self._guard
+            self._owed[band] = self._owed.get(band, 0.0) + self.guard
         chosen = max((band for band in behind if self._owed[band] >= 1.0 - 1e-9), default=first)
         if chosen != first:
             self._owed[chosen] -= 1.0

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from grpc.aio import Server
 from opentelemetry.trace import Tracer
@@ -14,22 +15,34 @@ from deadlinemesh import orchestrator
 from deadlinemesh.cli.settings import HopSettings
 from deadlinemesh.errors import choices
 from deadlinemesh.llm_proxy import servicer as llm_proxy
-from deadlinemesh.policy import SHARED, Policy, default_policy, load
+from deadlinemesh.policy import SHARED, Policy, PolicyFile, Use, default_policy
 from deadlinemesh.telemetry import JsonLinesSink, LogSink, MetricsSink, Sink, Telemetry
 from deadlinemesh.telemetry.tracing import tracing_to
 from deadlinemesh.tool_runner import servicer as tool_runner
 from deadlinemesh.transport import DeadlineInterceptor, Gate, MeshChannel, MeshGate, MeshServer, mesh_channel
 from deadlinemesh.v1 import llm_proxy_pb2_grpc, orchestrator_pb2_grpc, tool_runner_pb2_grpc
 
-__all__ = ["assemble"]
+__all__ = ["Hop", "assemble"]
 
 
-def assemble(name: str, settings: HopSettings, stack: AsyncExitStack) -> MeshServer:
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """A service, ready to be started."""
+
+    server: MeshServer
+    policy_file: PolicyFile | None
+    """Where its policy comes from; None for the embedded one."""
+    use: Use
+    """Has it go over to another policy."""
+
+
+def assemble(name: str, settings: HopSettings, stack: AsyncExitStack) -> Hop:
     """Build the service `name`; what it uses is closed with `stack`, after its server has stopped.
 
     Raises PolicyError, ValueError or OSError for what is wrong with its settings.
     """
-    policy = default_policy() if settings.policy_file is None else load(settings.policy_file)
+    file = None if settings.policy_file is None else PolicyFile(settings.policy_file)
+    policy = default_policy() if file is None else file.load()
     sinks: list[Sink] = [LogSink(), MetricsSink()]
     if settings.events_file is not None:
         lines = JsonLinesSink(settings.events_file)
@@ -41,7 +54,13 @@ def assemble(name: str, settings: HopSettings, stack: AsyncExitStack) -> MeshSer
     tracer = None if traces is None else traces.get_tracer("deadlinemesh")
     parts = _Parts(settings, policy, Telemetry(sinks), tracer, stack)
     build = {"orchestrator": _orchestrator, "llm-proxy": _llm_proxy, "tool-runner": _tool_runner, "edge": _edge}[name]
-    return build(parts)
+    server, use = build(parts)
+
+    def use_if_possible(policy: Policy) -> Coroutine[Any, Any, None] | None:
+        parts.refuse_what_stands(policy)
+        return use(policy)
+
+    return Hop(server, file, use_if_possible)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +72,16 @@ class _Parts:
     telemetry: Telemetry
     tracer: Tracer | None
     stack: AsyncExitStack
+
+    def refuse_what_stands(self, policy: Policy) -> None:
+        """Raise ValueError for a policy that says anew what was built into the process as it started."""
+        was, wanted = self.policy.limits.message_bytes, policy.limits.message_bytes
+        if was != wanted:
+            raise ValueError(f"limits.message_bytes: is {was} for as long as the process runs; restart it for {wanted}")
+        if set(self.policy.pools()) != set(policy.pools()):
+            raise ValueError(
+                f"dedicated: the pools are {choices(self.policy.pools())}; restart all processes for {choices(policy.pools())}"
+            )
 
     def channel(self, target: str, service: str) -> MeshChannel:
         """A channel to the instances of an inner hop that serve `service`, closed with the rest."""
@@ -86,7 +115,10 @@ _LLM_PROXY = "deadlinemesh.v1.LlmProxyService"
 _TOOL_RUNNER = "deadlinemesh.v1.ToolRunnerService"
 
 
-def _edge(parts: _Parts) -> MeshServer:
+_Built = tuple[MeshServer, Use]
+
+
+def _edge(parts: _Parts) -> _Built:
     settings, policy = parts.settings, parts.policy
     where = {SHARED: settings.orchestrator, **settings.dedicated}
     unknown = [pool for pool in policy.pools() if pool not in where]
@@ -100,11 +132,17 @@ def _edge(parts: _Parts) -> MeshServer:
     forwarder = orchestrator.Forwarder(
         policy, {pool: parts.channel(where[pool], _ORCHESTRATOR) for pool in policy.pools()}
     )
-    interceptor = parts.interceptor(orchestrator.EDGE, orchestrator.EdgeGate(policy))
-    return parts.server(interceptor, _ORCHESTRATOR, forwarder.register)
+    gate = orchestrator.EdgeGate(policy)
+    interceptor = parts.interceptor(orchestrator.EDGE, gate)
+
+    def use(policy: Policy) -> None:
+        gate.use(policy)
+        forwarder.use(policy)
+
+    return parts.server(interceptor, _ORCHESTRATOR, forwarder.register), use
 
 
-def _orchestrator_gate(parts: _Parts) -> Gate:
+def _orchestrator_gate(parts: _Parts) -> orchestrator.EdgeGate | orchestrator.GrantedGate:
     policy, pool = parts.policy, parts.settings.pool
     if pool:
         if pool not in (SHARED, *policy.pools()):
@@ -118,8 +156,9 @@ def _orchestrator_gate(parts: _Parts) -> Gate:
     return orchestrator.EdgeGate(policy)
 
 
-def _orchestrator(parts: _Parts) -> MeshServer:
-    interceptor = parts.interceptor(orchestrator.HOP, _orchestrator_gate(parts))
+def _orchestrator(parts: _Parts) -> _Built:
+    gate = _orchestrator_gate(parts)
+    interceptor = parts.interceptor(orchestrator.HOP, gate)
     servicer = orchestrator.OrchestratorServicer(
         parts.policy,
         interceptor.background,
@@ -128,21 +167,26 @@ def _orchestrator(parts: _Parts) -> MeshServer:
         parts.telemetry,
     )
     register = partial(orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server, servicer)
-    return parts.server(interceptor, _ORCHESTRATOR, register)
+
+    def use(policy: Policy) -> None:
+        gate.use(policy)
+        servicer.use(policy)
+
+    return parts.server(interceptor, _ORCHESTRATOR, register), use
 
 
-def _llm_proxy(parts: _Parts) -> MeshServer:
+def _llm_proxy(parts: _Parts) -> _Built:
     interceptor = parts.interceptor(llm_proxy.HOP, parts.mesh_gate(llm_proxy.HOP))
     servicer = llm_proxy.build(parts.policy, telemetry=parts.telemetry)
     parts.stack.push_async_callback(servicer.aclose)
     register = partial(llm_proxy_pb2_grpc.add_LlmProxyServiceServicer_to_server, servicer)
-    return parts.server(interceptor, _LLM_PROXY, register)
+    return parts.server(interceptor, _LLM_PROXY, register), servicer.use
 
 
-def _tool_runner(parts: _Parts) -> MeshServer:
+def _tool_runner(parts: _Parts) -> _Built:
     interceptor = parts.interceptor(tool_runner.HOP, parts.mesh_gate(tool_runner.HOP))
     servicer = tool_runner.build(parts.policy, telemetry=parts.telemetry, background=interceptor.background)
     parts.stack.push_async_callback(servicer.aclose)
     servicer.warm()
     register = partial(tool_runner_pb2_grpc.add_ToolRunnerServiceServicer_to_server, servicer)
-    return parts.server(interceptor, _TOOL_RUNNER, register)
+    return parts.server(interceptor, _TOOL_RUNNER, register), servicer.use

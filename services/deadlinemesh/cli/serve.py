@@ -31,13 +31,20 @@ def serve(name: str, settings: HopSettings, *, announce: bool = False) -> None:
 
 async def _serve(name: str, settings: HopSettings, announce: bool) -> None:
     async with AsyncExitStack() as stack:
-        server = assemble(name, settings, stack)
+        hop = assemble(name, settings, stack)
+        server = hop.server
         port = await server.start()
         _spare_the_event_loop()
         _LOG.info("%s listens on port %d", name, port)
         if announce:
             print(json.dumps({"service": name, "port": port}), flush=True)
+        following = None
+        if hop.policy_file is not None:
+            following = asyncio.ensure_future(hop.policy_file.follow(hop.use))
         await server.serve_until_signalled()
+        if following is not None:
+            following.cancel()
+            await asyncio.wait({following})
         _LOG.info("%s has drained", name)
 
 

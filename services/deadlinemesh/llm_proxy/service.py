@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from typing import Any
 
-from deadlinemesh.admission import Bulkhead
+from deadlinemesh.admission import Bulkhead, InUse
 from deadlinemesh.deadline import Clock, Ledger, Phase, current
 from deadlinemesh.errors import MeshError, NotFound, UpstreamFailed, Violation, choices
 from deadlinemesh.llm_proxy.conversation import TextDelta, ToolCallReady, TurnEnded, TurnRequest, check
@@ -46,22 +47,27 @@ class ModelService:
     def __init__(
         self, policy: Policy, providers: Mapping[str, Provider], clock: Clock, telemetry: Telemetry | None = None
     ) -> None:
-        self._policy = policy
-        self._providers = providers
         self._clock = clock
+        self._on_wait = None if telemetry is None else telemetry.record
+        self._slots: dict[str, Bulkhead] = {}
+        self._use(policy, providers)
+
+    def _use(self, policy: Policy, providers: Mapping[str, Provider]) -> None:
+        self._policy = policy
+        self._providers = _Providers(providers)
         shares, admission = policy.shares(by_model_queue=True), policy.admission
-        self._slots = {
-            name: Bulkhead(
-                f"model {name}",
-                model.slots,
-                shares=shares,
-                guard=admission.normal_part,
-                most_waiting=admission.most_waiting,
-                clock=clock,
-                on_wait=None if telemetry is None else telemetry.record,
-            )
-            for name, model in policy.models.items()
-        }
+        old, self._slots = self._slots, {}
+        for name, model in policy.models.items():
+            # A model that stays keeps its slots, with those that wait for them and what was learned of them.
+            slots = old.get(name) or Bulkhead(f"model {name}", model.slots, clock=self._clock, on_wait=self._on_wait)
+            slots.resize(model.slots, shares=shares, guard=admission.normal_part, most_waiting=admission.most_waiting)
+            self._slots[name] = slots
+
+    def replace(self, policy: Policy, providers: Mapping[str, Provider]) -> Coroutine[Any, Any, None]:
+        """Use these for turns to come. Returns what closes the old providers, when the turns that began with them are over."""
+        old = self._providers
+        self._use(policy, providers)
+        return old.aclose()
 
     def models(self) -> dict[str, ModelPolicy]:
         """The models that the current tenant may use, by name; the first is its default."""
@@ -75,7 +81,7 @@ class ModelService:
 
     def is_usable(self, model: str) -> bool:
         """False for a model that takes no turns, because its key is missing."""
-        return not isinstance(self._providers[model], UnusableProvider)
+        return not isinstance(self._providers.by_model[model], UnusableProvider)
 
     async def generate(self, turn: TurnRequest) -> AsyncGenerator[TurnProgress, None]:
         """Run one turn for the current tenant. Errors are those of the contract, with the phase they happened in.
@@ -90,19 +96,21 @@ class ModelService:
         turn = replace(turn, max_output_tokens=min(turn.max_output_tokens or limit, limit))
         ledger = Ledger(self._clock, current().started_at)
         phases = _Phases(ledger)
+        providers, slots = self._providers, self._slots[turn.model]
         try:
-            async with self._slots[turn.model].slot() as slot:
-                phases.enter(Phase.LLM_FIRST_TOKEN)
-                yield TurnStarted(turn.model, slot.waited)
-                async with aclosing(self._providers[turn.model].stream(turn)) as events:
-                    async for event in events:
-                        slot.useful()  # what is said so far can be answered with, if the rest must be cut
-                        phases.enter(Phase.LLM_STREAM)
-                        if isinstance(event, TurnEnded):
-                            break
-                        yield event
-                    else:
-                        raise UpstreamFailed(f"the provider of {turn.model} ended its stream without saying why")
+            with providers.in_use:
+                async with slots.slot() as slot:
+                    phases.enter(Phase.LLM_FIRST_TOKEN)
+                    yield TurnStarted(turn.model, slot.waited)
+                    async with aclosing(providers.by_model[turn.model].stream(turn)) as events:
+                        async for event in events:
+                            slot.useful()  # what is said so far can be answered with, if the rest must be cut
+                            phases.enter(Phase.LLM_STREAM)
+                            if isinstance(event, TurnEnded):
+                                break
+                            yield event
+                        else:
+                            raise UpstreamFailed(f"the provider of {turn.model} ended its stream without saying why")
             phases.leave()
             yield TurnFinished(event, ledger.elapsed, ledger.spent())
         except MeshError as error:
@@ -110,8 +118,21 @@ class ModelService:
             raise
 
     async def aclose(self) -> None:
-        """Close every provider."""
-        for provider in self._providers.values():
+        """Close every provider, once no turn is running."""
+        await self._providers.aclose()
+
+
+class _Providers:
+    """The providers of one policy, by the models' names."""
+
+    def __init__(self, by_model: Mapping[str, Provider]) -> None:
+        self.by_model = by_model
+        self.in_use = InUse()
+
+    async def aclose(self) -> None:
+        """Wait until no turn uses them, then close them."""
+        await self.in_use.ended()
+        for provider in self.by_model.values():
             await provider.aclose()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -81,6 +81,13 @@ class LlmProxyServicer(llm_proxy_pb2_grpc.LlmProxyServiceServicer):
                 for name, model in self._service.models().items()
             ]
         )
+
+    def use(self, policy: Policy) -> Coroutine[Any, Any, None]:
+        """Use `policy` for turns to come. Returns what closes the old one's providers, when its turns are over.
+
+        Raises ValueError, and keeps the old one, where the environment holds no key for any of the new one's models.
+        """
+        return self._service.replace(policy, providers_of(policy.models))
 
     async def aclose(self) -> None:
         """Close the providers, once no call is being served."""

@@ -71,10 +71,14 @@ class EdgeGate:
     """The gate that clients come to: authenticates by API key and grants the earlier of the caller's deadline and its tier's."""
 
     def __init__(self, policy: Policy, clock: Clock = SYSTEM_CLOCK) -> None:
-        self._credentials = Credentials(policy)
-        self._limits = policy.limits
         self._clock = clock
         self._ends = Stagger(APART)
+        self.use(policy)
+
+    def use(self, policy: Policy) -> None:
+        """Judge calls to come by `policy`."""
+        self._credentials = Credentials(policy)
+        self._limits = policy.limits
 
     def __call__(self, arrival: Arrival) -> DeadlineContext:
         grant = self._grant(self._authenticated(arrival), arrival)

@@ -40,8 +40,12 @@ class Forwarder:
     """
 
     def __init__(self, policy: Policy, orchestrators: Mapping[str, MeshChannel]) -> None:
-        pools = {name: _Pool(channel) for name, channel in orchestrators.items()}
-        self._pools = {tenant_id: pools[policy.pool_of(tenant_id)] for tenant_id in policy.tenants}
+        self._orchestrators = {name: _Pool(channel) for name, channel in orchestrators.items()}
+        self.use(policy)
+
+    def use(self, policy: Policy) -> None:
+        """Pass calls to come on by `policy`, which has the same pools."""
+        self._pools = {tenant_id: self._orchestrators[policy.pool_of(tenant_id)] for tenant_id in policy.tenants}
         self._reserve = policy.limits.response_reserve
 
     def register(self, server: Any) -> None:

@@ -39,6 +39,11 @@ class GrantedGate:
     def __init__(self, policy: Policy, pool: str, mesh_token: str, clock: Clock = SYSTEM_CLOCK) -> None:
         self._peers = MeshGate(HOP, mesh_token, clock)
         self._pool = pool
+        self.use(policy)
+
+    def use(self, policy: Policy) -> None:
+        """Judge calls to come by `policy`."""
+        pool = self._pool
         self._tenants = {one: Tenant.of(policy, one) for one in policy.tenants if policy.pool_of(one) == pool}
 
     def __call__(self, arrival: Arrival) -> DeadlineContext:

@@ -210,6 +210,10 @@ class Runs:
         self._count = 0
         self._when_idle = Deferred()
 
+    def use(self, limits: Limits) -> None:
+        """Keep finished runs by these limits."""
+        self._limits = limits
+
     def known(self, tenant_id: str, request_id: str) -> AgentRun | None:
         """The tenant's run of this request id, if it is known."""
         self._forget(tenant_id)

@@ -63,17 +63,16 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         telemetry: Telemetry,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        self._policy = policy
         self._tools = tools
-        places = Bulkhead(
-            "runs",
-            policy.admission.runs,
-            shares=policy.shares(),
-            most_waiting=policy.admission.most_waiting,
-            clock=clock,
-            on_wait=telemetry.record,
-        )
-        self._runs = Runs(background, places, models, tools, policy.limits, telemetry)
+        self._places = Bulkhead("runs", policy.admission.runs, clock=clock, on_wait=telemetry.record)
+        self._runs = Runs(background, self._places, models, tools, policy.limits, telemetry)
+        self.use(policy)
+
+    def use(self, policy: Policy) -> None:
+        """Begin runs to come by `policy`; those at work keep what they were begun with."""
+        self._policy = policy
+        self._runs.use(policy.limits)
+        self._places.resize(policy.admission.runs, shares=policy.shares(), most_waiting=policy.admission.most_waiting)
 
     async def Run(
         self, request: orchestrator_pb2.RunRequest, context: Any
@@ -82,13 +81,16 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         _check(request)
         run = self._runs.known(grant.tenant.tenant_id, request.request_id) if request.request_id else None
         attached = run is not None
+        policy = self._policy  # which may be another when the run has its place
 
         async def announce(run: AgentRun) -> None:
             granted_us = str(microseconds(run.grant.granted))
             await context.send_initial_metadata(((GRANTED_US, granted_us), (RUN_ID, run.run_id)))
 
         if run is None:
-            run = await self._runs.start(grant, request.request_id, announce, lambda new: self._prepare(request, new))
+            run = await self._runs.start(
+                grant, request.request_id, announce, lambda new: self._prepare(policy, request, new)
+            )
         else:
             await announce(run)
         async with aclosing(run.watch()) as events:
@@ -124,22 +126,20 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         await run.ended()
         return orchestrator_pb2.CancelRunResponse(run=_info(run))
 
-    async def _prepare(self, request: orchestrator_pb2.RunRequest, run: AgentRun) -> Assignment:
+    async def _prepare(self, policy: Policy, request: orchestrator_pb2.RunRequest, run: AgentRun) -> Assignment:
         tenant = run.grant.tenant
         if request.model and request.model not in tenant.models:
             raise NotFound([Violation("model", f"{request.model!r} is unknown or not yours: {choices(tenant.models)}")])
         messages = [message_from_wire(message) for message in request.history]
-        instructions = request.instructions or self._policy.instructions
+        instructions = request.instructions or policy.instructions
         if instructions and not any(message.role is Role.SYSTEM for message in messages):
             messages.insert(0, Message(Role.SYSTEM, instructions))
         messages.append(Message(Role.USER, request.prompt))
         model = request.model or tenant.models[0]
         return Assignment(
             model=model,
-            results=Bounds(
-                self._policy.models[model].longest_result, self._policy.shortener_of(tenant.tenant_id, model)
-            ),
-            fallbacks=self._policy.fallbacks_of(tenant.tenant_id, model),
+            results=Bounds(policy.models[model].longest_result, policy.shortener_of(tenant.tenant_id, model)),
+            fallbacks=policy.fallbacks_of(tenant.tenant_id, model),
             messages=tuple(messages),
             tools=_chosen(request.tools, await self._tools.specs()),
             max_iterations=_max_iterations(request, run.grant),

@@ -7,6 +7,7 @@
     sentences.py    pydantic's errors in plain words
     references.py   what the parts of a policy say about one another
     patterns.py     the regular expressions of tools' schemas, matched in bounded time
+    follow.py       a file that changes while a process runs
     environment.py  the environment variables that a policy names
     credentials.py  API keys and the `Tenant` behind one
     default.py      the embedded policy, default.yaml, and its change of address
@@ -17,6 +18,7 @@ Durations are in seconds; the file writes them as 250ms, 30s, 5m, 1h or a number
 from deadlinemesh.policy.credentials import Credentials, Tenant, hash_key, new_key, with_fresh_keys
 from deadlinemesh.policy.default import default_policy, with_http_base
 from deadlinemesh.policy.file import load, parse, unset
+from deadlinemesh.policy.follow import PolicyFile, Use
 from deadlinemesh.policy.model import (
     SHARED,
     AdmissionPolicy,
@@ -43,12 +45,14 @@ __all__ = [
     "OpenAIModel",
     "Policy",
     "PolicyError",
+    "PolicyFile",
     "Problem",
     "ScriptedModel",
     "Tenant",
     "TenantPolicy",
     "TierPolicy",
     "ToolsPolicy",
+    "Use",
     "default_policy",
     "hash_key",
     "load",

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 from types import ModuleType
 
 import httpx
 
-from deadlinemesh.admission import Bulkhead
+from deadlinemesh.admission import Bulkhead, InUse
 from deadlinemesh.deadline import SYSTEM_CLOCK, Clock
 from deadlinemesh.errors import InvalidRequest, NotFound, Violation, choices
 from deadlinemesh.policy.model import HttpTool as HttpToolPolicy
@@ -87,9 +85,8 @@ class Registry:
         self._allowed = {tenant: frozenset(names) for tenant, names in allowed.items()}
         self._client = client
         self._workers = workers
-        self._calls = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self.in_use = InUse()
+        """Each call uses the registry until it is over."""
 
     def specs(self, tenant_id: str) -> tuple[ToolSpec, ...]:
         """The tools that the tenant may use, in alphabetical order. Raises NotFound for an unknown tenant."""
@@ -105,26 +102,14 @@ class Registry:
             raise NotFound([Violation("name", f"there is no tool {name!r}; {choices(names)}")])
         return self._tools[name]
 
-    @contextmanager
-    def in_use(self) -> Iterator[None]:
-        """Hold the registry for a call."""
-        self._calls += 1
-        self._idle.clear()
-        try:
-            yield
-        finally:
-            self._calls -= 1
-            if not self._calls:
-                self._idle.set()
-
     def warm(self) -> None:
         """Start what the first call of a plain function would have to wait for. Raises OSError where that is not possible."""
         if self._workers is not None and any(isinstance(tool, ProcessTool) for tool, _ in self._tools.values()):
             self._workers.warm()
 
     async def aclose(self) -> None:
-        """Wait until no call holds the registry, then end its processes and close its connections."""
-        await self._idle.wait()
+        """Wait until no call uses the registry, then end its processes and close its connections."""
+        await self.in_use.ended()
         if self._workers is not None:
             await self._workers.aclose()
         if self._client is not None:

@@ -95,7 +95,7 @@ class ToolService:
         context = current()
         registry, most_bytes, kept = self._registry, self._most_bytes, self._kept
         tool, arguments = registry.find(context.tenant_id, name)
-        with registry.in_use():
+        with registry.in_use:
             running = _Running(Ledger(self._clock, context.started_at))
             given, violations = await _read(arguments, arguments_json, running)
             found = None
@@ -119,12 +119,12 @@ class ToolService:
                     kept.keep(tool.spec, given, outcome)
             yield running.finished(outcome)
 
-    async def replace(self, registry: Registry, message_bytes: int, kept: KeptResults | None = None) -> None:
-        """Use `registry` and `kept` for calls to come; return when those that began with the old one are over."""
+    def replace(self, registry: Registry, message_bytes: int, kept: KeptResults | None = None) -> Registry:
+        """Use `registry` and `kept` for calls to come. Returns the old registry, to be closed."""
         old, self._registry = self._registry, registry
         self._kept = kept  # another registry's tool of the same name need not be the same tool
         self._most_bytes = message_bytes - MESSAGE_OVERHEAD
-        await old.aclose()
+        return old
 
     def warm(self) -> None:
         """Start what the first call would have to wait for. Raises OSError where that is not possible."""

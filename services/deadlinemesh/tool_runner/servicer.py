@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import aclosing
 from functools import partial
 from typing import Any
@@ -52,13 +52,13 @@ class ToolRunnerServicer(tool_runner_pb2_grpc.ToolRunnerServiceServicer):
     ) -> tool_runner_pb2.ListToolsResponse:
         return tool_runner_pb2.ListToolsResponse(tools=[_spec(spec) for spec in self.service.specs()])
 
-    async def reload(self, policy: Policy) -> None:
-        """Use `policy` for calls to come; return when those that began under the old one are over.
+    def use(self, policy: Policy) -> Coroutine[Any, Any, None]:
+        """Use `policy` for calls to come. Returns what ends the old one's processes and connections, when its calls are over.
 
         Raises InvalidRequest, and keeps the old one, if the new one's tools are not right.
         """
         registry = self._registry_of(policy)
-        await self.service.replace(registry, policy.limits.message_bytes, self._keeping(policy))
+        return self.service.replace(registry, policy.limits.message_bytes, self._keeping(policy)).aclose()
 
     def warm(self) -> None:
         """Start what the first call would have to wait for. Raises OSError where that is not possible."""

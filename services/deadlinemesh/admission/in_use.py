@@ -1,0 +1,32 @@
+"""What is closed only when nobody uses it any more."""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+
+__all__ = ["InUse"]
+
+
+class InUse:
+    """Counts who uses something: each for a block of `with`."""
+
+    def __init__(self) -> None:
+        self._users = 0
+        self._nobody = asyncio.Event()
+        self._nobody.set()
+
+    def __enter__(self) -> None:
+        self._users += 1
+        self._nobody.clear()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._users -= 1
+        if not self._users:
+            self._nobody.set()
+
+    async def ended(self) -> None:
+        """Return when nobody uses it."""
+        await self._nobody.wait()

@@ -1,0 +1,135 @@
+"""A policy file that changes under a running process: what is good comes into force, what is not leaves the last good one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from tests.virtual import in_virtual_time
+
+from deadlinemesh.policy import Policy, PolicyError, PolicyFile
+from deadlinemesh.policy.follow import EVERY
+
+GOOD = """
+tiers:
+  free: {run_budget: 30s, iterations: 2}
+tenants:
+  acme: {tier: free, api_keys: ["sha256:%s"]}
+models:
+  demo: {provider: scripted}
+""" % ("0" * 64)
+
+
+class Process:
+    """Uses what it is given, and keeps what it used."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = PolicyFile(path)
+        self.used = [self.file.load()]
+        self.ended = asyncio.Event()
+        self.endings = 0
+
+    def use(self, policy: Policy) -> object:
+        if "unusable" in policy.models:
+            raise ValueError("models.unusable: this process cannot have it")
+        self.used.append(policy)
+        return self._rest()
+
+    async def _rest(self) -> None:
+        await self.ended.wait()
+        self.endings += 1
+
+    @asynccontextmanager
+    async def following(self) -> AsyncIterator[None]:
+        task = asyncio.ensure_future(self.file.follow(self.use))  # type: ignore[arg-type]
+        try:
+            yield
+        finally:
+            task.cancel()
+            self.ended.set()
+            await asyncio.wait({task})
+
+
+def says(path: Path, text: str | None) -> None:
+    """Write the file; None removes it."""
+    if text is None:
+        path.unlink()
+    else:
+        path.write_text(text)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "policy.yaml"
+    path.write_text(GOOD)
+    return path
+
+
+@in_virtual_time
+async def test_a_change_is_in_force_soon_and_only_once(path: Path) -> None:
+    process = Process(path)
+    async with process.following():
+        await asyncio.sleep(5 * EVERY)
+        assert len(process.used) == 1
+        says(path, GOOD.replace("30s", "60s"))
+        await asyncio.sleep(5 * EVERY)
+    assert [one.tiers["free"].run_budget for one in process.used] == [30.0, 60.0]
+
+
+@in_virtual_time
+async def test_a_file_that_is_swapped_behind_a_link_is_a_change(path: Path) -> None:
+    linked = path.with_name("linked.yaml")
+    linked.symlink_to(path)
+    process = Process(linked)
+    async with process.following():
+        other = path.with_name("other.yaml")
+        other.write_text(GOOD.replace("30s", "60s"))
+        swapped = path.with_name("swapped.yaml")
+        swapped.symlink_to(other)
+        swapped.rename(linked)
+        await asyncio.sleep(2 * EVERY)
+    assert process.used[-1].tiers["free"].run_budget == 60.0
+
+
+@in_virtual_time
+async def test_what_cannot_be_used_is_told_once_and_the_last_good_policy_stays(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    process = Process(path)
+    with caplog.at_level(logging.ERROR, "deadlinemesh.policy"):
+        async with process.following():
+            for broken, why in (
+                (GOOD.replace("30s", "soon"), f"{path}:3: tiers.free.run_budget"),
+                (GOOD.replace("demo:", "unusable:"), "models.unusable: this process cannot have it"),
+                (None, "cannot be read"),
+            ):
+                caplog.clear()
+                says(path, broken)
+                await asyncio.sleep(5 * EVERY)
+                assert [why in record.getMessage() for record in caplog.records] == [True], caplog.text
+            assert len(process.used) == 1
+            says(path, GOOD.replace("30s", "60s"))
+            await asyncio.sleep(2 * EVERY)
+    assert process.used[-1].tiers["free"].run_budget == 60.0
+
+
+@in_virtual_time
+async def test_a_second_change_does_not_wait_for_the_end_of_what_the_first_has_replaced(path: Path) -> None:
+    process = Process(path)
+    async with process.following():
+        for budget in ("60s", "90s"):
+            says(path, GOOD.replace("30s", budget))
+            await asyncio.sleep(2 * EVERY)
+        assert process.endings == 0
+        assert process.used[-1].tiers["free"].run_budget == 90.0
+    assert process.endings == 2
+
+
+def test_a_file_that_is_wrong_from_the_first_is_an_error(path: Path) -> None:
+    path.write_text("tiers: {}")
+    with pytest.raises(PolicyError):
+        PolicyFile(path).load()
