@@ -94,7 +94,7 @@ class Hop:
 class Store(MemoryCache):
     """A remote store: each operation takes its time, or raises; a write notes in whose name it was made."""
 
-    def __init__(self, *, reading: float = 0.0, writing: float = 0.0, error: Exception | None = None) -> None:
+    def __init__(self, *, reading: float = 0.0, writing: float = 0.0, error: BaseException | None = None) -> None:
         super().__init__(1_000_000, virtual_time.clock())
         self.reading, self.writing, self.error = reading, writing, error
         self.writers: list[tuple[str, str, float]] = []
@@ -205,9 +205,10 @@ async def test_a_store_that_holds_on_to_its_cancellation_does_not_hold_the_call(
     assert now() == pytest.approx(1.1)
 
 
+@pytest.mark.parametrize("error", [ConnectionError("refused"), asyncio.CancelledError()], ids=repr)
 @in_virtual_time
-async def test_a_store_that_fails_fails_no_call() -> None:
-    hop = Hop(Store(error=ConnectionError("refused")))
+async def test_a_store_that_fails_fails_no_call(error: BaseException) -> None:
+    hop = Hop(Store(error=error))
     assert (await hop.call("look")).outcome.status is ToolStatus.OK
     await hop.scopes.emptied()
     assert [event.problem for event in hop.used()] == ["failed"]

@@ -202,17 +202,26 @@ class KeptResults:
                 return await self._cache.get(key), ""
         except DeadlineSpent:
             return None, "slow"
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            _pass_on_a_cancel(error)
             _LOG.warning("the cache failed to read %s: %s: %s", key.tool, type(error).__name__, error)
             return None, "failed"
 
     async def _written(self, key: CacheKey, content: str, seconds: float) -> str:
         try:
             await self._cache.put(key, content, seconds)
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            _pass_on_a_cancel(error)
             _LOG.warning("the cache failed to write %s: %s: %s", key.tool, type(error).__name__, error)
             return "failed"
         return ""
+
+
+def _pass_on_a_cancel(error: BaseException) -> None:
+    """Raise `error` if it is the running task's own cancel, and not one that a store has raised by itself: that is a failure."""
+    task = asyncio.current_task()
+    if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+        raise error
 
 
 def _may_be_kept(spec: ToolSpec) -> bool:
