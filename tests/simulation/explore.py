@@ -48,6 +48,8 @@ class Report:
     invariants: int = 0
     """Invariants checked: each once for each scenario."""
     faults: Counter[str] = field(default_factory=Counter)
+    reached: Counter[str] = field(default_factory=Counter)
+    """What else happened that has to, for the invariants about it to be worth anything."""
     violations: int = 0
     example: str = ""
     """The smallest scenario found that breaks an invariant."""
@@ -58,7 +60,8 @@ class Report:
             f"{self.runs} runs in {self.scenarios} scenarios, {self.faults.total()} faults injected, "
             f"{self.invariants} invariants checked, {self.violations} violations"
         )
-        return "\n".join(filter(None, (faults, counts, self.example)))
+        reached = ", ".join(f"{what}: {count}" for what, count in self.reached.most_common())
+        return "\n".join(filter(None, (faults, reached, counts, self.example)))
 
 
 @st.composite
@@ -131,5 +134,6 @@ def _found(scenario: Scenario, report: Report) -> list[str]:
     report.runs += len(scenario.runs)
     report.invariants += len(INVARIANTS)
     report.faults += trace.faults
+    report.reached += trace.reached
     report.violations += len(found)
     return found

@@ -13,8 +13,8 @@ from math import inf
 from typing import TypeVar
 
 from tests.seen import MICROSECONDS, Seen, ledger_violations
-from tests.simulation.scenario import HTTP_TOOLS, IDEMPOTENT, MODELS, TENANTS, TurnEnd
-from tests.simulation.upstreams import Work, marked
+from tests.simulation.scenario import HTTP_TOOLS, IDEMPOTENT, LOOK_KEPT_FOR, MODELS, TENANTS, CallScript, TurnEnd
+from tests.simulation.upstreams import Work, answered, marked
 from tests.simulation.world import Trace
 
 from deadlinemesh import orchestrator
@@ -22,9 +22,20 @@ from deadlinemesh.conversation import history_violations
 from deadlinemesh.deadline import RetryPolicy
 from deadlinemesh.deadline.scope import CANCEL_AGAIN_AFTER, REPORT_ORPHAN_AFTER
 from deadlinemesh.llm_proxy.service import HOP as LLM_PROXY
-from deadlinemesh.telemetry import CallEnded, CallStarted, Event, FellBack, OrphanReported, Retried, RunEnded
+from deadlinemesh.telemetry import (
+    CacheUsed,
+    CacheWritten,
+    CallEnded,
+    CallStarted,
+    Event,
+    FellBack,
+    OrphanReported,
+    Retried,
+    RunEnded,
+)
+from deadlinemesh.tool_runner.cache import READ_SHARE
 from deadlinemesh.tool_runner.servicer import HOP as TOOL_RUNNER
-from deadlinemesh.v1 import orchestrator_pb2
+from deadlinemesh.v1 import common_pb2, orchestrator_pb2
 
 __all__ = ["INVARIANTS", "Invariant"]
 
@@ -44,17 +55,22 @@ ORPHANED = REPORT_ORPHAN_AFTER + CANCEL_AGAIN_AFTER
 def no_work_is_done_after_a_deadline(trace: Trace) -> Iterator[str]:
     """Nothing begins once its time is spent, and what is at work then stops at that instant.
 
-    Only what clings to its work goes on, as the script says and no longer, and it has been reported as an orphan.
+    Only what clings to its work goes on, as the script says and no longer, and it has been reported as an orphan. A write of what
+    is kept has a time of its own, and so has a read; but it is the end of its call that makes an orphan of a read.
     """
     due = {event.run_id: event.due_at for event in _of(trace, RunEnded)}
     orphans = {(event.hop, event.tenant_id, event.run_id) for event in _of(trace, OrphanReported)}
     for work in trace.works:
-        end = min(work.deadline, due.get(work.run_id, inf) + trace.scenario.transit)
+        end = over = min(
+            work.deadline, inf if work.kind == "write" else due.get(work.run_id, inf) + trace.scenario.transit
+        )
+        if work.kind == "read":
+            over = due.get(work.run_id, inf) + trace.scenario.transit
         if work.began > end + EXACT:
             yield f"{_named(work)} began {work.began - end:.6f} s after its deadline"
         if work.ended > end + work.clings + EXACT:
             yield f"{_named(work)} went on for {work.ended - end:.6f} s after its deadline"
-        if work.ended > end + ORPHANED + EXACT and (_hop(work), work.tenant, work.run_id) not in orphans:
+        if work.ended > over + ORPHANED + EXACT and (_hop(work), work.tenant, work.run_id) not in orphans:
             yield f"{_named(work)} went on for {work.ended - end:.6f} s after its deadline, and nobody reported it"
     yield from _false_orphans(trace)
     yield from _late_ends(trace)
@@ -71,6 +87,8 @@ def _false_orphans(trace: Trace) -> Iterator[str]:
 def _late_ends(trace: Trace) -> Iterator[str]:
     clings: dict[tuple[str, str], float] = defaultdict(float)
     for work in trace.works:
+        if work.kind == "write":
+            continue  # no call's
         # What clings in a task of its own is left to itself once it is reported; what clings in the handler holds its call.
         held = work.clings if work.kind == "turn" else min(work.clings, ORPHANED)
         clings[_hop(work), work.run_id] = max(held, clings[_hop(work), work.run_id])
@@ -102,7 +120,11 @@ def no_deadline_is_later_than_its_parents(trace: Trace) -> Iterator[str]:
         if run_id not in edge or due_at > edge[run_id].deadline_at + EXACT:
             yield f"{run_id} was due later than the deadline of the call that began it"
     for work in trace.works:
-        if work.deadline > max(hops[_hop(work), work.run_id], default=-inf) + EXACT:
+        if work.kind == "write":
+            budget = trace.policy.tools.cache_write_budget
+            if work.deadline > work.began + budget + EXACT:
+                yield f"{_named(work)} was given {work.deadline - work.began:.6f} s; a write has {budget}"
+        elif work.deadline > max(hops[_hop(work), work.run_id], default=-inf) + EXACT:
             yield f"{_named(work)} had a later deadline than the call that it was done in"
     for seen in trace.seen:
         if seen.run_id not in edge or seen.joins:
@@ -118,6 +140,7 @@ def no_deadline_is_later_than_its_parents(trace: Trace) -> Iterator[str]:
 def nothing_is_charged_to_the_wrong_tenant(trace: Trace) -> Iterator[str]:
     """Whatever is done, reported or told for a run bears its tenant's name, and its usage is what was done for it."""
     owners: dict[str, tuple[str, str]] = {}
+    runs = {seen.run_id: seen.run for seen in trace.seen if seen.run_id}
     for seen in trace.seen:
         tenant = trace.scripts[seen.run].tenant
         if seen.run_id:
@@ -133,8 +156,12 @@ def nothing_is_charged_to_the_wrong_tenant(trace: Trace) -> Iterator[str]:
         tenant = trace.scripts[work.run].tenant
         if (work.tenant, work.tier) != (tenant, TENANTS[tenant]) or owners.get(work.run_id, (tenant,))[0] != tenant:
             yield f"{_named(work)} was done for {work.tenant} of tier {work.tier}; it was {tenant}'s"
-    reported: list[CallEnded | RunEnded | OrphanReported] = [*_of(trace, CallEnded), *_of(trace, RunEnded)]
-    for event in (*reported, *_of(trace, OrphanReported)):
+        if runs.get(work.run_id, work.run) != work.run:
+            yield f"{_named(work)} was done in the name of run {runs[work.run_id]}"
+    reported: list[CallEnded | RunEnded | OrphanReported | CacheUsed | CacheWritten] = []
+    for kind in (CallEnded, RunEnded, OrphanReported, CacheUsed, CacheWritten):
+        reported += _of(trace, kind)
+    for event in reported:
         tenant, tier = owners.get(event.run_id, (event.tenant_id, ""))
         if event.tenant_id != tenant or (tier and getattr(event, "tier", tier) != tier):
             yield f"{type(event).__name__} of {event.run_id} names {event.tenant_id}; it was {tenant}'s"
@@ -242,10 +269,10 @@ def retries_keep_within_the_tier_and_the_time(trace: Trace) -> Iterator[str]:
     with time enough.
     """
     due = {event.run_id: event.due_at for event in _of(trace, RunEnded)}
-    way, least = trace.scenario.transit, RetryPolicy(0).viable_attempt
+    way, least, keeps = trace.scenario.transit, RetryPolicy(0).viable_attempt, trace.scenario.store is not None
     calls: dict[tuple[int, str, str], list[Work]] = defaultdict(list)
     for work in trace.works:
-        if work.kind != "task":
+        if work.kind in ("turn", "tool"):
             calls[work.run, work.place, work.name].append(work)
     for attempts in calls.values():
         first = attempts[0]
@@ -259,7 +286,8 @@ def retries_keep_within_the_tier_and_the_time(trace: Trace) -> Iterator[str]:
             if after.began < free_at - EXACT:
                 yield f"{_named(after)} came {free_at - after.began:.6f} s too early after the one before"
             left = due.get(after.run_id, inf) - (after.began - way)
-            if first.name not in _QUEUED and left < least - EXACT:
+            # Looking for a kept result comes before the tool.
+            if first.name not in _QUEUED and left < least * (1.0 - READ_SHARE * keeps) - EXACT:
                 yield f"{_named(after)} began with {left:.6f} s left"
 
 
@@ -276,6 +304,8 @@ def the_work_of_a_client_that_left_stops(trace: Trace) -> Iterator[str]:
     # A cancel crosses two hops, and on each it may have to wait until a first response has crossed one.
     word = 4 * trace.scenario.transit
     for work in trace.works:
+        if work.kind == "write":
+            continue
         gone = [inf if seen.left_at is None else seen.left_at for seen in watchers.get(work.run_id, ())]
         stopped = min(max(gone, default=inf), cancelled.get(work.run_id, inf)) + word
         if work.ended > stopped + work.clings + EXACT:
@@ -304,8 +334,78 @@ def slots_and_registries_are_empty_at_the_end(trace: Trace) -> Iterator[str]:
     for work in trace.works:
         asked_at = next((seen.sent_at for seen in trace.seen if seen.probe and seen.run == work.run), inf)
         soon = asked_at + 20 * trace.scenario.transit
-        if work.began > soon + EXACT and work.place.rpartition("t")[2][0] == "0":
+        if work.kind == "tool" and trace.scenario.store is not None:
+            soon += trace.policy.tools.cache_read_budget
+        if work.kind != "write" and work.began > soon + EXACT and work.place.rpartition("t")[2][0] == "0":
             yield f"{_named(work)} had to wait for {work.began - asked_at:.6f} s, though nobody else was there"
+
+
+def what_is_kept_is_its_tenants_alone_and_for_a_while(trace: Trace) -> Iterator[str]:
+    """A call is answered by its own tool's work, or by what the same tenant's same call of an idempotent tool had written not
+    longer ago than results of that tool may be kept.
+    """
+    writes: dict[tuple[str, str, str], list[Work]] = defaultdict(list)
+    reads: dict[tuple[int, str], list[Work]] = defaultdict(list)
+    for work in trace.works:
+        if work.kind in ("read", "write"):
+            if work.owner != work.tenant:
+                yield f"{_named(work)} was done for {work.tenant} and asked for what is {work.owner}'s"
+            if not _keeps(trace, work.name):
+                yield f"{_named(work)} was done, though nothing of {work.name} is to be kept"
+        if work.kind == "write" and work.content is not None:
+            writes[work.owner, work.name, work.question].append(work)
+            if work.keep_for != _keeps(trace, work.name):
+                yield f"{_named(work)} was to be kept for {work.keep_for} s, not {_keeps(trace, work.name)}"
+            if not work.content.endswith("done"):
+                yield f"{_named(work)} keeps a failure"
+        if work.kind == "read" and work.content is not None:
+            reads[work.run, work.place].append(work)
+    for found in (work for works in reads.values() for work in works):
+        kept = writes[found.tenant, found.name, found.question]
+        if not any(
+            one.content == found.content and one.ended <= found.ended < one.ended + one.keep_for for one in kept
+        ):
+            yield f"{_named(found)} found what was not kept for it"
+    for run, place, content in _answers(trace):
+        call = _call(trace, run, place)
+        source = answered(content)
+        if source is None:
+            yield f"the call of run {run} ({place}) was answered with nothing that a tool said"
+            continue
+        work = trace.works[source[1]]
+        if (work.name, source[0], work.tenant) != (call.tool, work.question, trace.scripts[run].tenant):
+            yield f"the call of run {run} ({place}) was answered with {_named(work)} for {work.tenant}"
+        elif (work.run, work.place) != (run, place) and all(one.content != content for one in reads[run, place]):
+            yield f"the call of run {run} ({place}) was answered with {_named(work)}, which nobody had kept for it"
+
+
+def a_store_is_nobodys_wait(trace: Trace) -> Iterator[str]:
+    """Looking takes a small part of a call's time at most. A write is waited for by nobody, ends with nobody's run, and has a time
+    of its own. Where the store fails, the tool answers all the same.
+    """
+    way, tools = trace.scenario.transit, trace.policy.tools
+    due = {event.run_id: event.due_at for event in _of(trace, RunEnded)}
+    told = {(run, place): (at, status) for run, place, at, status in _told(trace)}
+    works: dict[tuple[int, str], list[Work]] = defaultdict(list)
+    for work in trace.works:
+        works[work.run, work.place].append(work)
+        if work.kind == "read":
+            most = min(tools.cache_read_budget, READ_SHARE * (due.get(work.run_id, inf) + way - work.began))
+            if work.deadline - work.began > most + EXACT:
+                yield f"{_named(work)} was given {work.deadline - work.began:.6f} s to look, not {most:.6f}"
+        if work.kind == "write":
+            left = work.deadline - (work.ended - work.clings)
+            if work.cut and left > EXACT and not _stopped(trace, TOOL_RUNNER):
+                yield f"{_named(work)} was cut {left:.6f} s before its time"
+            late = told.get((work.run, work.place), (-inf, 0))[0] - work.began
+            if late > 3 * way + MICROSECONDS / 1_000_000:
+                yield f"{_named(work)} was waited for: its result was told {late:.6f} s after it was known"
+    for (run, place), (_, status) in told.items():
+        call = _call(trace, run, place)
+        if status != common_pb2.TOOL_STATUS_FAILED or call.tool != "look" or trace.scenario.shutdown is not None:
+            continue
+        if not any(work.kind == "tool" for work in works[run, place]):
+            yield f"the call of run {run} ({place}) failed, and its tool had not been at work"
 
 
 def history_is_always_valid(trace: Trace) -> Iterator[str]:
@@ -328,6 +428,8 @@ INVARIANTS: tuple[Invariant, ...] = (
     retries_keep_within_the_tier_and_the_time,
     the_work_of_a_client_that_left_stops,
     slots_and_registries_are_empty_at_the_end,
+    what_is_kept_is_its_tenants_alone_and_for_a_while,
+    a_store_is_nobodys_wait,
     history_is_always_valid,
 )
 
@@ -347,6 +449,39 @@ def _hop(work: Work) -> str:
 def _ends(trace: Trace, work: Work) -> TurnEnd | None:
     """How the turn was to end; None for what is no turn."""
     return trace.scripts[work.run].turn(int(work.place[1:])).end if work.kind == "turn" else None
+
+
+def _keeps(trace: Trace, tool: str) -> float:
+    """For how many seconds results of a tool are kept."""
+    store = trace.scenario.store
+    return 0.0 if store is None else {"look": LOOK_KEPT_FOR, "fetch": store.fetch_for}.get(tool, 0.0)
+
+
+def _call(trace: Trace, run: int, place: str) -> CallScript:
+    turn, step = map(int, place.partition("t")[2].split("s"))
+    call = trace.scripts[run].turn(turn).steps[step].call
+    assert call is not None
+    return call
+
+
+def _answers(trace: Trace) -> Iterator[tuple[int, str, str]]:
+    """The run, the place and the content of each tool call that came to something, as its client was told."""
+    for seen in trace.seen:
+        for heard in seen.heard:
+            told = heard.response.tool_call_finished
+            if told.status == common_pb2.TOOL_STATUS_OK:
+                yield seen.run, told.call_id, told.content
+
+
+def _told(trace: Trace) -> Iterator[tuple[int, str, float, int]]:
+    """The run, the place, the instant and the status of each tool call that the orchestrator said was over."""
+    began = {event.run_id: event.started_at for event in _of(trace, CallStarted) if event.method.endswith("/Run")}
+    for seen in trace.seen:
+        for heard in seen.heard:
+            told = heard.response.tool_call_finished
+            if told.call_id and seen.run_id in began:
+                at = began[seen.run_id] + heard.response.elapsed_us / 1_000_000
+                yield seen.run, told.call_id, at, told.status
 
 
 def _most_at_once(works: Sequence[Work]) -> int:

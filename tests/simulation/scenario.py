@@ -22,6 +22,9 @@ __all__ = [
     "Scenario",
     "Shutdown",
     "Step",
+    "Store",
+    "StoreEnd",
+    "StoreStep",
     "Turn",
     "TurnEnd",
     "chosen",
@@ -40,6 +43,8 @@ IDEMPOTENT = {"look": True, "change": False, "fetch": True, "post": False}
 HOPS = ("tool-runner", "llm-proxy", "orchestrator")
 HTTP_TOOLS = frozenset({"fetch", "post"})
 UNKNOWN_TOOL = "guess"
+LOOK_KEPT_FOR = 20.0
+"""Seconds for which results of `look` are kept, where there is a store."""
 
 
 class TurnEnd(StrEnum):
@@ -65,6 +70,15 @@ class Attempted(StrEnum):
     NEVER = "never ends"
     CANCELS_ITSELF = "cancels itself"
     LEAVES_A_TASK = "works, and leaves a task behind"
+
+
+class StoreEnd(StrEnum):
+    """What comes of one operation of the store that keeps results."""
+
+    WORKS = "works"
+    FAILS = "fails"
+    NEVER = "never answers"
+    CANCELS_ITSELF = "cancels itself"
 
 
 class Leaving(StrEnum):
@@ -97,6 +111,8 @@ class CallScript:
     """Whether the arguments fit the schema."""
     attempts: tuple[Attempt, ...] = (Attempt(),)
     """The last one is for all that follow, too."""
+    asks: int | None = None
+    """Which question it asks of those that others ask too; None for one of its own."""
 
     def attempt(self, number: int) -> Attempt:
         """Attempt `number`, from 1."""
@@ -123,6 +139,16 @@ class Turn:
     clings: float = 0.0
     obeys: bool = True
     """Whether it keeps from calling tools where it is offered none."""
+
+    def asks(self, step: int) -> int | None:
+        """Which common question the call of a step asks. Of two in one turn that ask the same, the second asks its own: the tool
+        could not tell them apart.
+        """
+        call = self.steps[step].call
+        before = [one.call for one in self.steps[:step] if one.call is not None]
+        if call is None or any((one.tool, one.asks) == (call.tool, call.asks) for one in before):
+            return None
+        return call.asks
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +185,26 @@ class RunScript:
 
 
 @dataclass(frozen=True, slots=True)
+class StoreStep:
+    """One operation of the store, a read or a write."""
+
+    takes: float = 0.0
+    comes_to: StoreEnd = StoreEnd.WORKS
+    clings: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Where the tool-runner keeps results of idempotent tools. The operations take the steps in turn, over and over."""
+
+    fetch_for: float = 60.0
+    """Seconds for which results of `fetch` are kept; 0 for not at all."""
+    most_bytes: int = 1_000_000
+    reads: tuple[StoreStep, ...] = (StoreStep(),)
+    writes: tuple[StoreStep, ...] = (StoreStep(),)
+
+
+@dataclass(frozen=True, slots=True)
 class Shutdown:
     """A hop stops, as a process does that is told to and whose patience is at an end: for good."""
 
@@ -187,6 +233,7 @@ class Scenario:
     falls_back: bool = False
     """Whether the second model takes the place of the first where that fails."""
     shutdown: Shutdown | None = None
+    store: Store | None = None
     luck: int = 0
     """What is drawn at random, such as backoffs, depends on it and on nothing else."""
     runs: tuple[RunScript, ...] = ()
@@ -293,7 +340,10 @@ _LEAVING = (*(Leaving.NOT,) * 5, Leaving.HANGS_UP, Leaving.HANGS_UP, Leaving.CAN
 _ENDS = _mostly(TurnEnd.STOPS, 3, tuple(TurnEnd)[1:])
 _OUTCOMES = (*(Attempted.WORKS,) * 8, *(Attempted.IS_TRANSIENT,) * 4, *tuple(Attempted)[1:])
 _WISHES = (*(None,) * 6, 0.0, 1.0, 1.0, 2.0, 5.0, 60.0)
+_STORE_TAKES = _mostly(0.0, 2, (0.001, 0.01, 0.04, 0.2, 1.0, 4.0, 20.0))
+_STORE_ENDS = _mostly(StoreEnd.WORKS, 9, tuple(StoreEnd)[1:])
 _TOOLS = _mostly("look", 19, (UNKNOWN_TOOL,)) + ("look", "fetch", "change", "post") * 9
+_KEPT_TOOLS = _TOOLS + ("look", "look", "fetch") * 12
 
 
 def named(seed: int) -> Scenario:
@@ -309,23 +359,40 @@ def chosen(choices: Choices) -> Scenario:
     places, most_waiting = choices.one((1000, 1000, 8, 12)), choices.one((256, 256, 1))
     falls_back = choices.one((False, True))
     shutdown = Shutdown(choices.one(HOPS), choices.seconds()) if choices.rarely(8) else None
+    store = _store(choices) if choices.one((False, True)) else None
     luck = choices.one(range(100))
     runs: list[RunScript] = []
     while len(runs) < _MOST_RUNS and (
-        run := choices.grouped(lambda: _run(choices) if choices.one(range(24)) else None)
+        run := choices.grouped(lambda: _run(choices, store is not None) if choices.one(range(24)) else None)
     ):
         runs.append(run)
     bounds = slots, connections, places, most_waiting, falls_back
-    return Scenario(choices.seed, transit, rounding, user_agent, *bounds, shutdown, luck, tuple(runs))
+    return Scenario(choices.seed, transit, rounding, user_agent, *bounds, shutdown, store, luck, tuple(runs))
 
 
-def _run(choices: Choices) -> RunScript:
+def _store(choices: Choices) -> Store:
+    return Store(
+        fetch_for=choices.one((60.0, 600.0, 60.0, 5.0, 0.5, 0.0)),
+        most_bytes=choices.one((1_000_000, 1_000_000, 1_000_000, 2_500, 900, 100)),
+        reads=_store_steps(choices),
+        writes=_store_steps(choices),
+    )
+
+
+def _store_steps(choices: Choices) -> tuple[StoreStep, ...]:
+    return tuple(
+        StoreStep(choices.one(_STORE_TAKES), choices.one(_STORE_ENDS), choices.one(_TOOL_CLINGS))
+        for _ in range(choices.one((1, 2, 3)))
+    )
+
+
+def _run(choices: Choices, keeps: bool) -> RunScript:
     return RunScript(
         tenant=choices.one(("cora", "dora", "bolt", "acme", "acme")),
         arrives_at=choices.one((0.0, 0.0, 0.0, 0.001, 0.02, 0.1, 0.5, 2.0)),
         client=_client(choices),
         model=choices.one((MODELS[0], MODELS[0], MODELS[1])),
-        turns=tuple(_turn(choices) for _ in range(choices.one((1, 1, 2, 2, 3)))),
+        turns=tuple(_turn(choices, keeps) for _ in range(choices.one((1, 1, 2, 2, 3)))),
     )
 
 
@@ -343,9 +410,9 @@ def _client(choices: Choices) -> Client:
     )
 
 
-def _turn(choices: Choices) -> Turn:
+def _turn(choices: Choices, keeps: bool) -> Turn:
     return Turn(
-        steps=tuple(_step(choices) for _ in range(choices.one((1, 0, 1, 1, 2, 2, 3)))),
+        steps=tuple(_step(choices, keeps) for _ in range(choices.one((1, 0, 1, 1, 2, 2, 3)))),
         end=choices.one(_ENDS),
         ends_so=choices.one((99, 1, 2)),
         end_after=choices.one(_NOW_AND_THEN),
@@ -354,15 +421,16 @@ def _turn(choices: Choices) -> Turn:
     )
 
 
-def _step(choices: Choices) -> Step:
-    return Step(choices.seconds(), _call(choices) if choices.one((False, True, True)) else None)
+def _step(choices: Choices, keeps: bool) -> Step:
+    return Step(choices.seconds(), _call(choices, keeps) if choices.one((False, True, True)) else None)
 
 
-def _call(choices: Choices) -> CallScript:
+def _call(choices: Choices, keeps: bool) -> CallScript:
     return CallScript(
-        tool=choices.one(_TOOLS),
+        tool=choices.one(_KEPT_TOOLS if keeps else _TOOLS),
         valid=choices.one((True,) * 29 + (False,)),
         attempts=tuple(_attempt(choices) for _ in range(choices.one((1, 2, 2, 3)))),
+        asks=choices.one((0, 0, 0, 0, 1, None)) if keeps else None,
     )
 
 

@@ -11,15 +11,28 @@ import pytest
 from tests.seen import Heard, Seen
 from tests.simulation import invariants
 from tests.simulation.invariants import INVARIANTS, Invariant
-from tests.simulation.scenario import Attempt, Attempted, CallScript, Client, Leaving, RunScript, Scenario, Step, Turn
+from tests.simulation.scenario import (
+    Attempt,
+    Attempted,
+    CallScript,
+    Client,
+    Leaving,
+    RunScript,
+    Scenario,
+    Step,
+    Store,
+    StoreStep,
+    Turn,
+)
 from tests.simulation.upstreams import Work
 from tests.simulation.world import Trace, play
 
-from deadlinemesh.telemetry import CallEnded, CallStarted, Event, OrphanReported, RunEnded
-from deadlinemesh.v1 import orchestrator_pb2
+from deadlinemesh.telemetry import CacheWritten, CallEnded, CallStarted, Event, OrphanReported, RunEnded
+from deadlinemesh.v1 import common_pb2, orchestrator_pb2
 
-RETRIED, CUT, LEFT = 0, 1, 2
-"""The runs: a tool is tried twice; a tool clings to its work beyond the deadline; the client hangs up."""
+RETRIED, CUT, LEFT, KEPT, OTHER, PROBE = 0, 1, 2, 3, 4, 5
+"""The runs: a tool is tried twice; a tool clings to its work beyond the deadline; the client hangs up; a tool is asked twice, and
+answers once; it is asked the same by another tenant; and the first that comes when all others are gone."""
 
 
 @cache
@@ -29,15 +42,19 @@ def trace() -> Trace:
     clinging = CallScript("change", attempts=(Attempt(100.0, clings=1.0),))
     slow = CallScript("change", attempts=(Attempt(100.0),))
     talk = Turn((Step(0.1),))
+    asks = CallScript(attempts=(Attempt(0.1),), asks=0)
     return play(
         Scenario(
             transit=0.0005,
+            store=Store(writes=(StoreStep(1.0),)),
             runs=(
                 RunScript("acme", client=Client(timeout=20.0), turns=(Turn((Step(0.1), Step(0.1, twice))), talk)),
                 RunScript("bolt", client=Client(timeout=2.0), turns=(Turn((Step(0.1, clinging),)), talk)),
                 RunScript(
                     "cora", client=Client(leaving=Leaving.HANGS_UP, leaves_after=1.0), turns=(Turn((Step(0.1, slow),)),)
                 ),
+                RunScript("acme", model="other", turns=(Turn((Step(0.1, asks),)), Turn((Step(5.0, asks),)), talk)),
+                RunScript("bolt", model="other", turns=(Turn((Step(0.1, asks),)), talk)),
             ),
         )
     )
@@ -79,6 +96,32 @@ def _with_end(run: int, change: Callable[[orchestrator_pb2.RunFinished], None]) 
         return replace(seen, heard=(*seen.heard[:-1], Heard(seen.heard[-1].at, last)))
 
     return _with_seen(run, retold)
+
+
+def _with_answer(run: int, **what: Any) -> Trace:
+    """What the client was told of its tool calls, changed."""
+
+    def retold(seen: Seen) -> Seen:
+        heard = []
+        for one in seen.heard:
+            response = orchestrator_pb2.RunResponse()
+            response.CopyFrom(one.response)
+            if response.HasField("tool_call_finished"):
+                for name, value in what.items():
+                    setattr(response.tool_call_finished, name, value)
+            heard.append(Heard(one.at, response))
+        return replace(seen, heard=tuple(heard))
+
+    return _with_seen(run, retold)
+
+
+def _answer(run: int) -> str:
+    """What the tool's first call of a run came to."""
+    return next(
+        one.response.tool_call_finished.content
+        for one in _seen(run).heard
+        if one.response.HasField("tool_call_finished")
+    )
 
 
 def _seen(run: int) -> Seen:
@@ -125,10 +168,25 @@ def _lies() -> Iterator[tuple[Invariant, str, Callable[[], Trace]]]:
         "was due later",
         lambda: _with_event(CUT, RunEnded, lambda event: replace(event, due_at=event.due_at + 1.0)),
     )
+    yield (
+        law,
+        "a write has",
+        lambda: _with_work(KEPT, lambda work: replace(work, deadline=work.deadline + 1.0), kind="write"),
+    )
     yield law, "was granted", lambda: _with_event(RETRIED, CallStarted, later, method="/Run")
 
     law = invariants.nothing_is_charged_to_the_wrong_tenant
     yield law, "was done for", lambda: _with_work(RETRIED, lambda work: replace(work, tenant="dora"))
+    yield (
+        law,
+        "in the name of run",
+        lambda: _with_work(KEPT, lambda work: replace(work, run_id=_seen(RETRIED).run_id), kind="write"),
+    )
+    yield (
+        law,
+        "CacheWritten of",
+        lambda: _with_event(KEPT, CacheWritten, lambda event: replace(event, tenant_id="dora")),
+    )
     yield law, "CallEnded of", lambda: _with_event(RETRIED, CallEnded, lambda event: replace(event, tenant_id="dora"))
     yield law, "RunEnded of", lambda: _with_event(RETRIED, RunEnded, lambda event: replace(event, tier="free"))
     yield law, "was told of run", lambda: _with_end(RETRIED, lambda end: setattr(end, "answer", "<r1t0s0> done"))
@@ -214,7 +272,30 @@ def _lies() -> Iterator[tuple[Invariant, str, Callable[[], Trace]]]:
             trace(), events=(*trace().events, *(event for event in trace().events if isinstance(event, RunEnded)))
         ),
     )
-    yield law, "nobody else was there", lambda: _with_seen(3, lambda seen: replace(seen, sent_at=seen.sent_at - 1.0))
+    yield (
+        law,
+        "nobody else was there",
+        lambda: _with_seen(PROBE, lambda seen: replace(seen, sent_at=seen.sent_at - 1.0)),
+    )
+
+    law = invariants.what_is_kept_is_its_tenants_alone_and_for_a_while
+    read, write = partial(_with_work, KEPT, kind="read"), partial(_with_work, KEPT, kind="write")
+    yield law, "what is bolt's", lambda: read(lambda work: replace(work, owner="bolt"))
+    yield law, "is to be kept", lambda: replace(trace(), scenario=replace(trace().scenario, store=None))
+    yield law, "was to be kept for", lambda: write(lambda work: replace(work, keep_for=99.0))
+    yield law, "keeps a failure", lambda: write(lambda work: replace(work, content="it is wrong"))
+    yield law, "was not kept for it", lambda: write(lambda work: replace(work, ended=work.ended + 5.0))
+    yield law, "was not kept for it", lambda: write(lambda work: replace(work, ended=work.ended - 20.0))
+    yield law, "was not kept for it", lambda: write(lambda work: replace(work, owner="bolt"))
+    yield law, "nothing that a tool said", lambda: _with_answer(KEPT, content="done")
+    yield law, "for bolt", lambda: _with_answer(KEPT, content=_answer(OTHER))
+    yield law, "nobody had kept", lambda: read(lambda work: replace(work, content=None))
+
+    law = invariants.a_store_is_nobodys_wait
+    yield law, "s to look", lambda: read(lambda work: replace(work, deadline=work.deadline + 0.01))
+    yield law, "before its time", lambda: write(lambda work: replace(work, cut=True))
+    yield law, "was waited for", lambda: write(lambda work: replace(work, began=work.began - 0.01))
+    yield law, "had not been at work", lambda: _with_answer(KEPT, status=common_pb2.TOOL_STATUS_FAILED)
 
     law = invariants.history_is_always_valid
     yield (

@@ -26,6 +26,7 @@ def test_the_invariants_hold_in_thousands_of_runs(capsys: pytest.CaptureFixture[
         pytest.fail(report.example, pytrace=False)
     assert report.runs >= RUNS
     assert report.faults.keys() >= FAULTS
+    assert report.reached.keys() >= REACHED
 
 
 FAULTS = {
@@ -35,12 +36,21 @@ FAULTS = {
     "a model calls tools that it was not offered",
     "a model clings to its work",
     "a model never ends",
+    "a read of the store clings to its work",
+    "a read of the store fails",
+    "a read of the store is cut",
     "a tool clings to its work",
     "a tool fails for now",
     "a tool never ends",
     "a tool works, and leaves a task behind",
+    "a write of the store clings to its work",
+    "a write of the store fails",
+    "a write of the store is cut",
 }
 """Without these the proof would be worth less than it says."""
+
+REACHED = {"a kept result is found"}
+"""Nor without these."""
 
 
 @settings(max_examples=50, database=None, deadline=None)

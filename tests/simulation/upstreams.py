@@ -18,7 +18,16 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import httpx
-from tests.simulation.scenario import FOR_EVER, Attempt, Attempted, CallScript, RunScript, Turn, TurnEnd
+from tests.simulation.scenario import (
+    FOR_EVER,
+    LOOK_KEPT_FOR,
+    Attempt,
+    Attempted,
+    CallScript,
+    RunScript,
+    Turn,
+    TurnEnd,
+)
 
 from deadlinemesh.conversation import Role, ToolCall, history_violations
 from deadlinemesh.deadline import current
@@ -26,10 +35,11 @@ from deadlinemesh.errors import Shed, UpstreamFailed
 from deadlinemesh.llm_proxy.conversation import Event, FinishReason, TextDelta, ToolCallReady, TurnEnded, TurnRequest
 from deadlinemesh.tool_runner import Progress, ToolError, tool
 
-__all__ = ["HttpHost", "Model", "Stage", "Work", "mark", "marked", "prompt"]
+__all__ = ["HttpHost", "Model", "Stage", "Work", "answered", "cling", "mark", "marked", "prompt"]
 
 _PLACE = re.compile(r"r(\d+)t(\d+)s(\d+)")
 _MARK = re.compile(r"<r(\d+)")
+_ANSWER = re.compile(r"<(\w+)#(\d+)>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +47,7 @@ class Work:
     """Something that was done for somebody. Instants are the virtual clock's."""
 
     kind: str
-    """`turn` of a model, a `tool`, or a `task` that a tool left behind."""
+    """`turn` of a model, a `tool`, or a `task` that a tool left behind; a `read` or a `write` of what is kept."""
     run: int
     """Which of the stage's runs it was done for, by what the request itself says."""
     place: str
@@ -59,6 +69,16 @@ class Work:
     """For how many seconds a tool asks to be left alone; None if it did not come to that."""
     invalid: tuple[str, ...] = ()
     """What is wrong with the history that a model was given."""
+    question: str = ""
+    """What a tool or the store was asked."""
+    owner: str = ""
+    """Whose result the store was asked for, or given."""
+    content: str | None = None
+    """What a read found, or a write was given."""
+    keep_for: float = 0.0
+    """For how many seconds a write was to keep it."""
+    cut: bool = False
+    """Whether a write was told to stop."""
 
 
 def prompt(run: int) -> str:
@@ -76,6 +96,12 @@ def marked(text: str) -> set[int]:
     return {int(run) for run in _MARK.findall(text)}
 
 
+def answered(text: str) -> tuple[str, int] | None:
+    """Which question a tool's answer answers, and the number of the work that it came from."""
+    found = _ANSWER.match(text)
+    return None if found is None else (found[1], int(found[2]))
+
+
 class Stage:
     """What the upstreams of one world share: the scripts, and the record of what was done."""
 
@@ -83,7 +109,10 @@ class Stage:
         self.scripts = scripts
         self.works: list[Work] = []
         self.faults: Counter[str] = Counter()
+        self.reached: Counter[str] = Counter()
+        self.unforeseen: list[str] = []
         self._attempts: Counter[str] = Counter()
+        self._asked: dict[tuple[str, str, str], str] = {}
         _STAGES[asyncio.get_running_loop()] = self
 
     def call(self, place: str) -> tuple[int, CallScript]:
@@ -94,6 +123,25 @@ class Stage:
         script = self.scripts[run].turn(turn).steps[step].call
         assert script is not None, place
         return run, script
+
+    def ask(self, place: str, call: CallScript, common: int | None) -> str:
+        """What the call asks. Of a common question it is noted who asks it, which the question itself does not tell."""
+        if common is None:
+            return place
+        question = f"q{common}"
+        self._asked[current().run_id, call.tool, question] = place
+        return question
+
+    def place_of(self, tool: str, question: str) -> str:
+        """The place of the call that asks `question` here."""
+        if _PLACE.fullmatch(question):
+            return question
+        whose = current()
+        place = self._asked.get((whose.run_id, tool, question))
+        if place is None:
+            self.unforeseen.append(f"{tool} was asked {question} for {whose.run_id}, which did not ask")
+            raise LookupError(question)
+        return place
 
     def next_attempt(self, place: str) -> int:
         """The number of the attempt that begins now, from 1."""
@@ -110,13 +158,13 @@ class Stage:
         *,
         attempt: int = 1,
         clings: float = 0.0,
-        invalid: tuple[str, ...] = (),
+        **more: Any,
     ) -> Iterator[int]:
         """Note that there is work for as long as the block lasts. Gives its place in `works`."""
         whose = current()
         identity = whose.tenant_id, whose.tier, whose.run_id, whose.absolute_deadline, _now()
         number = len(self.works)
-        self.works.append(Work(kind, run, place, name, attempt, *identity, clings=clings, invalid=invalid))
+        self.works.append(Work(kind, run, place, name, attempt, *identity, clings=clings, **more))
         try:
             yield number
         finally:
@@ -126,18 +174,21 @@ class Stage:
         """Note something more about a work."""
         self.works[work] = replace(self.works[work], **what)
 
-    async def play(self, place: str, name: str, progress: Callable[[float], Awaitable[None]] | None = None) -> Attempt:
-        """Work as a tool does; the caller sees to what is to come of it."""
+    async def play(
+        self, question: str, name: str, progress: Callable[[float], Awaitable[None]] | None = None
+    ) -> tuple[Attempt, str]:
+        """Work as a tool does; the caller sees to what is to come of it. Gives the mark of the answer, too."""
+        place = self.place_of(name, question)
         run, script = self.call(place)
         number = self.next_attempt(place)
         attempt = script.attempt(number)
-        with self.at_work("tool", run, place, name, attempt=number, clings=attempt.clings) as work:
+        with self.at_work("tool", run, place, name, attempt=number, clings=attempt.clings, question=question) as work:
             try:
                 await self._take_time(attempt, progress)
             except BaseException:
                 if attempt.clings:
                     self.faults["a tool clings to its work"] += 1
-                    await _cling(attempt.clings)
+                    await cling(attempt.clings)
                 raise
             self.note(work, retry_after=attempt.retry_after)
             if attempt.comes_to is not Attempted.WORKS:
@@ -146,10 +197,11 @@ class Stage:
                 await asyncio.sleep(FOR_EVER)
             if attempt.comes_to is Attempted.CANCELS_ITSELF:
                 raise asyncio.CancelledError
-        return attempt
+        return attempt, mark(f"{question}#{work}")
 
-    async def linger(self, place: str, name: str) -> None:
+    async def linger(self, question: str, name: str) -> None:
         """Work on as what a tool has started and forgotten."""
+        place = self.place_of(name, question)
         run, _ = self.call(place)
         with self.at_work("task", run, place, name):
             await asyncio.sleep(FOR_EVER)
@@ -195,7 +247,7 @@ class Model:
             except (asyncio.CancelledError, GeneratorExit):
                 if script.clings:
                     self._stage.faults["a model clings to its work"] += 1
-                    await _cling(script.clings)
+                    await cling(script.clings)
                 raise
 
     async def aclose(self) -> None:
@@ -212,7 +264,8 @@ class Model:
                 if not offered:
                     self._stage.faults["a model calls tools that it was not offered"] += 1
                 called = True
-                arguments = {"call": place} if step.call.valid else {"nonsense": place}
+                question = self._stage.ask(place, step.call, script.asks(index))
+                arguments = {"call" if step.call.valid else "nonsense": question}
                 yield ToolCallReady(ToolCall(place, step.call.tool, json.dumps(arguments)))
         await asyncio.sleep(script.end_after)
         await self._end(script.end)
@@ -245,22 +298,22 @@ class HttpHost(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         name = request.url.path.removeprefix("/")
-        place = request.url.params["call"] if request.method == "GET" else json.loads(request.content)["call"]
-        attempt = await self._stage.play(place, name)
+        question = request.url.params["call"] if request.method == "GET" else json.loads(request.content)["call"]
+        attempt, answer = await self._stage.play(question, name)
         match attempt.comes_to:
             case Attempted.FAILS:
-                return httpx.Response(400, content=f"{mark(place)}is wrong")
+                return httpx.Response(400, content=f"{answer}is wrong")
             case Attempted.IS_TRANSIENT:
                 headers = {} if attempt.retry_after is None else {"Retry-After": f"{attempt.retry_after:.0f}"}
-                return httpx.Response(503, headers=headers, content=f"{mark(place)}is busy")
+                return httpx.Response(503, headers=headers, content=f"{answer}is busy")
             case Attempted.BREAKS:
                 raise RuntimeError("a defect of the client")
             case Attempted.LOSES_ITS_CONNECTION:
                 raise httpx.ReadError("the connection was reset")
-        return httpx.Response(200, content=f"{mark(place)}done")
+        return httpx.Response(200, content=f"{answer}done")
 
 
-@tool(idempotent=True)
+@tool(idempotent=True, cache_for=LOOK_KEPT_FOR)
 async def look(call: str, progress: Progress) -> str:
     """Look at something."""
     return await _play_in_python("look", call, progress)
@@ -272,26 +325,26 @@ async def change(call: str, progress: Progress) -> str:
     return await _play_in_python("change", call, progress)
 
 
-async def _play_in_python(name: str, place: str, progress: Progress) -> str:
+async def _play_in_python(name: str, question: str, progress: Progress) -> str:
     stage = _STAGES[asyncio.get_running_loop()]
-    attempt = await stage.play(place, name, progress)
+    attempt, answer = await stage.play(question, name, progress)
     match attempt.comes_to:
         case Attempted.FAILS:
-            raise ToolError(f"{mark(place)}is wrong")
+            raise ToolError(f"{answer}is wrong")
         case Attempted.IS_TRANSIENT:
-            raise ToolError(f"{mark(place)}is busy", transient=True, retry_after=attempt.retry_after)
+            raise ToolError(f"{answer}is busy", transient=True, retry_after=attempt.retry_after)
         case Attempted.BREAKS:
             raise RuntimeError("a defect of the tool")
         case Attempted.LOSES_ITS_CONNECTION:
             raise ConnectionResetError("the connection was reset")
         case Attempted.LEAVES_A_TASK:
-            left = asyncio.get_running_loop().create_task(stage.linger(place, name))
+            left = asyncio.get_running_loop().create_task(stage.linger(question, name))
             await asyncio.sleep(0)
             assert not left.done()
-    return f"{mark(place)}done"
+    return f"{answer}done"
 
 
-async def _cling(seconds: float) -> None:
+async def cling(seconds: float) -> None:
     """Go on for `seconds`, whoever cancels."""
     until = _now() + seconds
     while (left := until - _now()) > 0:

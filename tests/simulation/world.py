@@ -32,8 +32,10 @@ from tests.simulation.scenario import (
     RunScript,
     Scenario,
     Step,
+    Store,
     Turn,
 )
+from tests.simulation.store import SimulatedStore
 from tests.simulation.upstreams import HttpHost, Model, Stage, Work, prompt
 
 from deadlinemesh.conversation import Message
@@ -75,6 +77,8 @@ class Trace:
     """Failures that nobody was there to handle."""
     faults: Counter[str]
     """What went wrong on purpose, and how often."""
+    reached: Counter[str]
+    """What else must happen now and then for the proof to be worth anything."""
 
 
 def play(scenario: Scenario) -> Trace:
@@ -109,7 +113,12 @@ class _World:
         loop.set_exception_handler(self._not_handled)
         scenario = self._scenario
         policy = _policy(
-            scenario.slots, scenario.connections, scenario.places, scenario.most_waiting, scenario.falls_back
+            scenario.slots,
+            scenario.connections,
+            scenario.places,
+            scenario.most_waiting,
+            scenario.falls_back,
+            scenario.store,
         )
         self._stage = Stage(self._scripts)
         self._mesh = MemoryMesh(
@@ -118,6 +127,7 @@ class _World:
             transit=scenario.transit,
             rounding=scenario.rounding,
             providers={name: Model(name, self._stage) for name in MODELS},
+            cache=None if scenario.store is None else SimulatedStore(scenario.store, self._stage),
             http_client=self._http_client,
         )
         self._stub = orchestrator_pb2_grpc.OrchestratorServiceStub(self._mesh.channel)
@@ -141,8 +151,9 @@ class _World:
             tuple(self._cancelled),
             tuple(self._histories),
             tuple(self._leftovers),
-            tuple(self._unforeseen),
+            (*self._unforeseen, *self._stage.unforeseen),
             self._stage.faults + _other_faults(scenario, self._seen, self._cancelled),
+            self._stage.reached,
         )
 
     def _shut_down(self, hop: str) -> None:
@@ -290,7 +301,9 @@ def _other_faults(scenario: Scenario, seen: list[Seen], cancelled: list[tuple[st
 
 
 @cache
-def _policy(slots: int, connections: int, places: int, most_waiting: int, falls_back: bool) -> Policy:
+def _policy(
+    slots: int, connections: int, places: int, most_waiting: int, falls_back: bool, store: Store | None
+) -> Policy:
     """The default policy's tiers and limits, with the tenants, models and tools of a simulated world."""
     default = default_policy()
     arguments = {"type": "object", "properties": {"call": {"type": "string"}}, "required": ["call"]}
@@ -301,6 +314,7 @@ def _policy(slots: int, connections: int, places: int, most_waiting: int, falls_
             "description": f"{name} something",
             "arguments": arguments | {"additionalProperties": False},
             "idempotent": IDEMPOTENT[name],
+            "cache_for": store.fetch_for if store is not None and name == "fetch" else 0.0,
         }
         for name in sorted(HTTP_TOOLS)
     }
@@ -317,6 +331,7 @@ def _policy(slots: int, connections: int, places: int, most_waiting: int, falls_
                 "modules": ["tests.simulation.upstreams"],
                 "http": http,
                 "connections_per_host": connections,
+                "cache_bytes": 0,  # unless there is a store of the scenario's own
             },
             "limits": default.limits,
         }
@@ -324,12 +339,14 @@ def _policy(slots: int, connections: int, places: int, most_waiting: int, falls_
 
 
 def _probes(scenario: Scenario) -> list[list[RunScript]]:
-    """Runs that need all of one model's slots at once, then those that need all of the other's, then all connections.
+    """Runs that need all of one model's slots at once, then those that need all of the other's, then all connections; and where
+    results are kept, the same again, which need none.
 
     Each at once is another tenant's: what a tenant has beyond its fair part is kept free for those who lately needed more.
     """
     tenants = tuple(TENANTS)
-    fetch = Turn((Step(call=CallScript("fetch", attempts=(Attempt(takes=0.01),))),))
+    asks = None if scenario.store is None else 0
+    fetch = Turn((Step(call=CallScript("fetch", attempts=(Attempt(takes=0.01),), asks=asks)),))
     talk = Turn((Step(after=0.01),))
     talking = [
         [RunScript(tenant, model=model, turns=(talk,)) for tenant in tenants[: scenario.slots]] for model in MODELS
@@ -338,7 +355,7 @@ def _probes(scenario: Scenario) -> list[list[RunScript]]:
         RunScript(tenant, model=model, turns=(fetch, talk))
         for tenant, model in zip(tenants, MODELS[: scenario.connections], strict=False)
     ]
-    return [*talking, fetching]
+    return [*talking, fetching, *([] if scenario.store is None else [fetching])]
 
 
 @contextmanager

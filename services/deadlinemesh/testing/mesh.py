@@ -103,5 +103,6 @@ class MemoryMesh:
 
     async def idle(self) -> None:
         """Return once no hop has anything at work."""
-        for interceptor in self.hops.values():
-            await interceptor.scopes.emptied()
+        while any(len(interceptor.scopes) for interceptor in self.hops.values()):
+            for interceptor in self.hops.values():
+                await interceptor.scopes.emptied()
