@@ -70,6 +70,13 @@ async def test_where_the_shortener_fails_it_is_cut(fails: Script) -> None:
 
 
 @in_virtual_time
+async def test_where_the_shortener_says_more_than_there_is_room_for_it_is_cut() -> None:
+    rambles: Script = [TurnStarted(), TextDelta("row " * 101), TurnFinished(100, 101, False)]
+    agent = await World().run(Models(main=ASKS.copy(), cheap=[rambles]), Tools(TALE), results=BOUNDS)
+    assert given(agent) == cut(LONG, 400)
+
+
+@in_virtual_time
 async def test_a_shortener_that_hangs_has_a_part_of_the_time_and_no_more() -> None:
     began_at = now()
     agent = await World().run(Models(main=ASKS.copy(), cheap=[[HANGS]]), Tools(TALE), results=BOUNDS)

@@ -53,7 +53,7 @@ class Shortener:
     async def shorten(self, call: ToolCall, content: str) -> str:
         """What the model is given of a result that is too long. Raises only what ends the run."""
         said = await self._said_in_short(call, content) if self._bounds.shortener else ""
-        if not said:
+        if not said or self.too_long(said):  # a model may go on and on, whatever it was told
             return self.cut(content)
         return f"[shortened by another model: the answer has {len(content)} characters]\n{said}"
 
