@@ -8,20 +8,31 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import combinations, pairwise
 from math import inf
 from typing import TypeVar
 
 from tests.seen import MICROSECONDS, Seen, ledger_violations
-from tests.simulation.scenario import HTTP_TOOLS, IDEMPOTENT, LOOK_KEPT_FOR, MODELS, TENANTS, CallScript, TurnEnd
+from tests.simulation.scenario import (
+    HTTP_TOOLS,
+    IDEMPOTENT,
+    LOOK_KEPT_FOR,
+    MODELS,
+    SHORTENER,
+    TENANTS,
+    CallScript,
+    TurnEnd,
+)
 from tests.simulation.upstreams import Work, answered, marked
 from tests.simulation.world import Trace
 
 from deadlinemesh import orchestrator
-from deadlinemesh.conversation import history_violations
-from deadlinemesh.deadline import RetryPolicy
+from deadlinemesh.conversation import Role, history_violations
+from deadlinemesh.deadline import Phase, RetryPolicy
 from deadlinemesh.deadline.scope import CANCEL_AGAIN_AFTER, REPORT_ORPHAN_AFTER
 from deadlinemesh.llm_proxy.service import HOP as LLM_PROXY
+from deadlinemesh.orchestrator.shortening import SHARE, cut
 from deadlinemesh.telemetry import (
     CacheUsed,
     CacheWritten,
@@ -90,7 +101,7 @@ def _late_ends(trace: Trace) -> Iterator[str]:
         if work.kind == "write":
             continue  # no call's
         # What clings in a task of its own is left to itself once it is reported; what clings in the handler holds its call.
-        held = work.clings if work.kind == "turn" else min(work.clings, ORPHANED)
+        held = work.clings if work.kind in _MODELS_WORK else min(work.clings, ORPHANED)
         clings[_hop(work), work.run_id] = max(held, clings[_hop(work), work.run_id])
     for call in _of(trace, CallEnded):
         late = call.ended_at - call.deadline_at
@@ -176,17 +187,19 @@ def _wrong_usage(trace: Trace) -> Iterator[str]:
     for seen in trace.seen:
         if seen.finished is None:
             continue
-        turns = [work for work in trace.works if work.kind == "turn" and work.run_id == seen.run_id]
+        works = [work for work in trace.works if work.kind in _MODELS_WORK and work.run_id == seen.run_id]
         again = sum(one.run_id == seen.run_id and one.upstream.startswith("model") for one in _of(trace, Retried))
         again += sum(one.run_id == seen.run_id for one in _of(trace, FellBack))
-        written, charged = [work.tokens for work in turns if work.tokens], seen.finished.usage.output_tokens
-        # What was written in the last turn, or in one that was given up, may have been cut on its way.
-        cut = (part for count in range(again + 2) for part in combinations(written, count))
-        if all(sum(written) - sum(part) != charged for part in cut):
+        written, charged = [work.tokens for work in works if work.tokens], seen.finished.usage.output_tokens
+        # What was written in the last turn, in one that was given up, or for what was shortened, may have been cut on its way.
+        late = [one for one in works if one.kind == "shortening" and one.tokens and not _in_time(trace, one)]
+        parts = (part for count in range(again + len(late) + 2) for part in combinations(written, count))
+        if all(sum(written) - sum(part) != charged for part in parts):
             yield f"run {seen.run} is charged {charged} tokens; its models wrote {written}"
         # Those that a slot was refused to, or that still waited for one, were never seen at work.
-        if not len(turns) <= seen.finished.usage.model_calls <= seen.finished.iterations + again:
-            yield f"run {seen.run} is charged {seen.finished.usage.model_calls} model calls; it made {len(turns)}"
+        asked = seen.finished.iterations + again + sum(_is_too_long(trace, one) for one in _results(trace, seen.run))
+        if not len(works) <= seen.finished.usage.model_calls <= asked:
+            yield f"run {seen.run} is charged {seen.finished.usage.model_calls} model calls; it made {len(works)}"
         called = len({work.place for work in trace.works if work.kind == "tool" and work.run_id == seen.run_id})
         if called > seen.finished.usage.tool_calls:
             yield f"run {seen.run} is charged {seen.finished.usage.tool_calls} tool calls; it made {called}"
@@ -217,7 +230,10 @@ def every_run_ends_for_the_reason_it_had(trace: Trace) -> Iterator[str]:
     due = {event.run_id: event.due_at for event in _of(trace, RunEnded)}
     outcomes = orchestrator_pb2.Outcome
     for call in _of(trace, CallEnded):
-        broke = any(work.run_id == call.run_id and _ends(trace, work) is TurnEnd.BREAKS for work in trace.works)
+        broke = any(
+            work.run_id == call.run_id and TurnEnd.BREAKS in (_ends(trace, work), _shortens(trace, work))
+            for work in trace.works
+        )
         if call.cause == "INTERNAL" and not (call.hop == LLM_PROXY and broke):
             yield f"{call.hop}{call.method} of {call.run_id} failed for a defect of its own"
     for event in _of(trace, RunEnded):
@@ -317,8 +333,8 @@ def slots_and_registries_are_empty_at_the_end(trace: Trace) -> Iterator[str]:
     yield from trace.leftovers
     yield from (f"nobody handled: {failure}" for failure in trace.unforeseen)
     yield from (f"{_named(work)} never ended" for work in trace.works if work.ended == inf)
-    for model in MODELS:
-        held = _most_at_once([work for work in trace.works if work.kind == "turn" and work.name == model])
+    for model in (*MODELS, SHORTENER):
+        held = _most_at_once([work for work in trace.works if work.kind in _MODELS_WORK and work.name == model])
         if held > trace.scenario.slots:
             yield f"{model} had {held} turns at once; it has {trace.scenario.slots} slots"
     held = _most_at_once([work for work in trace.works if work.kind == "tool" and work.name in HTTP_TOOLS])
@@ -356,7 +372,7 @@ def what_is_kept_is_its_tenants_alone_and_for_a_while(trace: Trace) -> Iterator[
             writes[work.owner, work.name, work.question].append(work)
             if work.keep_for != _keeps(trace, work.name):
                 yield f"{_named(work)} was to be kept for {work.keep_for} s, not {_keeps(trace, work.name)}"
-            if not work.content.endswith("done"):
+            if not work.content.partition("> ")[2].startswith("done"):
                 yield f"{_named(work)} keeps a failure"
         if work.kind == "read" and work.content is not None:
             reads[work.run, work.place].append(work)
@@ -366,7 +382,9 @@ def what_is_kept_is_its_tenants_alone_and_for_a_while(trace: Trace) -> Iterator[
             one.content == found.content and one.ended <= found.ended < one.ended + one.keep_for for one in kept
         ):
             yield f"{_named(found)} found what was not kept for it"
-    for run, place, content in _answers(trace):
+    for run, place, status, content in ((*key, told.status, told.content) for key, told in _told(trace).items()):
+        if status != common_pb2.TOOL_STATUS_OK:
+            continue
         call = _call(trace, run, place)
         source = answered(content)
         if source is None:
@@ -385,7 +403,7 @@ def a_store_is_nobodys_wait(trace: Trace) -> Iterator[str]:
     """
     way, tools = trace.scenario.transit, trace.policy.tools
     due = {event.run_id: event.due_at for event in _of(trace, RunEnded)}
-    told = {(run, place): (at, status) for run, place, at, status in _told(trace)}
+    told = _told(trace)
     works: dict[tuple[int, str], list[Work]] = defaultdict(list)
     for work in trace.works:
         works[work.run, work.place].append(work)
@@ -397,15 +415,93 @@ def a_store_is_nobodys_wait(trace: Trace) -> Iterator[str]:
             left = work.deadline - (work.ended - work.clings)
             if work.cut and left > EXACT and not _stopped(trace, TOOL_RUNNER):
                 yield f"{_named(work)} was cut {left:.6f} s before its time"
-            late = told.get((work.run, work.place), (-inf, 0))[0] - work.began
+            answer = told.get((work.run, work.place))
+            late = 0.0 if answer is None else answer.at - work.began
             if late > 3 * way + MICROSECONDS / 1_000_000:
                 yield f"{_named(work)} was waited for: its result was told {late:.6f} s after it was known"
-    for (run, place), (_, status) in told.items():
+    for (run, place), answer in told.items():
         call = _call(trace, run, place)
-        if status != common_pb2.TOOL_STATUS_FAILED or call.tool != "look" or trace.scenario.shutdown is not None:
+        if answer.status != common_pb2.TOOL_STATUS_FAILED or call.tool != "look" or trace.scenario.shutdown is not None:
             continue
         if not any(work.kind == "tool" for work in works[run, place]):
             yield f"the call of run {run} ({place}) failed, and its tool had not been at work"
+
+
+def a_long_result_is_shortened_in_time_or_cut(trace: Trace) -> Iterator[str]:
+    """No model is given more of a result than there is room for. It is what another model made of it within a part of the run's
+    time, or else the beginning with a mark; and the run waits no longer for that, and says so.
+    """
+    if trace.scenario.results is None:
+        return
+    longest, told = trace.scenario.results.longest, _told(trace)
+    due = {event.run_id: event.due_at for event in _of(trace, RunEnded)}
+    shortenings: dict[tuple[int, str], list[Work]] = defaultdict(list)
+    for work in trace.works:
+        if work.kind == "shortening":
+            shortenings[work.run, work.place].append(work)
+            most = SHARE * (due.get(work.run_id, inf) + trace.scenario.transit - work.began) + trace.scenario.transit
+            if work.deadline - work.began > most + EXACT:
+                yield f"{_named(work)} was given {work.deadline - work.began:.6f} s, not {most:.6f}"
+    for (run, place), works in shortenings.items():
+        if len(works) > 1:
+            yield f"the result of the call of run {run} ({place}) was shortened {len(works)} times"
+    for run, place, content, is_last_word in _given(trace):
+        whole, who = told.get((run, place)), f"the result of the call of run {run} ({place})"
+        if len(content) > longest + _MARKS:
+            yield f"{who} was given with {len(content)} characters; {longest} are allowed"
+        if whole is None or not _is_too_long(trace, whole):
+            continue
+        said = next((one for one in shortenings[run, place] if one.content and len(one.content) <= longest), None)
+        if said is not None and content == f"{_SHORTENED % len(whole.content)}{said.content}":
+            continue
+        if content.startswith("[shortened"):
+            yield f"{who} was given as what no model said in time: {content[:300]!r}"
+        elif is_last_word and content != cut(whole.content, longest):
+            yield f"{who} was neither shortened nor cut: {content[:300]!r}"
+        elif is_last_word and said is not None and _in_time(trace, said):
+            yield f"{who} was cut, though {_named(said)} had ended in time"
+    yield from _wrong_processing(trace)
+
+
+_SHORTENED = "[shortened by another model: the answer has %s characters]\n"
+_MARKS = len(_SHORTENED) + 5
+"""Characters, at most, that say that a result was shortened, or cut."""
+
+
+def _given(trace: Trace) -> Iterator[tuple[int, str, str, bool]]:
+    """The run, the place and the text of each result as a model or a client was given it; and whether that is the last word."""
+    for work in trace.works:
+        yield from ((work.run, place, content, True) for place, content in work.results)
+    for run, messages in trace.histories:
+        yield from ((run, one.tool_call_id, one.content, False) for one in messages if one.role is Role.TOOL)
+
+
+def _wrong_processing(trace: Trace) -> Iterator[str]:
+    """What shortening takes is charged to `processing`, where nothing else goes on; and nothing else is."""
+    way, told = trace.scenario.transit, _told(trace)
+    ended = {event.run_id: event for event in _of(trace, RunEnded)}
+    for seen in trace.seen:
+        if seen.finished is None or seen.run_id not in ended:
+            continue
+        run = ended[seen.run_id]
+        charged = run.phases.get(Phase.PROCESSING, 0.0)
+        most = sum(
+            SHARE * max(0.0, run.due_at - one.at) for one in _results(trace, seen.run) if _is_too_long(trace, one)
+        )
+        if charged > most + EXACT:
+            yield f"run {seen.run} is charged {charged:.6f} s of processing; it may have been {most:.6f}"
+        works = [work for work in trace.works if work.run_id == seen.run_id]
+        spans = [
+            (one.began, min(one.ended - one.clings, one.deadline, run.ended_at))
+            for one in works
+            if one.kind == "shortening" and one.began < run.ended_at
+        ]
+        # A turn is over for the orchestrator when its call is.
+        others = [(one.began, one.ended + 3 * way) for one in works if one.kind == "turn"]
+        others += [(one.began_at, one.at) for (number, _), one in told.items() if number == seen.run]
+        least = _outside([span for span in spans if span[0] < span[1]], others)
+        if charged < least - MICROSECONDS / 1_000_000:
+            yield f"run {seen.run} is charged {charged:.6f} s of processing; it was at least {least:.6f}"
 
 
 def history_is_always_valid(trace: Trace) -> Iterator[str]:
@@ -430,6 +526,7 @@ INVARIANTS: tuple[Invariant, ...] = (
     slots_and_registries_are_empty_at_the_end,
     what_is_kept_is_its_tenants_alone_and_for_a_while,
     a_store_is_nobodys_wait,
+    a_long_result_is_shortened_in_time_or_cut,
     history_is_always_valid,
 )
 
@@ -442,8 +539,11 @@ def _stopped(trace: Trace, hop: str) -> bool:
     return trace.scenario.shutdown is not None and trace.scenario.shutdown.hop == hop
 
 
+_MODELS_WORK = ("turn", "shortening")
+
+
 def _hop(work: Work) -> str:
-    return LLM_PROXY if work.kind == "turn" else TOOL_RUNNER
+    return LLM_PROXY if work.kind in _MODELS_WORK else TOOL_RUNNER
 
 
 def _ends(trace: Trace, work: Work) -> TurnEnd | None:
@@ -464,24 +564,59 @@ def _call(trace: Trace, run: int, place: str) -> CallScript:
     return call
 
 
-def _answers(trace: Trace) -> Iterator[tuple[int, str, str]]:
-    """The run, the place and the content of each tool call that came to something, as its client was told."""
-    for seen in trace.seen:
-        for heard in seen.heard:
-            told = heard.response.tool_call_finished
-            if told.status == common_pb2.TOOL_STATUS_OK:
-                yield seen.run, told.call_id, told.content
+@dataclass(frozen=True, slots=True)
+class _Result:
+    """What the orchestrator said of a tool call that was over, and when."""
+
+    began_at: float
+    at: float
+    status: int
+    content: str
 
 
-def _told(trace: Trace) -> Iterator[tuple[int, str, float, int]]:
-    """The run, the place, the instant and the status of each tool call that the orchestrator said was over."""
+def _told(trace: Trace) -> dict[tuple[int, str], _Result]:
+    """By the run and the place of the call; as its clients were told."""
     began = {event.run_id: event.started_at for event in _of(trace, CallStarted) if event.method.endswith("/Run")}
+    told: dict[tuple[int, str], _Result] = {}
     for seen in trace.seen:
         for heard in seen.heard:
-            told = heard.response.tool_call_finished
-            if told.call_id and seen.run_id in began:
+            over = heard.response.tool_call_finished
+            if over.call_id and seen.run_id in began:
                 at = began[seen.run_id] + heard.response.elapsed_us / 1_000_000
-                yield seen.run, told.call_id, at, told.status
+                told[seen.run, over.call_id] = _Result(at - over.elapsed_us / 1_000_000, at, over.status, over.content)
+    return told
+
+
+def _results(trace: Trace, run: int) -> list[_Result]:
+    return [told for (whose, _), told in _told(trace).items() if whose == run]
+
+
+def _is_too_long(trace: Trace, result: _Result) -> bool:
+    return trace.scenario.results is not None and len(result.content) > trace.scenario.results.longest
+
+
+def _in_time(trace: Trace, work: Work) -> bool:
+    """Whether what a model wrote had the time to arrive."""
+    due = next((event.due_at for event in _of(trace, RunEnded) if event.run_id == work.run_id), -inf)
+    return work.ended + 4 * trace.scenario.transit + EXACT < min(work.deadline, due)
+
+
+def _outside(spans: Sequence[tuple[float, float]], others: Sequence[tuple[float, float]]) -> float:
+    """Seconds that are in one of `spans` and in none of `others`."""
+    changes = sorted(
+        [(at, end, 0) for one in spans for at, end in zip(one, (1, -1), strict=True)]
+        + [(at, 0, end) for one in others for at, end in zip(one, (1, -1), strict=True)]
+    )
+    total, inside, hidden = 0.0, 0, 0
+    for before, after in pairwise(changes):
+        inside, hidden = inside + before[1], hidden + before[2]
+        total += after[0] - before[0] if inside and not hidden else 0.0
+    return total
+
+
+def _shortens(trace: Trace, work: Work) -> TurnEnd | None:
+    """How the shortening of a result was to end; None for what is none."""
+    return _call(trace, work.run, work.place).shortened.end if work.kind == "shortening" else None
 
 
 def _most_at_once(works: Sequence[Work]) -> int:

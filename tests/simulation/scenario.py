@@ -18,8 +18,10 @@ __all__ = [
     "Choices",
     "Client",
     "Leaving",
+    "Results",
     "RunScript",
     "Scenario",
+    "Shortened",
     "Shutdown",
     "Step",
     "Store",
@@ -38,6 +40,8 @@ FOR_EVER = 1e6
 
 TENANTS = {"cora": "free", "dora": "free", "bolt": "professional", "acme": "enterprise"}
 MODELS = ("plain", "other")
+SHORTENER = "brief"
+"""A model that does nothing but shorten tool results. Another one may have to do it."""
 IDEMPOTENT = {"look": True, "change": False, "fetch": True, "post": False}
 """The tools, and whether they may be retried: two Python functions, two HTTP endpoints."""
 HOPS = ("tool-runner", "llm-proxy", "orchestrator")
@@ -103,6 +107,19 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
+class Shortened:
+    """How the other model shortens what a tool answered, if that is too long."""
+
+    after: float = 0.0
+    says: int = 40
+    """Characters."""
+    calls: bool = False
+    """Whether it calls a tool, too, though it is offered none."""
+    end: TurnEnd = TurnEnd.STOPS
+    clings: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class CallScript:
     """A tool call that a model makes."""
 
@@ -113,6 +130,9 @@ class CallScript:
     """The last one is for all that follow, too."""
     asks: int | None = None
     """Which question it asks of those that others ask too; None for one of its own."""
+    answers: int = 0
+    """Characters that the tool's answer is longer than it need be."""
+    shortened: Shortened = Shortened()
 
     def attempt(self, number: int) -> Attempt:
         """Attempt `number`, from 1."""
@@ -205,6 +225,16 @@ class Store:
 
 
 @dataclass(frozen=True, slots=True)
+class Results:
+    """What models are given of the tools' results."""
+
+    longest: int = 200
+    """Characters of one of them."""
+    shortener: str | None = None
+    """The model that shortens longer ones; None where they are cut."""
+
+
+@dataclass(frozen=True, slots=True)
 class Shutdown:
     """A hop stops, as a process does that is told to and whose patience is at an end: for good."""
 
@@ -234,6 +264,8 @@ class Scenario:
     """Whether the second model takes the place of the first where that fails."""
     shutdown: Shutdown | None = None
     store: Store | None = None
+    results: Results | None = None
+    """None where the models are given more than any tool says."""
     luck: int = 0
     """What is drawn at random, such as backoffs, depends on it and on nothing else."""
     runs: tuple[RunScript, ...] = ()
@@ -336,12 +368,14 @@ _NOW_AND_THEN = _mostly(0.0, 3, _DURATIONS)
 _SELDOM_AT_ALL: tuple[float | None, ...] = _mostly(None, 6, _DURATIONS)
 _CLING = (0.1, 0.3, 1.0, 6.0)
 _MODEL_CLINGS, _TOOL_CLINGS = _mostly(0.0, 11, _CLING), _mostly(0.0, 3, _CLING)
+_OFTEN_CLINGS = _mostly(0.0, 1, _CLING)
 _LEAVING = (*(Leaving.NOT,) * 5, Leaving.HANGS_UP, Leaving.HANGS_UP, Leaving.CANCELS_THE_RUN)
 _ENDS = _mostly(TurnEnd.STOPS, 3, tuple(TurnEnd)[1:])
 _OUTCOMES = (*(Attempted.WORKS,) * 8, *(Attempted.IS_TRANSIENT,) * 4, *tuple(Attempted)[1:])
 _WISHES = (*(None,) * 6, 0.0, 1.0, 1.0, 2.0, 5.0, 60.0)
 _STORE_TAKES = _mostly(0.0, 2, (0.001, 0.01, 0.04, 0.2, 1.0, 4.0, 20.0))
-_STORE_ENDS = _mostly(StoreEnd.WORKS, 9, tuple(StoreEnd)[1:])
+_STORE_ENDS = (*(StoreEnd.WORKS,) * 18, *tuple(StoreEnd)[1:], StoreEnd.NEVER)
+_SHORTENED_ENDS = _mostly(TurnEnd.STOPS, 1, tuple(TurnEnd)[1:])
 _TOOLS = _mostly("look", 19, (UNKNOWN_TOOL,)) + ("look", "fetch", "change", "post") * 9
 _KEPT_TOOLS = _TOOLS + ("look", "look", "fetch") * 12
 
@@ -360,14 +394,24 @@ def chosen(choices: Choices) -> Scenario:
     falls_back = choices.one((False, True))
     shutdown = Shutdown(choices.one(HOPS), choices.seconds()) if choices.rarely(8) else None
     store = _store(choices) if choices.one((False, True)) else None
+    results = Results(200, choices.one((SHORTENER, SHORTENER, *MODELS, None))) if choices.one((False, True)) else None
+    world = _World(store is not None, results is not None)
     luck = choices.one(range(100))
     runs: list[RunScript] = []
     while len(runs) < _MOST_RUNS and (
-        run := choices.grouped(lambda: _run(choices, store is not None) if choices.one(range(24)) else None)
+        run := choices.grouped(lambda: _run(choices, world) if choices.one(range(24)) else None)
     ):
         runs.append(run)
     bounds = slots, connections, places, most_waiting, falls_back
-    return Scenario(choices.seed, transit, rounding, user_agent, *bounds, shutdown, store, luck, tuple(runs))
+    return Scenario(choices.seed, transit, rounding, user_agent, *bounds, shutdown, store, results, luck, tuple(runs))
+
+
+@dataclass(frozen=True, slots=True)
+class _World:
+    """What there is in a world besides its runs."""
+
+    keeps: bool
+    shortens: bool
 
 
 def _store(choices: Choices) -> Store:
@@ -381,18 +425,18 @@ def _store(choices: Choices) -> Store:
 
 def _store_steps(choices: Choices) -> tuple[StoreStep, ...]:
     return tuple(
-        StoreStep(choices.one(_STORE_TAKES), choices.one(_STORE_ENDS), choices.one(_TOOL_CLINGS))
+        StoreStep(choices.one(_STORE_TAKES), choices.one(_STORE_ENDS), choices.one(_OFTEN_CLINGS))
         for _ in range(choices.one((1, 2, 3)))
     )
 
 
-def _run(choices: Choices, keeps: bool) -> RunScript:
+def _run(choices: Choices, world: _World) -> RunScript:
     return RunScript(
         tenant=choices.one(("cora", "dora", "bolt", "acme", "acme")),
         arrives_at=choices.one((0.0, 0.0, 0.0, 0.001, 0.02, 0.1, 0.5, 2.0)),
         client=_client(choices),
         model=choices.one((MODELS[0], MODELS[0], MODELS[1])),
-        turns=tuple(_turn(choices, keeps) for _ in range(choices.one((1, 1, 2, 2, 3)))),
+        turns=tuple(_turn(choices, world) for _ in range(choices.one((1, 1, 2, 2, 3)))),
     )
 
 
@@ -410,9 +454,9 @@ def _client(choices: Choices) -> Client:
     )
 
 
-def _turn(choices: Choices, keeps: bool) -> Turn:
+def _turn(choices: Choices, world: _World) -> Turn:
     return Turn(
-        steps=tuple(_step(choices, keeps) for _ in range(choices.one((1, 0, 1, 1, 2, 2, 3)))),
+        steps=tuple(_step(choices, world) for _ in range(choices.one((1, 0, 1, 1, 2, 2, 3)))),
         end=choices.one(_ENDS),
         ends_so=choices.one((99, 1, 2)),
         end_after=choices.one(_NOW_AND_THEN),
@@ -421,16 +465,28 @@ def _turn(choices: Choices, keeps: bool) -> Turn:
     )
 
 
-def _step(choices: Choices, keeps: bool) -> Step:
-    return Step(choices.seconds(), _call(choices, keeps) if choices.one((False, True, True)) else None)
+def _step(choices: Choices, world: _World) -> Step:
+    return Step(choices.seconds(), _call(choices, world) if choices.one((False, True, True)) else None)
 
 
-def _call(choices: Choices, keeps: bool) -> CallScript:
+def _call(choices: Choices, world: _World) -> CallScript:
     return CallScript(
-        tool=choices.one(_KEPT_TOOLS if keeps else _TOOLS),
+        tool=choices.one(_KEPT_TOOLS if world.keeps else _TOOLS),
         valid=choices.one((True,) * 29 + (False,)),
         attempts=tuple(_attempt(choices) for _ in range(choices.one((1, 2, 2, 3)))),
-        asks=choices.one((0, 0, 0, 0, 1, None)) if keeps else None,
+        asks=choices.one((0, 0, 0, 0, 1, None)) if world.keeps else None,
+        answers=choices.one((0, 300, 300, 2000)) if world.shortens else 0,
+        shortened=_shortened(choices) if world.shortens else Shortened(),
+    )
+
+
+def _shortened(choices: Choices) -> Shortened:
+    return Shortened(
+        after=choices.one(_NOW_AND_THEN),
+        says=choices.one((40, 40, 190, 0, 3000, 3000)),
+        calls=choices.one((False,) * 9 + (True,)),
+        end=choices.one(_SHORTENED_ENDS),
+        clings=choices.one(_OFTEN_CLINGS),
     )
 
 

@@ -17,8 +17,10 @@ from tests.simulation.scenario import (
     CallScript,
     Client,
     Leaving,
+    Results,
     RunScript,
     Scenario,
+    Shortened,
     Step,
     Store,
     StoreStep,
@@ -27,12 +29,14 @@ from tests.simulation.scenario import (
 from tests.simulation.upstreams import Work
 from tests.simulation.world import Trace, play
 
+from deadlinemesh.deadline import Phase
+from deadlinemesh.orchestrator.shortening import cut
 from deadlinemesh.telemetry import CacheWritten, CallEnded, CallStarted, Event, OrphanReported, RunEnded
 from deadlinemesh.v1 import common_pb2, orchestrator_pb2
 
-RETRIED, CUT, LEFT, KEPT, OTHER, PROBE = 0, 1, 2, 3, 4, 5
+RETRIED, CUT, LEFT, KEPT, OTHER, LONG, PROBE = range(7)
 """The runs: a tool is tried twice; a tool clings to its work beyond the deadline; the client hangs up; a tool is asked twice, and
-answers once; it is asked the same by another tenant; and the first that comes when all others are gone."""
+answers once; it is asked the same by another tenant; a tool says too much; and the first that comes when all others are gone."""
 
 
 @cache
@@ -43,10 +47,13 @@ def trace() -> Trace:
     slow = CallScript("change", attempts=(Attempt(100.0),))
     talk = Turn((Step(0.1),))
     asks = CallScript(attempts=(Attempt(0.1),), asks=0)
+    long = CallScript("change", answers=300, shortened=Shortened(after=1.0))
     return play(
         Scenario(
             transit=0.0005,
+            slots=3,
             store=Store(writes=(StoreStep(1.0),)),
+            results=Results(shortener="brief"),
             runs=(
                 RunScript("acme", client=Client(timeout=20.0), turns=(Turn((Step(0.1), Step(0.1, twice))), talk)),
                 RunScript("bolt", client=Client(timeout=2.0), turns=(Turn((Step(0.1, clinging),)), talk)),
@@ -55,6 +62,7 @@ def trace() -> Trace:
                 ),
                 RunScript("acme", model="other", turns=(Turn((Step(0.1, asks),)), Turn((Step(5.0, asks),)), talk)),
                 RunScript("bolt", model="other", turns=(Turn((Step(0.1, asks),)), talk)),
+                RunScript("dora", model="other", turns=(Turn((Step(0.1, long),)), talk)),
             ),
         )
     )
@@ -122,6 +130,15 @@ def _answer(run: int) -> str:
         for one in _seen(run).heard
         if one.response.HasField("tool_call_finished")
     )
+
+
+def _with_result(content: str) -> Trace:
+    """What the model was given of the tool's long result, changed."""
+
+    def retold(work: Work) -> Work:
+        return replace(work, results=tuple((place, content) for place, _ in work.results))
+
+    return _with_work(LONG, retold, kind="turn")
 
 
 def _seen(run: int) -> Seen:
@@ -296,6 +313,17 @@ def _lies() -> Iterator[tuple[Invariant, str, Callable[[], Trace]]]:
     yield law, "before its time", lambda: write(lambda work: replace(work, cut=True))
     yield law, "was waited for", lambda: write(lambda work: replace(work, began=work.began - 0.01))
     yield law, "had not been at work", lambda: _with_answer(KEPT, status=common_pb2.TOOL_STATUS_FAILED)
+
+    law = invariants.a_long_result_is_shortened_in_time_or_cut
+    shortening = partial(_with_work, LONG, kind="shortening")
+    yield law, "was given 7.", lambda: shortening(lambda work: replace(work, deadline=work.deadline + 0.1))
+    yield law, "was shortened 2 times", lambda: replace(trace(), works=trace().works * 2)
+    yield law, "with 315 characters", lambda: _with_result(_answer(LONG))
+    yield law, "said in time", lambda: shortening(lambda work: replace(work, content="y"))
+    yield law, "neither shortened nor cut", lambda: _with_result("something")
+    yield law, "had ended in time", lambda: _with_result(cut(_answer(LONG), 200))
+    for charged, says in ((99.0, "it may have been"), (0.9, "it was at least")):
+        yield law, says, partial(_with_event, LONG, RunEnded, partial(replace, phases={Phase.PROCESSING: charged}))
 
     law = invariants.history_is_always_valid
     yield (

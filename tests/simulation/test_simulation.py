@@ -36,6 +36,11 @@ FAULTS = {
     "a model calls tools that it was not offered",
     "a model clings to its work",
     "a model never ends",
+    "a model that shortens clings to its work",
+    "a model that shortens fails",
+    "a model that shortens never ends",
+    "a model that shortens says nothing",
+    "a model that shortens says too much",
     "a read of the store clings to its work",
     "a read of the store fails",
     "a read of the store is cut",
@@ -49,7 +54,11 @@ FAULTS = {
 }
 """Without these the proof would be worth less than it says."""
 
-REACHED = {"a kept result is found"}
+REACHED = {
+    "a kept result is found",
+    "a model is given a cut result",
+    "a model is given a shortened result",
+}
 """Nor without these."""
 
 

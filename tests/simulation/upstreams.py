@@ -40,6 +40,7 @@ __all__ = ["HttpHost", "Model", "Stage", "Work", "answered", "cling", "mark", "m
 _PLACE = re.compile(r"r(\d+)t(\d+)s(\d+)")
 _MARK = re.compile(r"<r(\d+)")
 _ANSWER = re.compile(r"<(\w+)#(\d+)>")
+_TO_SHORTEN = re.compile(r'Shorten what the tool (\w+) answered to {"\w+": "(\w+)"}')
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,8 @@ class Work:
     """Something that was done for somebody. Instants are the virtual clock's."""
 
     kind: str
-    """`turn` of a model, a `tool`, or a `task` that a tool left behind; a `read` or a `write` of what is kept."""
+    """A model's `turn`, or its `shortening` of a result; a `tool`, or a `task` that a tool left behind; a `read` or a `write` of
+    what is kept."""
     run: int
     """Which of the stage's runs it was done for, by what the request itself says."""
     place: str
@@ -69,12 +71,14 @@ class Work:
     """For how many seconds a tool asks to be left alone; None if it did not come to that."""
     invalid: tuple[str, ...] = ()
     """What is wrong with the history that a model was given."""
+    results: tuple[tuple[str, str], ...] = ()
+    """The results in that history, each with its call's place."""
     question: str = ""
     """What a tool or the store was asked."""
     owner: str = ""
     """Whose result the store was asked for, or given."""
     content: str | None = None
-    """What a read found, or a write was given."""
+    """What a read found, a write was given, or a model made of a result that was too long."""
     keep_for: float = 0.0
     """For how many seconds a write was to keep it."""
     cut: bool = False
@@ -102,11 +106,23 @@ def answered(text: str) -> tuple[str, int] | None:
     return None if found is None else (found[1], int(found[2]))
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a tool says."""
+
+    mark: str
+    """Which it begins with, whatever comes of it."""
+    done: str
+    """All of it, if it works."""
+
+
 class Stage:
     """What the upstreams of one world share: the scripts, and the record of what was done."""
 
-    def __init__(self, scripts: tuple[RunScript, ...]) -> None:
+    def __init__(self, scripts: tuple[RunScript, ...], longest: float = inf) -> None:
         self.scripts = scripts
+        self.longest = longest
+        """Characters of a tool's result that a model may be given."""
         self.works: list[Work] = []
         self.faults: Counter[str] = Counter()
         self.reached: Counter[str] = Counter()
@@ -176,8 +192,8 @@ class Stage:
 
     async def play(
         self, question: str, name: str, progress: Callable[[float], Awaitable[None]] | None = None
-    ) -> tuple[Attempt, str]:
-        """Work as a tool does; the caller sees to what is to come of it. Gives the mark of the answer, too."""
+    ) -> tuple[Attempt, Answer]:
+        """Work as a tool does; the caller sees to what is to come of it."""
         place = self.place_of(name, question)
         run, script = self.call(place)
         number = self.next_attempt(place)
@@ -197,7 +213,8 @@ class Stage:
                 await asyncio.sleep(FOR_EVER)
             if attempt.comes_to is Attempted.CANCELS_ITSELF:
                 raise asyncio.CancelledError
-        return attempt, mark(f"{question}#{work}")
+        answer = mark(f"{question}#{work}")
+        return attempt, Answer(answer, f"{answer}done{'.' * script.answers}")
 
     async def linger(self, question: str, name: str) -> None:
         """Work on as what a tool has started and forgotten."""
@@ -226,6 +243,12 @@ class Model:
         self._stage = stage
 
     async def stream(self, turn: TurnRequest) -> AsyncGenerator[Event, None]:
+        to_shorten = _TO_SHORTEN.match(turn.messages[0].content)
+        async with aclosing(self._shorten(*to_shorten.groups()) if to_shorten else self._speak(turn)) as events:
+            async for event in events:
+                yield event
+
+    async def _speak(self, turn: TurnRequest) -> AsyncGenerator[Event, None]:
         asked = next(message.content for message in turn.messages if message.role is Role.USER)
         run = int(asked.removeprefix("run "))
         number = sum(message.role is Role.ASSISTANT for message in turn.messages)
@@ -234,10 +257,14 @@ class Model:
         if attempt > script.ends_so:
             script = replace(script, end=TurnEnd.STOPS)
         invalid = tuple(str(wrong) for wrong in history_violations(turn.messages, "messages"))
-        place = f"t{number}"
-        with self._stage.at_work(
-            "turn", run, place, self._name, attempt=attempt, clings=script.clings, invalid=invalid
-        ) as work:
+        results = tuple((one.tool_call_id, one.content) for one in turn.messages if one.role is Role.TOOL)
+        for _, content in results:
+            if content.startswith("[shortened"):
+                self._stage.reached["a model is given a shortened result"] += 1
+            elif "\n[cut" in content:
+                self._stage.reached["a model is given a cut result"] += 1
+        noted = {"clings": script.clings, "invalid": invalid, "results": results}
+        with self._stage.at_work("turn", run, f"t{number}", self._name, attempt=attempt, **noted) as work:
             try:
                 async with aclosing(self._events(run, number, script, bool(turn.tools))) as events:
                     async for event in events:
@@ -247,6 +274,34 @@ class Model:
             except (asyncio.CancelledError, GeneratorExit):
                 if script.clings:
                     self._stage.faults["a model clings to its work"] += 1
+                    await cling(script.clings)
+                raise
+
+    async def _shorten(self, tool: str, question: str) -> AsyncGenerator[Event, None]:
+        place = self._stage.place_of(tool, question)
+        run, call = self._stage.call(place)
+        script = call.shortened
+        with self._stage.at_work("shortening", run, place, self._name, clings=script.clings) as work:
+            try:
+                await asyncio.sleep(script.after)
+                said = "x" * script.says
+                if script.calls:
+                    self._stage.faults["a model that shortens calls a tool"] += 1
+                    yield ToolCallReady(ToolCall("none", tool, "{}"))
+                if not said or len(said) > self._stage.longest:
+                    self._stage.faults[f"a model that shortens says {'too much' if said else 'nothing'}"] += 1
+                if said:
+                    yield TextDelta(said)
+                await self._end(script.end, "a model that shortens")
+                if script.end is TurnEnd.SILENTLY:
+                    return
+                reason = FinishReason.LENGTH if script.end is TurnEnd.AT_ITS_LIMIT else FinishReason.STOP
+                tokens = 1 + script.says // 4
+                self._stage.note(work, content=said, tokens=tokens)
+                yield TurnEnded(reason, 100, tokens)
+            except (asyncio.CancelledError, GeneratorExit):
+                if script.clings:
+                    self._stage.faults["a model that shortens clings to its work"] += 1
                     await cling(script.clings)
                 raise
 
@@ -276,9 +331,9 @@ class Model:
             reason = FinishReason.LENGTH
         yield TurnEnded(reason, 100, 1000 * (run + 1) + number)
 
-    async def _end(self, end: TurnEnd) -> None:
+    async def _end(self, end: TurnEnd, who: str = "a model") -> None:
         if end is not TurnEnd.STOPS:
-            self._stage.faults[f"a model {end}"] += 1
+            self._stage.faults[f"{who} {end}"] += 1
         match end:
             case TurnEnd.NEVER:
                 await asyncio.sleep(FOR_EVER)
@@ -302,15 +357,15 @@ class HttpHost(httpx.AsyncBaseTransport):
         attempt, answer = await self._stage.play(question, name)
         match attempt.comes_to:
             case Attempted.FAILS:
-                return httpx.Response(400, content=f"{answer}is wrong")
+                return httpx.Response(400, content=f"{answer.mark}is wrong")
             case Attempted.IS_TRANSIENT:
                 headers = {} if attempt.retry_after is None else {"Retry-After": f"{attempt.retry_after:.0f}"}
-                return httpx.Response(503, headers=headers, content=f"{answer}is busy")
+                return httpx.Response(503, headers=headers, content=f"{answer.mark}is busy")
             case Attempted.BREAKS:
                 raise RuntimeError("a defect of the client")
             case Attempted.LOSES_ITS_CONNECTION:
                 raise httpx.ReadError("the connection was reset")
-        return httpx.Response(200, content=f"{answer}done")
+        return httpx.Response(200, content=answer.done)
 
 
 @tool(idempotent=True, cache_for=LOOK_KEPT_FOR)
@@ -330,9 +385,9 @@ async def _play_in_python(name: str, question: str, progress: Progress) -> str:
     attempt, answer = await stage.play(question, name, progress)
     match attempt.comes_to:
         case Attempted.FAILS:
-            raise ToolError(f"{answer}is wrong")
+            raise ToolError(f"{answer.mark}is wrong")
         case Attempted.IS_TRANSIENT:
-            raise ToolError(f"{answer}is busy", transient=True, retry_after=attempt.retry_after)
+            raise ToolError(f"{answer.mark}is busy", transient=True, retry_after=attempt.retry_after)
         case Attempted.BREAKS:
             raise RuntimeError("a defect of the tool")
         case Attempted.LOSES_ITS_CONNECTION:
@@ -341,7 +396,7 @@ async def _play_in_python(name: str, question: str, progress: Progress) -> str:
             left = asyncio.get_running_loop().create_task(stage.linger(question, name))
             await asyncio.sleep(0)
             assert not left.done()
-    return f"{answer}done"
+    return answer.done
 
 
 async def cling(seconds: float) -> None:

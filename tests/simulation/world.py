@@ -16,6 +16,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
+from math import inf
 from typing import Any
 
 import grpc
@@ -25,10 +26,12 @@ from tests.simulation.scenario import (
     HTTP_TOOLS,
     IDEMPOTENT,
     MODELS,
+    SHORTENER,
     TENANTS,
     Attempt,
     CallScript,
     Leaving,
+    Results,
     RunScript,
     Scenario,
     Step,
@@ -119,14 +122,15 @@ class _World:
             scenario.most_waiting,
             scenario.falls_back,
             scenario.store,
+            scenario.results,
         )
-        self._stage = Stage(self._scripts)
+        self._stage = Stage(self._scripts, inf if scenario.results is None else scenario.results.longest)
         self._mesh = MemoryMesh(
             policy,
             virtual_time.clock(),
             transit=scenario.transit,
             rounding=scenario.rounding,
-            providers={name: Model(name, self._stage) for name in MODELS},
+            providers={name: Model(name, self._stage) for name in (*MODELS, SHORTENER)},
             cache=None if scenario.store is None else SimulatedStore(scenario.store, self._stage),
             http_client=self._http_client,
         )
@@ -302,7 +306,13 @@ def _other_faults(scenario: Scenario, seen: list[Seen], cancelled: list[tuple[st
 
 @cache
 def _policy(
-    slots: int, connections: int, places: int, most_waiting: int, falls_back: bool, store: Store | None
+    slots: int,
+    connections: int,
+    places: int,
+    most_waiting: int,
+    falls_back: bool,
+    store: Store | None,
+    results: Results | None,
 ) -> Policy:
     """The default policy's tiers and limits, with the tenants, models and tools of a simulated world."""
     default = default_policy()
@@ -318,13 +328,17 @@ def _policy(
         }
         for name in sorted(HTTP_TOOLS)
     }
+    model: dict[str, Any] = {"provider": "scripted", "slots": slots}
+    if results is not None:
+        model |= {"longest_result": results.longest, "shortener": results.shortener}
     return Policy.model_validate(
         {
             "tiers": default.tiers,
             "tenants": {name: {"tier": tier, "api_keys": [f"sha256:{'0' * 64}"]} for name, tier in TENANTS.items()},
             "models": {
-                MODELS[0]: {"provider": "scripted", "slots": slots, "fallback": MODELS[1] if falls_back else None},
-                MODELS[1]: {"provider": "scripted", "slots": slots},
+                MODELS[0]: model | {"fallback": MODELS[1] if falls_back else None},
+                MODELS[1]: model,
+                SHORTENER: model,
             },
             "admission": {"runs": places, "most_waiting": most_waiting},
             "tools": {
