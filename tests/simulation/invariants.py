@@ -307,8 +307,8 @@ def retries_keep_within_the_tier_and_the_time(trace: Trace) -> Iterator[str]:
                 yield f"{_named(after)} began with {left:.6f} s left"
 
 
-_QUEUED = HTTP_TOOLS | set(MODELS)
-"""What may have waited for a connection or a slot when it begins: how much time they had when they were called is not seen."""
+_QUEUED = HTTP_TOOLS | {"grind", *MODELS}
+"""What may have waited for a connection, a process or a slot when it begins: how much time they had when called is not seen."""
 
 
 def the_work_of_a_client_that_left_stops(trace: Trace) -> Iterator[str]:
@@ -354,6 +354,36 @@ def slots_and_registries_are_empty_at_the_end(trace: Trace) -> Iterator[str]:
             soon += trace.policy.tools.cache_read_budget
         if work.kind != "write" and work.began > soon + EXACT and work.place.rpartition("t")[2][0] == "0":
             yield f"{_named(work)} had to wait for {work.began - asked_at:.6f} s, though nobody else was there"
+
+
+def a_worker_process_is_one_tenants_and_makes_room(trace: Trace) -> Iterator[str]:
+    """A process serves one tenant, one call at a time and not too many; none after one that did not end well. There are never more
+    than may be, idle ones too: what is told to end has given up its place.
+    """
+    processes = {process.number: process for process in trace.processes}
+    calls: dict[int, list[Work]] = defaultdict(list)
+    for work in trace.works:
+        if work.worker:
+            calls[work.worker].append(work)
+    for number, works in calls.items():
+        process = processes[number]
+        yield from (
+            f"{_named(work)} was done for {work.tenant} in a process of {process.tenant}"
+            for work in works
+            if work.tenant != process.tenant
+        )
+        for before, after in pairwise(works):
+            if after.began < before.ended - EXACT:
+                yield f"{_named(after)} was done in a process that was at work for {_named(before)}"
+            if before.left or before.cut:
+                yield f"{_named(after)} was done in a process that had not ended well with {_named(before)}"
+        if works[-1].began > process.told_at + EXACT:
+            yield f"{_named(works[-1])} was done in a process that had been told to end"
+        if len(works) > trace.policy.tools.calls_per_worker:
+            yield f"a process had {len(works)} calls"
+    most = _most_spans([(one.born_at, one.told_at) for one in trace.processes])
+    if most > trace.scenario.workers:
+        yield f"there were {most} worker processes at once; {trace.scenario.workers} are allowed"
 
 
 def what_is_kept_is_its_tenants_alone_and_for_a_while(trace: Trace) -> Iterator[str]:
@@ -492,9 +522,12 @@ def _wrong_processing(trace: Trace) -> Iterator[str]:
             yield f"run {seen.run} is charged {charged:.6f} s of processing; it may have been {most:.6f}"
         works = [work for work in trace.works if work.run_id == seen.run_id]
         spans = [
-            (one.began, min(one.ended - one.clings, one.deadline, run.ended_at))
+            (
+                one.began,
+                min(one.ended - one.clings, one.deadline, run.ended_at) - way,
+            )  # whose end it may hear of so much later
             for one in works
-            if one.kind == "shortening" and one.began < run.ended_at
+            if one.kind == "shortening"
         ]
         # A turn is over for the orchestrator when its call is.
         others = [(one.began, one.ended + 3 * way) for one in works if one.kind == "turn"]
@@ -524,6 +557,7 @@ INVARIANTS: tuple[Invariant, ...] = (
     retries_keep_within_the_tier_and_the_time,
     the_work_of_a_client_that_left_stops,
     slots_and_registries_are_empty_at_the_end,
+    a_worker_process_is_one_tenants_and_makes_room,
     what_is_kept_is_its_tenants_alone_and_for_a_while,
     a_store_is_nobodys_wait,
     a_long_result_is_shortened_in_time_or_cut,
@@ -620,9 +654,13 @@ def _shortens(trace: Trace, work: Work) -> TurnEnd | None:
 
 
 def _most_at_once(works: Sequence[Work]) -> int:
+    # What goes on after its deadline has lost its place.
+    return _most_spans([(work.began, min(work.ended, work.deadline)) for work in works])
+
+
+def _most_spans(spans: Sequence[tuple[float, float]]) -> int:
     # What ends at an instant has made room for what begins at it.
-    # And what goes on after its deadline has lost its place.
-    changes = sorted([(work.began, 1) for work in works] + [(min(work.ended, work.deadline), -1) for work in works])
+    changes = sorted(change for began, ended in spans for change in ((began, 1), (ended, -1)))
     most = now = 0
     for _, change in changes:
         now += change

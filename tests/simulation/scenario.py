@@ -42,8 +42,8 @@ TENANTS = {"cora": "free", "dora": "free", "bolt": "professional", "acme": "ente
 MODELS = ("plain", "other")
 SHORTENER = "brief"
 """A model that does nothing but shorten tool results. Another one may have to do it."""
-IDEMPOTENT = {"look": True, "change": False, "fetch": True, "post": False}
-"""The tools, and whether they may be retried: two Python functions, two HTTP endpoints."""
+IDEMPOTENT = {"look": True, "change": False, "fetch": True, "post": False, "grind": True}
+"""The tools, and whether they may be retried: two Python functions, two HTTP endpoints, and a function for a worker process."""
 HOPS = ("tool-runner", "llm-proxy", "orchestrator")
 HTTP_TOOLS = frozenset({"fetch", "post"})
 UNKNOWN_TOOL = "guess"
@@ -266,6 +266,8 @@ class Scenario:
     store: Store | None = None
     results: Results | None = None
     """None where the models are given more than any tool says."""
+    workers: int = 2
+    """Processes that there may be for tools that block."""
     luck: int = 0
     """What is drawn at random, such as backoffs, depends on it and on nothing else."""
     runs: tuple[RunScript, ...] = ()
@@ -377,6 +379,7 @@ _STORE_TAKES = _mostly(0.0, 2, (0.001, 0.01, 0.04, 0.2, 1.0, 4.0, 20.0))
 _STORE_ENDS = (*(StoreEnd.WORKS,) * 18, *tuple(StoreEnd)[1:], StoreEnd.NEVER)
 _SHORTENED_ENDS = _mostly(TurnEnd.STOPS, 1, tuple(TurnEnd)[1:])
 _TOOLS = _mostly("look", 19, (UNKNOWN_TOOL,)) + ("look", "fetch", "change", "post") * 9
+_SOME_TOOLS = ("look", "fetch", "change", "post")
 _KEPT_TOOLS = _TOOLS + ("look", "look", "fetch") * 12
 
 
@@ -395,7 +398,8 @@ def chosen(choices: Choices) -> Scenario:
     shutdown = Shutdown(choices.one(HOPS), choices.seconds()) if choices.rarely(8) else None
     store = _store(choices) if choices.one((False, True)) else None
     results = Results(200, choices.one((SHORTENER, SHORTENER, *MODELS, None))) if choices.one((False, True)) else None
-    world = _World(store is not None, results is not None)
+    workers = choices.one((2, 1, 3))
+    world = _World(store is not None, results is not None, choices.one((False, False, True)))
     luck = choices.one(range(100))
     runs: list[RunScript] = []
     while len(runs) < _MOST_RUNS and (
@@ -403,7 +407,9 @@ def chosen(choices: Choices) -> Scenario:
     ):
         runs.append(run)
     bounds = slots, connections, places, most_waiting, falls_back
-    return Scenario(choices.seed, transit, rounding, user_agent, *bounds, shutdown, store, results, luck, tuple(runs))
+    return Scenario(
+        choices.seed, transit, rounding, user_agent, *bounds, shutdown, store, results, workers, luck, tuple(runs)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -412,6 +418,8 @@ class _World:
 
     keeps: bool
     shortens: bool
+    grinds: bool
+    """Whether many calls are made in worker processes."""
 
 
 def _store(choices: Choices) -> Store:
@@ -471,7 +479,7 @@ def _step(choices: Choices, world: _World) -> Step:
 
 def _call(choices: Choices, world: _World) -> CallScript:
     return CallScript(
-        tool=choices.one(_KEPT_TOOLS if world.keeps else _TOOLS),
+        tool=choices.one(("grind",) * 2 + _SOME_TOOLS if world.grinds else _KEPT_TOOLS if world.keeps else _TOOLS),
         valid=choices.one((True,) * 29 + (False,)),
         attempts=tuple(_attempt(choices) for _ in range(choices.one((1, 2, 2, 3)))),
         asks=choices.one((0, 0, 0, 0, 1, None)) if world.keeps else None,

@@ -34,9 +34,10 @@ from deadlinemesh.orchestrator.shortening import cut
 from deadlinemesh.telemetry import CacheWritten, CallEnded, CallStarted, Event, OrphanReported, RunEnded
 from deadlinemesh.v1 import common_pb2, orchestrator_pb2
 
-RETRIED, CUT, LEFT, KEPT, OTHER, LONG, PROBE = range(7)
+RETRIED, CUT, LEFT, KEPT, OTHER, LONG, GROUND, PROBE = range(8)
 """The runs: a tool is tried twice; a tool clings to its work beyond the deadline; the client hangs up; a tool is asked twice, and
-answers once; it is asked the same by another tenant; a tool says too much; and the first that comes when all others are gone."""
+answers once; it is asked the same by another tenant; a tool says too much; a tool is asked twice in a
+worker process; and the first that comes when all others are gone."""
 
 
 @cache
@@ -47,6 +48,7 @@ def trace() -> Trace:
     slow = CallScript("change", attempts=(Attempt(100.0),))
     talk = Turn((Step(0.1),))
     asks = CallScript(attempts=(Attempt(0.1),), asks=0)
+    grind = Turn((Step(0.1, CallScript("grind", attempts=(Attempt(0.1),))),))
     long = CallScript("change", answers=300, shortened=Shortened(after=1.0))
     return play(
         Scenario(
@@ -63,6 +65,7 @@ def trace() -> Trace:
                 RunScript("acme", model="other", turns=(Turn((Step(0.1, asks),)), Turn((Step(5.0, asks),)), talk)),
                 RunScript("bolt", model="other", turns=(Turn((Step(0.1, asks),)), talk)),
                 RunScript("dora", model="other", turns=(Turn((Step(0.1, long),)), talk)),
+                RunScript("acme", arrives_at=2.0, model="other", turns=(grind, grind, talk)),
             ),
         )
     )
@@ -130,6 +133,10 @@ def _answer(run: int) -> str:
         for one in _seen(run).heard
         if one.response.HasField("tool_call_finished")
     )
+
+
+def _with_processes(**what: Any) -> Trace:
+    return replace(trace(), processes=tuple(replace(process, **what) for process in trace().processes))
 
 
 def _with_result(content: str) -> Trace:
@@ -294,6 +301,15 @@ def _lies() -> Iterator[tuple[Invariant, str, Callable[[], Trace]]]:
         "nobody else was there",
         lambda: _with_seen(PROBE, lambda seen: replace(seen, sent_at=seen.sent_at - 1.0)),
     )
+
+    law = invariants.a_worker_process_is_one_tenants_and_makes_room
+    ground = partial(_with_work, GROUND)
+    yield law, "in a process of bolt", lambda: _with_processes(tenant="bolt")
+    yield law, "that was at work for", lambda: ground(lambda work: replace(work, ended=work.ended + 1.0))
+    yield law, "had not ended well", lambda: ground(lambda work: replace(work, left=True))
+    yield law, "had been told to end", lambda: _with_processes(told_at=0.0)
+    yield law, "had 4 calls", lambda: replace(trace(), works=trace().works * 2)
+    yield law, "worker processes at once", lambda: replace(trace(), processes=trace().processes * 3)
 
     law = invariants.what_is_kept_is_its_tenants_alone_and_for_a_while
     read, write = partial(_with_work, KEPT, kind="read"), partial(_with_work, KEPT, kind="write")

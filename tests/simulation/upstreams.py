@@ -82,7 +82,22 @@ class Work:
     keep_for: float = 0.0
     """For how many seconds a write was to keep it."""
     cut: bool = False
-    """Whether a write was told to stop."""
+    """Whether a write, or a worker process, was told to stop."""
+    worker: int = 0
+    """The process that it was done in; 0 for none of its own."""
+    left: bool = False
+    """Whether it left something behind in that process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A worker process."""
+
+    number: int
+    tenant: str
+    born_at: float
+    told_at: float = FOR_EVER
+    """When it was told to end, or did so by itself."""
 
 
 def prompt(run: int) -> str:
@@ -127,6 +142,7 @@ class Stage:
         self.faults: Counter[str] = Counter()
         self.reached: Counter[str] = Counter()
         self.unforeseen: list[str] = []
+        self.processes: dict[int, Process] = {}
         self._attempts: Counter[str] = Counter()
         self._asked: dict[tuple[str, str, str], str] = {}
         _STAGES[asyncio.get_running_loop()] = self
@@ -213,8 +229,16 @@ class Stage:
                 await asyncio.sleep(FOR_EVER)
             if attempt.comes_to is Attempted.CANCELS_ITSELF:
                 raise asyncio.CancelledError
-        answer = mark(f"{question}#{work}")
-        return attempt, Answer(answer, f"{answer}done{'.' * script.answers}")
+        return attempt, self.answer(work, script)
+
+    def answer(self, work: int, script: CallScript) -> Answer:
+        """What a tool says when that work of it is done."""
+        answer = mark(f"{self.works[work].question}#{work}")
+        return Answer(answer, f"{answer}done{'.' * script.answers}")
+
+    def process(self, number: int, **what: Any) -> None:
+        """Note something more about a worker process."""
+        self.processes[number] = replace(self.processes[number], **what)
 
     async def linger(self, question: str, name: str) -> None:
         """Work on as what a tool has started and forgotten."""
@@ -378,6 +402,12 @@ async def look(call: str, progress: Progress) -> str:
 async def change(call: str, progress: Progress) -> str:
     """Change something."""
     return await _play_in_python("change", call, progress)
+
+
+@tool(idempotent=True)
+def grind(call: str) -> str:
+    """Grind something."""
+    raise AssertionError(f"{call}: there are no processes in a simulated world")
 
 
 async def _play_in_python(name: str, question: str, progress: Progress) -> str:

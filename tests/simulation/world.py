@@ -39,7 +39,8 @@ from tests.simulation.scenario import (
     Turn,
 )
 from tests.simulation.store import SimulatedStore
-from tests.simulation.upstreams import HttpHost, Model, Stage, Work, prompt
+from tests.simulation.upstreams import HttpHost, Model, Process, Stage, Work, prompt
+from tests.simulation.workers import SimulatedKeeper
 
 from deadlinemesh.conversation import Message
 from deadlinemesh.errors import Cause
@@ -55,6 +56,9 @@ __all__ = ["Trace", "play"]
 LONGEST = 2000.0
 """Virtual seconds in which everything must be over: much more than any budget."""
 
+CALLS_PER_WORKER = 3
+"""After which a process is replaced."""
+
 CALM_AFTER = 8.0
 """Virtual seconds after which no call is refused at home any more for those that were shed: 16 half-lives of a throttle."""
 
@@ -68,6 +72,7 @@ class Trace:
     scripts: tuple[RunScript, ...]
     """The scenario's runs, and those that came at the end."""
     works: tuple[Work, ...]
+    processes: tuple[Process, ...]
     events: tuple[Event, ...]
     seen: tuple[Seen, ...]
     cancelled: tuple[tuple[str, float], ...]
@@ -123,6 +128,7 @@ class _World:
             scenario.falls_back,
             scenario.store,
             scenario.results,
+            scenario.workers,
         )
         self._stage = Stage(self._scripts, inf if scenario.results is None else scenario.results.longest)
         self._mesh = MemoryMesh(
@@ -133,6 +139,7 @@ class _World:
             providers={name: Model(name, self._stage) for name in (*MODELS, SHORTENER)},
             cache=None if scenario.store is None else SimulatedStore(scenario.store, self._stage),
             http_client=self._http_client,
+            keeper=lambda: SimulatedKeeper(self._stage),
         )
         self._stub = orchestrator_pb2_grpc.OrchestratorServiceStub(self._mesh.channel)
         if scenario.shutdown is not None:
@@ -150,6 +157,7 @@ class _World:
             policy,
             self._scripts,
             tuple(self._stage.works),
+            tuple(self._stage.processes.values()),
             tuple(self._mesh.events.events),
             tuple(self._seen),
             tuple(self._cancelled),
@@ -313,6 +321,7 @@ def _policy(
     falls_back: bool,
     store: Store | None,
     results: Results | None,
+    workers: int,
 ) -> Policy:
     """The default policy's tiers and limits, with the tenants, models and tools of a simulated world."""
     default = default_policy()
@@ -345,6 +354,8 @@ def _policy(
                 "modules": ["tests.simulation.upstreams"],
                 "http": http,
                 "connections_per_host": connections,
+                "workers": workers,
+                "calls_per_worker": CALLS_PER_WORKER,
                 "cache_bytes": 0,  # unless there is a store of the scenario's own
             },
             "limits": default.limits,
@@ -353,8 +364,8 @@ def _policy(
 
 
 def _probes(scenario: Scenario) -> list[list[RunScript]]:
-    """Runs that need all of one model's slots at once, then those that need all of the other's, then all connections; and where
-    results are kept, the same again, which need none.
+    """Runs that need all of one model's slots at once, then those that need all of the other's, then all connections, then all
+    worker processes, twice; and where results are kept, all connections again, which need none.
 
     Each at once is another tenant's: what a tenant has beyond its fair part is kept free for those who lately needed more.
     """
@@ -369,7 +380,15 @@ def _probes(scenario: Scenario) -> list[list[RunScript]]:
         RunScript(tenant, model=model, turns=(fetch, talk))
         for tenant, model in zip(tenants, MODELS[: scenario.connections], strict=False)
     ]
-    return [*talking, fetching, *([] if scenario.store is None else [fetching])]
+    grind = Turn((Step(call=CallScript("grind", attempts=(Attempt(takes=0.01),))),))
+    grinding = [
+        [
+            RunScript(tenant, model=model, turns=(grind, talk))
+            for tenant, model in zip(some[: scenario.workers], (*MODELS, SHORTENER), strict=False)
+        ]
+        for some in (tenants, tenants[::-1])  # the second time, idle processes of others must make room
+    ]
+    return [*talking, fetching, *grinding, *([] if scenario.store is None else [fetching])]
 
 
 @contextmanager

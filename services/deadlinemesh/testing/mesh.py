@@ -18,6 +18,7 @@ from deadlinemesh.testing.memory import MemoryChannel, MemoryServer
 from deadlinemesh.tool_runner import servicer as tool_runner
 from deadlinemesh.tool_runner.cache import ResultCache
 from deadlinemesh.tool_runner.kinds.connections import pooled_client
+from deadlinemesh.tool_runner.workers.keeper import Keeper
 from deadlinemesh.transport import DeadlineInterceptor, Gate, MeshChannel, MeshGate
 from deadlinemesh.v1 import llm_proxy_pb2_grpc, orchestrator_pb2_grpc, tool_runner_pb2_grpc
 
@@ -30,8 +31,8 @@ class MemoryMesh:
     """A mesh for `policy`, whose tenants get fresh keys, on `clock`. Every hop is `transit` seconds from its caller.
 
     `rounding` stretches each `grpc-timeout` as the C core does. `providers`, by the models' names, replace those of policy,
-    `cache` the tool-runners' store, and `http_client` the client of their HTTP tools. Where policy dedicates anything there is an
-    edge, as in `dmesh up`.
+    `cache` the tool-runners' store, `http_client` the client of their HTTP tools, and `keeper` what starts their worker processes.
+    Where policy dedicates anything there is an edge, as in `dmesh up`.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class MemoryMesh:
         providers: Mapping[str, Provider] | None = None,
         cache: ResultCache | None = None,
         http_client: Callable[[ToolsPolicy], httpx.AsyncClient] = pooled_client,
+        keeper: Callable[[], Keeper] = Keeper,
     ) -> None:
         self.policy, self.keys = with_fresh_keys(policy)
         self.events = CountingSink()
@@ -64,7 +66,7 @@ class MemoryMesh:
         def serve_pool(pool: str, gate: Gate) -> str:
             runner, name = (hop if pool == SHARED else f"{hop}:{pool}" for hop in (tool_runner.HOP, orchestrator.HOP))
             interceptor, server = serve(runner, tool_runner.HOP, MeshGate(tool_runner.HOP, _TOKEN, clock))
-            tools = tool_runner.build(self.policy, clock, telemetry, interceptor.background, cache, http_client)
+            tools = tool_runner.build(self.policy, clock, telemetry, interceptor.background, cache, http_client, keeper)
             tool_runner_pb2_grpc.add_ToolRunnerServiceServicer_to_server(tools, server)
             interceptor, server = serve(name, orchestrator.HOP, gate)
             servicer = orchestrator.OrchestratorServicer(

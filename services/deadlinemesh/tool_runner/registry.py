@@ -24,6 +24,7 @@ from deadlinemesh.tool_runner.kinds.python import PythonTool
 from deadlinemesh.tool_runner.kinds.url import UrlTemplate
 from deadlinemesh.tool_runner.outcome import Tool, ToolSpec
 from deadlinemesh.tool_runner.tool import definition_of
+from deadlinemesh.tool_runner.workers.keeper import Keeper
 from deadlinemesh.tool_runner.workers.pool import Workers
 
 __all__ = ["Registry"]
@@ -40,8 +41,10 @@ class Registry:
         environ: Mapping[str, str] = os.environ,
         clock: Clock = SYSTEM_CLOCK,
         telemetry: Telemetry | None = None,
+        keeper: Callable[[], Keeper] = Keeper,
     ) -> Registry:
-        """All tools that `policy` names. `environ` is where `headers_env` is looked up; waits are told to `telemetry`.
+        """All tools that `policy` names. `environ` is where `headers_env` is looked up; waits are told to `telemetry`; `keeper` is
+        what `Workers` has.
 
         Raises InvalidRequest with every violation found; each names its place in the policy file.
         """
@@ -55,7 +58,7 @@ class Registry:
         )
         connections = Connections(partial(bulkhead, limit=policy.tools.connections_per_host))
         answer_bytes = policy.limits.message_bytes
-        workers = Workers(policy.tools, bulkhead("tool workers", limit=policy.tools.workers), answer_bytes)
+        workers = Workers(policy.tools, bulkhead("tool workers", limit=policy.tools.workers), answer_bytes, keeper)
         violations: list[Violation] = []
         found: dict[str, Tool] = {}
         for field, tool in _candidates(policy.tools, client, connections, workers, environ, violations):

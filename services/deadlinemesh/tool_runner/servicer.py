@@ -18,6 +18,7 @@ from deadlinemesh.tool_runner.kinds.connections import pooled_client
 from deadlinemesh.tool_runner.outcome import ToolSpec
 from deadlinemesh.tool_runner.registry import Registry
 from deadlinemesh.tool_runner.service import Event, Finished, Progressed, Started, ToolService
+from deadlinemesh.tool_runner.workers.keeper import Keeper
 from deadlinemesh.transport.messages import hop_spend, microseconds
 from deadlinemesh.v1 import common_pb2, tool_runner_pb2, tool_runner_pb2_grpc
 
@@ -76,12 +77,13 @@ def build(
     background: Background | None = None,
     cache: ResultCache | None = None,
     http_client: Callable[[ToolsPolicy], httpx.AsyncClient] = pooled_client,
+    keeper: Callable[[], Keeper] = Keeper,
 ) -> ToolRunnerServicer:
     """A tool-runner for `policy`. Raises InvalidRequest with every violation if its tools are not right.
 
     `background` is that of the hop: results are written in it; without it none are kept. `cache` stands in for the embedded
     store. A store of your own outlives a change of policy, and what it holds is used to the end of its time. `http_client` makes
-    the client that HTTP tools share.
+    the client that HTTP tools share, `keeper` what starts worker processes.
     """
 
     def keeping(policy: Policy) -> KeptResults | None:
@@ -90,7 +92,9 @@ def build(
         store = MemoryCache(policy.tools.cache_bytes, clock) if cache is None else cache
         return KeptResults(store, background, policy.tools, telemetry or Telemetry(), HOP)
 
-    registry_of = partial(Registry.from_policy, http_client=http_client, clock=clock, telemetry=telemetry)
+    registry_of = partial(
+        Registry.from_policy, http_client=http_client, clock=clock, telemetry=telemetry, keeper=keeper
+    )
     service = ToolService(registry_of(policy), policy.limits.message_bytes, clock, keeping(policy))
     return ToolRunnerServicer(service, registry_of, keeping)
 

@@ -7,7 +7,7 @@ makes room when there are as many processes as there may be. A fork costs about 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -24,13 +24,17 @@ __all__ = ["Workers"]
 class Workers:
     """The worker processes of one tool-runner. `bulkhead` bounds the calls at once, and so the processes.
 
-    An answer is cut after `answer_bytes`. Nothing is started before the first call, or `warm`; `aclose` ends everything.
+    An answer is cut after `answer_bytes`. Nothing is started before the first call, or `warm`; `aclose` ends everything. `keeper`
+    makes what starts the processes, and again when that is lost.
     """
 
-    def __init__(self, policy: ToolsPolicy, bulkhead: Bulkhead, answer_bytes: int) -> None:
+    def __init__(
+        self, policy: ToolsPolicy, bulkhead: Bulkhead, answer_bytes: int, keeper: Callable[[], Keeper] = Keeper
+    ) -> None:
         self._policy = policy
         self._bulkhead = bulkhead
         self._answer_bytes = answer_bytes
+        self._new_keeper = keeper
         self._keeper: Keeper | None = None
         self._idle: dict[Worker, None] = {}  # an ordered set: the first has waited longest
 
@@ -98,5 +102,5 @@ class Workers:
 
     def _kept(self) -> Keeper:
         if self._keeper is None or self._keeper.lost:
-            self._keeper = Keeper()
+            self._keeper = self._new_keeper()
         return self._keeper
