@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any
 
 import grpc
@@ -152,6 +153,29 @@ def test_a_refusal_that_passes_says_when_in_a_retry_info(error: MeshError) -> No
     retry = details_of(as_received(status_of(error)))["RetryInfo"]
     assert isinstance(retry, error_details_pb2.RetryInfo)
     assert retry.retry_delay.ToNanoseconds() == 1_250_000_000
+
+
+@pytest.mark.parametrize(("wait", "told"), [(math.inf, 1e9), (1e20, 1e9), (-5.0, 0.0), (math.nan, None)])
+def test_a_wait_that_makes_no_sense_does_not_cost_the_client_the_cause(wait: float, told: float | None) -> None:
+    arrived = error_from(as_received(status_of(UpstreamFailed("429", retry_after=wait))), "llm-proxy")
+    assert (type(arrived), getattr(arrived, "retry_after", None)) == (UpstreamFailed, told)
+
+
+@pytest.mark.parametrize("letter", ["x", "%", "ы", "界", "\ud800"])
+def test_a_status_fits_into_what_a_client_accepts_whatever_the_error_quotes(letter: str) -> None:
+    violations = [Violation(f"history[{number}]" + letter * 9000, letter * 9000) for number in range(1000)]
+    for error in (UpstreamFailed(letter * 90_000), InvalidRequest(violations), NotFound(violations[:1])):
+        status = status_of(error)
+        encoded = "".join(one if " " <= one <= "~" and one != "%" else "%xx" * len(one.encode()) for one in status.details)
+        assert len(encoded) + sum(len(key) + len(value) + 32 for key, value in status.trailing_metadata) < 8000
+        assert type(error_from(as_received(status), "orchestrator")) is type(error)
+
+
+def test_violations_that_do_not_fit_are_counted() -> None:
+    arrived = error_from(as_received(status_of(InvalidRequest(VIOLATIONS * 500))), "orchestrator")
+    assert isinstance(arrived, InvalidRequest)
+    assert arrived.violations[:2] == VIOLATIONS
+    assert arrived.violations[-1].description == f"and {1001 - len(arrived.violations)} more"
 
 
 def test_a_refusal_that_does_not_know_when_has_no_retry_info() -> None:

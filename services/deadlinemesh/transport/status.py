@@ -6,7 +6,8 @@ refusals that pass a `RetryInfo`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
@@ -71,6 +72,15 @@ _UNHEALTHY = "backend unhealthy"
 _LASTING = "lasting"
 """In an error's metadata: it would be the same the next time."""
 
+# All trailing metadata together must stay below 8 KiB: a client on the C core refuses what is larger, and sees neither code nor
+# cause. Beyond ASCII, `grpc-message` has three bytes for one, and the message stands in the details as well.
+_MESSAGE_BYTES = 1000
+_VIOLATIONS_BYTES = 2500
+_VIOLATION_BYTES = 500
+
+_LONGEST_DELAY = 1e9
+"""Seconds: longer than anybody waits, and less than `google.protobuf.Duration` may hold."""
+
 
 def code_of(error: MeshError) -> grpc.StatusCode:
     """The gRPC status code of `error`."""
@@ -89,22 +99,36 @@ def status_of(error: MeshError, context: DeadlineContext | None = None) -> grpc.
         )
     ]
     if isinstance(error, InvalidRequest):
-        violations = [
-            error_details_pb2.BadRequest.FieldViolation(field=violation.field, description=violation.description)
-            for violation in error.violations
-        ]
-        details.append(error_details_pb2.BadRequest(field_violations=violations))
+        details.append(_bad_request(error.violations))
     retry_after = getattr(error, "retry_after", None)
-    if retry_after is not None:
+    if retry_after is not None and not math.isnan(retry_after):
         delay = duration_pb2.Duration()
-        delay.FromNanoseconds(int(retry_after * 1_000_000_000))
+        delay.FromNanoseconds(int(min(max(retry_after, 0.0), _LONGEST_DELAY) * 1_000_000_000))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
-    status = status_pb2.Status(code=code_of(error).value[0], message=str(error))
+    status = status_pb2.Status(code=code_of(error).value[0], message=_fitting(str(error), _MESSAGE_BYTES))
     for detail in details:
         packed = any_pb2.Any()
         packed.Pack(detail)
         status.details.append(packed)
     return rpc_status.to_status(status)
+
+
+def _bad_request(violations: Sequence[Violation]) -> error_details_pb2.BadRequest:
+    """As many of the violations as fit, and how many there are besides."""
+    told = error_details_pb2.BadRequest()
+    for number, violation in enumerate(violations):
+        if told.ByteSize() > _VIOLATIONS_BYTES - 2 * _VIOLATION_BYTES:
+            told.field_violations.add(description=f"and {len(violations) - number} more")
+            break
+        field, description = (_fitting(text, _VIOLATION_BYTES) for text in (violation.field, violation.description))
+        told.field_violations.add(field=field, description=description)
+    return told
+
+
+def _fitting(text: str, most: int) -> str:
+    """`text`, cut where it has more than `most` bytes, and without the lone surrogates that no message can hold."""
+    encoded = text.encode(errors="replace")
+    return encoded.decode() if len(encoded) <= most else encoded[: most - 4].decode(errors="ignore") + " …"
 
 
 def error_from(error: grpc.aio.AioRpcError, upstream: str) -> MeshError:
