@@ -182,6 +182,30 @@ def test_cancel_run_returns_when_the_run_has_stopped() -> None:
     in_memory(test)
 
 
+DEEP = '{"a":' + "[" * 100_000
+"""Arguments that no reader can follow to their end."""
+
+
+def test_what_a_client_sends_and_nobody_can_read_is_its_mistake_and_no_defect() -> None:
+    async def test(client: Client) -> None:
+        asked = common_pb2.ToolCall(id="1", name="look", arguments_json=DEEP)
+        history = [common_pb2.Message(role=common_pb2.ROLE_ASSISTANT, tool_calls=[asked])]
+        call = client.stub.Run(
+            orchestrator_pb2.RunRequest(prompt="Go on", history=history), metadata=client.mesh.credentials(ACME)
+        )
+        with pytest.raises(grpc.aio.AioRpcError) as unread:
+            await call.read()
+        assert unread.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "arguments_json: must be a JSON object" in unread.value.details()
+        for token in ("9" * 5000, "٣", "-1"):
+            with pytest.raises(grpc.aio.AioRpcError, match="next_page_token of an earlier page"):
+                await client.stub.ListRuns(
+                    orchestrator_pb2.ListRunsRequest(page_token=token), metadata=client.mesh.credentials(ACME)
+                )
+
+    in_memory(test)
+
+
 def test_the_last_turn_answers_because_it_is_offered_no_tools() -> None:
     async def test(client: Client) -> None:
         message = orchestrator_pb2.RunRequest(

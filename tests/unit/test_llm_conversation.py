@@ -98,7 +98,7 @@ def test_a_negative_limit_is_refused() -> None:
     assert "max_output_tokens" in refused(USER, max_output_tokens=-1)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "3", '{"properties": 3}'])
+@pytest.mark.parametrize("text", ["{", "[]", "3", '{"properties": 3}', "[" * 100_000])
 def test_a_schema_that_is_no_object_schema_is_a_violation(text: str) -> None:
     found: list[Violation] = []
     parsed_schema(text, "tools[0].arguments_schema_json", found)

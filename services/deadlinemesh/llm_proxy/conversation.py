@@ -100,7 +100,7 @@ def parsed_schema(text: str, field: str, found: list[Violation]) -> Mapping[str,
         return {"type": "object", "properties": {}}
     try:
         schema = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         found.append(Violation(field, f"not JSON: {error}"))
         return {}
     if not isinstance(schema, dict) or not isinstance(schema.get("properties", {}), dict):

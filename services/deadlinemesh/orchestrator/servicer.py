@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -49,6 +50,7 @@ RUN_ID = "mesh-run-id"
 
 _LONGEST_REQUEST_ID = 128
 _PAGE, _LARGEST_PAGE = 20, 100
+_PAGE_TOKEN = re.compile(r"[0-9]{1,18}", re.ASCII)
 
 
 class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
@@ -183,7 +185,7 @@ def _page(request: orchestrator_pb2.ListRunsRequest) -> tuple[int, int | None]:
     found: list[Violation] = []
     if not 0 <= request.page_size <= _LARGEST_PAGE:
         found.append(Violation("page_size", f"must be from 1 to {_LARGEST_PAGE}, or 0 for {_PAGE}"))
-    if request.page_token and not request.page_token.isdecimal():
+    if request.page_token and not _PAGE_TOKEN.fullmatch(request.page_token):
         found.append(Violation("page_token", "must be the next_page_token of an earlier page"))
     if request.state not in orchestrator_pb2.RunState.values():
         found.append(Violation("state", f"must be {choices(orchestrator_pb2.RunState.keys())}"))
