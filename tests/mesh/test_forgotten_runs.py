@@ -6,6 +6,9 @@ import asyncio
 import gc
 from collections.abc import Awaitable, Callable
 
+import grpc
+import pytest
+
 from deadlinemesh.orchestrator.runs import AgentRun
 from deadlinemesh.policy import default_policy
 from deadlinemesh.testing import virtual_time
@@ -71,6 +74,27 @@ def test_a_run_that_is_forgotten_is_freed_at_once() -> None:
         try:
             run_ids += [await run(mesh, "bolt") for _ in range(KEPT)]
             assert remembered(run_ids) == run_ids[-KEPT:]
+        finally:
+            gc.enable()
+
+    in_memory(test)
+
+
+def test_a_run_that_is_refused_is_freed_at_once() -> None:
+    async def test(mesh: MemoryMesh) -> None:
+        gc.collect()
+        gc.disable()
+        try:
+            stub = orchestrator_pb2_grpc.OrchestratorServiceStub(mesh.channel)
+            request = orchestrator_pb2.RunRequest(prompt="What is 2+2?", model="nobody's", request_id="once")
+            calls = [stub.Run(request, metadata=mesh.credentials("bolt")) for _ in range(2)]
+            for call in calls:
+                with pytest.raises(grpc.aio.AioRpcError, match="unknown or not yours"):
+                    await call.read()
+            del call, calls
+            await mesh.idle()
+            await asyncio.sleep(1.0)  # the end of a run is seen to when nothing is more urgent
+            assert [one for one in gc.get_objects() if isinstance(one, AgentRun)] == []
         finally:
             gc.enable()
 

@@ -10,11 +10,9 @@ import grpc
 import pytest
 
 from deadlinemesh.conversation import history_violations
-from deadlinemesh.errors import ClientCancelled
 from deadlinemesh.policy import default_policy
-from deadlinemesh.testing import virtual_time
+from deadlinemesh.testing import memory, virtual_time
 from deadlinemesh.testing.mesh import MemoryMesh
-from deadlinemesh.transport import error_from
 from deadlinemesh.transport.messages import message_from_wire
 from deadlinemesh.v1 import common_pb2, orchestrator_pb2, orchestrator_pb2_grpc
 
@@ -220,18 +218,56 @@ def test_the_last_turn_answers_because_it_is_offered_no_tools() -> None:
     in_memory(test)
 
 
-def test_who_attached_to_a_run_that_its_first_client_left_before_it_began_is_told_so() -> None:
+def test_who_attached_to_a_run_keeps_it_though_its_first_client_leaves_before_it_begins() -> None:
     async def test(client: Client) -> None:
         first = client.call(ACME, "What is 2+2?", request_id="once")
         second = asyncio.ensure_future(client.run(ACME, "What is 2+2?", request_id="once"))
         await asyncio.sleep(0.0008)  # virtual: both calls have arrived, and the tools are still being asked for
         first.cancel()
-        with pytest.raises(grpc.aio.AioRpcError) as told:
-            await second
-        assert told.value.code() is grpc.StatusCode.CANCELLED
-        assert isinstance(error_from(told.value, "orchestrator"), ClientCancelled)
+        events = await second
+        assert (events[0].started.attached, bool(events[0].started.model)) == (True, True)
+        assert events[-1].finished.outcome == orchestrator_pb2.OUTCOME_COMPLETED
 
     in_memory(test)
+
+
+def test_a_client_that_comes_back_as_its_old_call_ends_finds_its_run_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = memory._ServicerContext.send_initial_metadata
+
+    async def begin_slowly(*arguments: object) -> None:
+        await asyncio.sleep(0.01)
+        await begin(*arguments)  # type: ignore[arg-type]
+
+    async def test(client: Client) -> None:
+        first = client.call(ACME, LONG_TASK.format(5), request_id="once")
+        await asyncio.sleep(1.0)
+        monkeypatch.setattr(memory._ServicerContext, "send_initial_metadata", begin_slowly)
+        second = asyncio.ensure_future(client.run(ACME, LONG_TASK.format(5), request_id="once"))
+        await asyncio.sleep(0.005)  # it has arrived, and is being told which run it is
+        first.cancel()
+        assert (await second)[-1].finished.outcome == orchestrator_pb2.OUTCOME_COMPLETED
+
+    in_memory(test)
+
+
+def test_cancel_run_ends_a_run_that_still_waits_for_its_place() -> None:
+    async def main() -> None:
+        policy = default_policy()
+        policy = policy.model_copy(update={"admission": policy.admission.model_copy(update={"runs": 1})})
+        client = Client(MemoryMesh(policy, virtual_time.clock()))
+        holder = asyncio.ensure_future(client.run(ACME, LONG_TASK.format(5)))
+        await asyncio.sleep(0.1)
+        waiting = client.call(ACME, LONG_TASK.format(5))
+        run_id = dict(await waiting.initial_metadata())["mesh-run-id"]
+        cancelled = await client.stub.CancelRun(
+            orchestrator_pb2.CancelRunRequest(run_id=run_id), timeout=1.0, metadata=client.mesh.credentials(ACME)
+        )
+        assert cancelled.run.finished.outcome == orchestrator_pb2.OUTCOME_CANCELLED
+        assert [event async for event in waiting][-1].finished == cancelled.run.finished
+        assert (await holder)[-1].finished.outcome == orchestrator_pb2.OUTCOME_COMPLETED
+        await client.mesh.idle()
+
+    virtual_time.run(main())
 
 
 @pytest.mark.parametrize("withheld", ["a place", "the list of tools"])

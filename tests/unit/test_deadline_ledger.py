@@ -94,6 +94,19 @@ def test_a_phase_is_left_when_its_block_fails(clock: VirtualClock, ledger: Ledge
     assert ledger.spent() == {}
 
 
+def test_a_balance_never_has_more_in_its_phases_than_the_time_that_has_passed() -> None:
+    class Passing(VirtualClock):
+        """No two looks at it tell the same."""
+
+        def monotonic(self) -> float:
+            self.advance(0.25)
+            return super().monotonic()
+
+    ledger = Ledger(Passing(), 0.0, opening=Phase.ADMISSION)
+    elapsed, spent = ledger.balance()
+    assert (elapsed, spent) == (0.25, {Phase.ADMISSION: 0.25})
+
+
 def test_each_change_of_the_phase_in_force_is_told_once(clock: VirtualClock) -> None:
     told: list[Phase] = []
     ledger = Ledger(clock, clock.monotonic(), on_change=told.append)

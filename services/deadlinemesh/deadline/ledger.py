@@ -84,6 +84,11 @@ class Ledger:
         spent = self._spent
         return {phase: spent[phase] for phase in _PRECEDENCE if spent.get(phase, 0.0) > 0}
 
+    def balance(self) -> tuple[float, dict[Phase, float]]:
+        """Seconds since the start, and those charged to each phase: as of one instant, so that these never add up to more."""
+        spent = self.spent()
+        return self._charged_until - self._started_at, spent
+
     def close(self) -> None:
         """Tell no change any more, and let go of whom they were told."""
         self._on_change = None

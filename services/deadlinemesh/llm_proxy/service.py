@@ -112,7 +112,7 @@ class ModelService:
                         else:
                             raise UpstreamFailed(f"the provider of {turn.model} ended its stream without saying why")
             phases.leave()
-            yield TurnFinished(event, ledger.elapsed, ledger.spent())
+            yield TurnFinished(event, *ledger.balance())
         except MeshError as error:
             error.hop, error.phase = error.hop or HOP, error.phase or phases.now
             raise

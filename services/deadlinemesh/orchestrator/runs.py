@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from deadlinemesh.admission import Bulkhead, Lease
 from deadlinemesh.conversation import Message
@@ -65,6 +66,7 @@ class AgentRun:
         self._changed = asyncio.Event()
         self._watchers = 0
         self._task: BackgroundTask[None] | None = None
+        self._place: Lease | None = None
         self._said: tuple[Message, ...] = ()
 
     @property
@@ -92,30 +94,23 @@ class AgentRun:
         self._events.append(Timed(self.ledger.elapsed, event))
         self._wake()
 
-    async def watch(self) -> AsyncGenerator[Timed, None]:
-        """Everything that has happened, then everything that happens, to the end.
+    def watched(self) -> _Watching:
+        """A block in which a call watches the run. When the last one is left before the run is over, the run is stopped."""
+        return _Watching(self)
 
-        When the last watcher leaves before that, the run is stopped. Raises what refused the run.
-        """
-        self._watchers += 1
+    async def told(self) -> AsyncGenerator[Timed, None]:
+        """Everything that has happened, then everything that happens. Begins as the run does; raises what refused it."""
         seen = 0
-        try:
-            while True:
-                while seen < len(self._events):
-                    seen += 1
-                    yield self._events[seen - 1]
-                if self.refused is not None:
-                    raise self.refused
-                if self.finished is not None:
-                    return
-                self._changed.clear()
-                await self._changed.wait()
-        finally:
-            self._watchers -= 1
-            if not self._watchers:
-                self.stop(Cause.CLIENT_CANCELLED)
-                if self.over:
-                    self._events = _compacted(self._events)
+        while True:
+            if self.refused is not None:
+                raise self.refused
+            while seen < len(self._events) and (self.agent is not None or self.finished is not None):
+                seen += 1
+                yield self._events[seen - 1]
+            if self.finished is not None:
+                return
+            self._changed.clear()
+            await self._changed.wait()
 
     async def ended(self) -> None:
         """Return when the run is over and nothing of it is at work."""
@@ -128,17 +123,30 @@ class AgentRun:
         if self._task is not None and not self.over:
             self._task.stop(cause)
 
-    def begin(self, background: Background, execute: Callable[[], Awaitable[None]]) -> BackgroundTask[None]:
+    def execute(self, background: Background, work: Callable[[], Coroutine[Any, Any, None]]) -> BackgroundTask[None]:
         """Execute the run in a scope of its own, which ends with the deadline and not with the call that began it."""
-
-        async def work() -> None:
-            await execute()
-
         self._task = background.spawn(work, until=self.context.absolute_deadline, name=f"run {self.run_id}")
         return self._task
 
+    async def take_place(self, places: Bulkhead) -> None:
+        """Wait for a place among the runs that are at work."""
+        self._place = await places.acquire()
+        self._place.useful()  # a run that is cut gives the answer that it has
+
+    def leave_place(self) -> None:
+        """Give it back, if there is one."""
+        if self._place is not None:
+            self._place.release()
+            self._place = None
+
+    def begin(self, agent: Agent, model: str) -> None:
+        """It has a place, and `agent` is about to work."""
+        self.model, self.agent = model, agent
+        self._wake()
+
     def refuse(self, error: MeshError) -> None:
         """The run never begins, and whoever watches it is told why."""
+        error.__traceback__ = None  # which leads back here
         self.refused = error
         self._wake()
 
@@ -146,6 +154,7 @@ class AgentRun:
         """Close the books and tell the watchers."""
         agent, ledger = self.agent, self.ledger
         ledger.enter(Phase.RESPONSE)
+        elapsed, phases = ledger.balance()
         self.finished = RunFinished(
             outcome=outcome,
             cause=cause,
@@ -153,8 +162,8 @@ class AgentRun:
             answer=answer,
             partial=partial,
             granted=self.grant.granted,
-            elapsed=ledger.elapsed,
-            phases=ledger.spent(),
+            elapsed=elapsed,
+            phases=phases,
             usage=Usage() if agent is None else agent.usage,
             iterations=0 if agent is None else agent.iteration,
         )
@@ -233,50 +242,45 @@ class Runs:
         mine = [run for run in self._by_id.values() if run.context.tenant_id == tenant_id]
         return sorted(mine, key=lambda run: -run.number)
 
-    async def start(
-        self,
-        grant: Grant,
-        request_id: str,
-        announce: Callable[[AgentRun], Awaitable[None]],
-        prepare: Callable[[AgentRun], Awaitable[Assignment]],
-    ) -> AgentRun:
-        """Register a run for the current call, `announce` it, wait for a place, and begin the run as `prepare` says.
+    def start(self, grant: Grant, request_id: str, prepare: Callable[[AgentRun], Awaitable[Assignment]]) -> AgentRun:
+        """Register a run for the current call, and have it wait for a place and then do as `prepare` says.
 
-        Registered before anything is awaited, so that a second call with the same request id finds it. A run whose time is
-        spent before it has begun is finished as any other that spends its time. If there is no place for it, or one of the two
-        raises, it is forgotten and the error goes on, to this call and to any that attached meanwhile.
+        A second call with the same request id finds it from now on. A run whose time is spent before it has begun is finished as
+        any other that spends its time. If there is no place for it, or `prepare` raises, it is forgotten, and whoever watches is
+        told why.
         """
         self._count += 1
         run = AgentRun(current(), grant, request_id or f"req_{current().run_id[4:]}", self._count)
-        key = (run.context.tenant_id, run.request_id)
-        self._by_id[run.run_id] = self._by_request[key] = run
+        self._by_id[run.run_id] = self._by_request[(run.context.tenant_id, run.request_id)] = run
         run.emit(RunStarted())
-        place: Lease | None = None
+        task = run.execute(self._background, lambda: self._execute(run, prepare))
+        task.when_over(lambda: self._over(run, task.cause))
+        return run
+
+    async def _admitted(self, run: AgentRun, prepare: Callable[[AgentRun], Awaitable[Assignment]]) -> Assignment | None:
+        """What the run is to do, once it has a place; None if it ends here."""
         try:
             # An answer that comes at the call's own deadline is lost, and so is a refusal.
             async with narrowed_at(run.due_at, "admission"):
-                await announce(run)
-                place = await self._places.acquire()
-                place.useful()  # a run that is cut gives the answer that it has
-                assignment = await prepare(run)
-        except BaseException as error:
-            if place is not None:
-                place.release()
+                await run.take_place(self._places)
+                return await prepare(run)
+        except MeshError as error:
             if _ran_out(run, error):
                 detail = f"the {run.grant.due:.3f} s that the run may use were spent before it could begin"
                 self._finish(run, Outcome.DEADLINE_SPENT, Cause.DEADLINE_SPENT, detail, NO_ANSWER, True)
-                run.let_go()
-                return run
-            del self._by_id[run.run_id], self._by_request[key]
-            run.refuse(_refusal(error))
+            else:
+                self._refuse(run, error)
+        except Exception:
+            self._refuse(run, InternalFailure("the orchestrator could not prepare this run; its log says why", hop=HOP))
             raise
-        run.model = assignment.model
-        task = run.begin(self._background, lambda: self._execute(run, assignment))
-        task.when_over(lambda: self._over(run, task.cause, place))
-        return run
+        return None
 
-    async def _execute(self, run: AgentRun, assignment: Assignment) -> None:
-        run.agent = agent = Agent(assignment, self._models, self._tools, self._upstreams, run.ledger, run.emit)
+    async def _execute(self, run: AgentRun, prepare: Callable[[AgentRun], Awaitable[Assignment]]) -> None:
+        assignment = await self._admitted(run, prepare)
+        if assignment is None:
+            return
+        agent = Agent(assignment, self._models, self._tools, self._upstreams, run.ledger, run.emit)
+        run.begin(agent, assignment.model)
         run.ledger.leave(Phase.ADMISSION)
         try:
             async with narrowed_at(run.due_at, "run"):
@@ -303,12 +307,16 @@ class Runs:
             self._finish(run, Outcome.FAILED, Cause.INTERNAL, detail, partial_answer(agent), True)
             raise
 
-    def _over(self, run: AgentRun, cause: Cause | None, place: Lease) -> None:
-        place.release()
-        if not run.over:  # it was stopped before its first step
+    def _over(self, run: AgentRun, cause: Cause | None) -> None:
+        run.leave_place()
+        if not run.over:  # it was stopped before it began
             cause = cause or Cause.CLIENT_CANCELLED
             self._finish(run, _OUTCOMES[cause], cause, _DETAILS[cause], "", True)
         self._when_idle(run.let_go)
+
+    def _refuse(self, run: AgentRun, error: MeshError) -> None:
+        del self._by_id[run.run_id], self._by_request[(run.context.tenant_id, run.request_id)]
+        run.refuse(error)
 
     def _finish(
         self, run: AgentRun, outcome: Outcome, cause: Cause | None, detail: str, answer: str, partial: bool
@@ -352,20 +360,30 @@ class Runs:
         self._ended.pop(tenant_id, None)
 
 
-def _ran_out(run: AgentRun, error: BaseException) -> bool:
+class _Watching:
+    """One call's watch of a run. A class, as a generator would give the error that ends the block its traceback again."""
+
+    def __init__(self, run: AgentRun) -> None:
+        self._run = run
+
+    def __enter__(self) -> None:
+        self._run._watchers += 1
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        run = self._run
+        run._watchers -= 1
+        if run.refused is not None:
+            run.refused.__traceback__ = None  # a frame on its way keeps the run
+        if not run._watchers:
+            run.stop(Cause.CLIENT_CANCELLED)
+            if run.over:
+                run._events = _compacted(run._events)
+
+
+def _ran_out(run: AgentRun, error: MeshError) -> bool:
     """Whether `error`, here or at a hop below, says that the run's own time is spent."""
     spent = isinstance(error, (DeadlineSpent, DeadlineSpentUpstream))
     return spent and run.due_at - run.context.clock.monotonic() <= EXPIRES_WITH
-
-
-def _refusal(error: BaseException) -> MeshError:
-    """What those who attached to a run are told when it could not be prepared: why, and never another cause."""
-    if isinstance(error, MeshError):
-        return error
-    scope = current_scope()
-    if isinstance(error, asyncio.CancelledError) and scope is not None and scope.cause is not None:
-        return scope.stopped()
-    return InternalFailure("the orchestrator could not prepare this run; its log says why", hop=HOP)
 
 
 _OUTCOMES = {

@@ -84,20 +84,14 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         run = self._runs.known(grant.tenant.tenant_id, request.request_id) if request.request_id else None
         attached = run is not None
         policy = self._policy  # which may be another when the run has its place
-
-        async def announce(run: AgentRun) -> None:
+        if run is None:
+            run = self._runs.start(grant, request.request_id, lambda new: self._prepare(policy, request, new))
+        with run.watched():
             granted_us = str(microseconds(run.grant.granted))
             await context.send_initial_metadata(((GRANTED_US, granted_us), (RUN_ID, run.run_id)))
-
-        if run is None:
-            run = await self._runs.start(
-                grant, request.request_id, announce, lambda new: self._prepare(policy, request, new)
-            )
-        else:
-            await announce(run)
-        async with aclosing(run.watch()) as events:
-            async for event in events:
-                yield _response(run, event, attached)
+            async with aclosing(run.told()) as events:
+                async for event in events:
+                    yield _response(run, event, attached)
 
     async def GetRun(self, request: orchestrator_pb2.GetRunRequest, context: Any) -> orchestrator_pb2.GetRunResponse:
         run = self._runs.get(current_grant().tenant.tenant_id, request.run_id)

@@ -182,7 +182,7 @@ class _Running:
             self._events.put_nowait(None)
 
     def finished(self, outcome: ToolOutcome) -> Finished:
-        return Finished(outcome, self._ledger.elapsed, self._ledger.spent())
+        return Finished(outcome, *self._ledger.balance())
 
 
 def _outcome_of(task: asyncio.Task[ToolOutcome], tool: Tool, context: DeadlineContext, call_id: str) -> ToolOutcome:
