@@ -166,7 +166,9 @@ def test_a_status_fits_into_what_a_client_accepts_whatever_the_error_quotes(lett
     violations = [Violation(f"history[{number}]" + letter * 9000, letter * 9000) for number in range(1000)]
     for error in (UpstreamFailed(letter * 90_000), InvalidRequest(violations), NotFound(violations[:1])):
         status = status_of(error)
-        encoded = "".join(one if " " <= one <= "~" and one != "%" else "%xx" * len(one.encode()) for one in status.details)
+        encoded = "".join(
+            one if " " <= one <= "~" and one != "%" else "%xx" * len(one.encode()) for one in status.details
+        )
         assert len(encoded) + sum(len(key) + len(value) + 32 for key, value in status.trailing_metadata) < 8000
         assert type(error_from(as_received(status), "orchestrator")) is type(error)
 

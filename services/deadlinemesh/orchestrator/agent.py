@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import count
 from traceback import clear_frames
 
 from deadlinemesh.conversation import Message, Role, ToolCall, ToolSpec
@@ -125,6 +126,7 @@ class Agent:
         self._emit = emit
         self._history = list(assignment.messages)
         self._turn = _Turn()
+        self._call_ids = {"", *(call.id for message in assignment.messages for call in message.tool_calls)}
         self._specs = {tool.name: tool for tool in assignment.tools}
         self._truncated = False
         self._wrapped_up = False
@@ -273,6 +275,9 @@ class Agent:
             phases.leave()
 
     def _dispatch(self, call: ToolCall, group: asyncio.TaskGroup) -> None:
+        if call.id in self._call_ids:  # some servers begin anew in each turn, or name all alike
+            call = replace(call, id=next(name for n in count(2) if (name := f"{call.id}_{n}") not in self._call_ids))
+        self._call_ids.add(call.id)
         self._turn.calls.append(call)
         self.usage.tool_calls += 1
         self._emit(ToolCallStarted(call, self.iteration, current().remaining))

@@ -1,0 +1,32 @@
+"""What was said stays a valid history, whatever a model does: `World.run` and `Models.generate` see to that in each of these."""
+
+from __future__ import annotations
+
+import pytest
+from tests.unit.agent_world import ANSWER, ENDED, QUICK, Models, Tools, World, asks_for
+from tests.virtual import in_virtual_time
+
+from deadlinemesh.conversation import Role, ToolCall
+from deadlinemesh.orchestrator.events import ToolCallFinished, ToolCallStarted
+from deadlinemesh.orchestrator.ports import ToolResult, ToolStarted, ToolStatus, TurnStarted
+
+
+@in_virtual_time
+async def test_calls_of_two_turns_may_have_one_name() -> None:
+    agent = await World().run(Models(main=[asks_for("look"), asks_for("look"), ANSWER]))
+    assert [call.id for message in agent.history for call in message.tool_calls] == ["call-look", "call-look_2"]
+
+
+@pytest.mark.parametrize("name", ["call_0", ""])
+@in_virtual_time
+async def test_calls_of_one_turn_may_have_one_name_and_each_gets_its_own_result(name: str) -> None:
+    world = World()
+    turn = [TurnStarted(), *(ToolCall(name, "look", f'{{"n": {n}}}') for n in range(3)), ENDED]
+    tools = Tools(*([ToolStarted(), ToolResult(ToolStatus.OK, f"seen {n}")] for n in range(3)), QUICK)
+    agent = await world.run(Models(main=[turn, ANSWER]), tools)
+    (asked,) = (message.tool_calls for message in agent.history if message.tool_calls)
+    answered = {message.tool_call_id: message.content for message in agent.history if message.role is Role.TOOL}
+    assert [answered[call.id] for call in asked] == ["seen 0", "seen 1", "seen 2"]
+    started = [event.call for event in world.events if isinstance(event, ToolCallStarted)]
+    finished = [event.call for event in world.events if isinstance(event, ToolCallFinished)]
+    assert (started, finished) == (list(asked), list(asked))
