@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Awaitable
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
@@ -360,6 +362,47 @@ async def test_a_slot_whose_holder_is_lost_is_taken_back_after_its_deadline() ->
     assert 2.25 <= waited <= 2.75
     lost.release()
     assert pool.bulkhead.held == 0
+
+
+@in_virtual_time
+async def test_a_lost_slot_is_taken_back_though_nobody_is_let_to_wait_for_it() -> None:
+    pool = await Pool(1).taught(60.0)
+    with entered(with_seconds(2.0)):
+        lost = await pool.bulkhead.acquire("another kind")
+    with pytest.raises(Shed, match="a wait of about 30000 ms"):
+        await pool.work("acme", 0.1, seconds=10.0, kind="a third")
+    await asyncio.sleep(3.0)
+    with pytest.raises(Shed):
+        await pool.work("acme", 0.1, seconds=10.0, kind="a third")
+    await asyncio.sleep(0.5)
+    assert pool.bulkhead.held == 0
+    lost.release()
+
+
+@in_virtual_time
+async def test_a_line_that_never_empties_keeps_nothing_of_a_claim_that_is_gone() -> None:
+    class Mine:
+        """What a call may have in its context."""
+
+    mine: ContextVar[Mine] = ContextVar("mine")
+
+    async def first() -> weakref.ref[Mine]:
+        mine.set(Mine())
+        await pool.work("acme", 0.5)
+        return weakref.ref(mine.get())
+
+    pool = Pool(1)
+    holder = asyncio.ensure_future(pool.work("acme", 0.5))
+    await asyncio.sleep(0)
+    claim = asyncio.ensure_future(first())
+    await asyncio.sleep(0.4)
+    others = [asyncio.ensure_future(pool.work("acme", 0.5)) for _ in range(10)]
+    left = await claim
+    await holder
+    del claim
+    await asyncio.sleep(1.0)
+    assert (left(), pool.bulkhead.waiting > 0) == (None, True)
+    await asyncio.gather(*others)
 
 
 @in_virtual_time

@@ -14,6 +14,7 @@ import logging
 import math
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from contextvars import Context
 from dataclasses import dataclass
 from enum import StrEnum
 from types import TracebackType
@@ -34,7 +35,7 @@ PATIENCE = 0.8
 """The part of its remaining time that a claim may spend on waiting and on becoming of use; a longer wait is not begun."""
 
 LOOK_EVERY = 0.25
-"""Seconds between two looks, while somebody waits, for leases that have run out and needs that have faded."""
+"""Seconds between two looks, while there is not enough, for leases that have run out and needs that have faded."""
 
 SOON = 0.05
 """Seconds after which to come again where nothing better is known."""
@@ -204,6 +205,7 @@ class Bulkhead:
             )
 
     async def _wait(self, lease: Lease) -> None:
+        self._keep_looking()  # also where nobody gets to wait, as all are told that it would take too long
         waiting = lease.tenant.waiting
         expected = self._expected_wait(lease)
         excess = expected + lease._kind.need() - PATIENCE * (lease.deadline_at - lease._asked_at)
@@ -213,7 +215,6 @@ class Bulkhead:
             raise self._shed(f"there is a wait of about {expected * 1000:.0f} ms", max(excess, SOON))
         lease._granted = asyncio.get_running_loop().create_future()
         self._line.push(lease)
-        self._keep_looking()
         try:
             await lease._granted
         except asyncio.CancelledError:
@@ -305,7 +306,8 @@ class Bulkhead:
 
     def _keep_looking(self) -> None:
         if self._looking is None:
-            self._looking = asyncio.get_running_loop().call_later(LOOK_EVERY, self._look)
+            # In a context of its own: a copy of the claim's would be passed on from look to look.
+            self._looking = asyncio.get_running_loop().call_later(LOOK_EVERY, self._look, context=Context())
 
     def _look(self) -> None:
         self._looking = None
