@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
+from contextvars import ContextVar
 
 import pytest
 from tests.virtual import in_virtual_time, now
@@ -98,3 +100,23 @@ async def test_what_raises_does_not_hold_up_the_rest() -> None:
     await asyncio.sleep(1.0)
     assert done == [1]
     assert [str(one) for one in told] == ["not today"]
+
+
+@in_virtual_time
+async def test_work_that_never_ends_keeps_nothing_of_the_call_that_brought_the_first() -> None:
+    class Mine:
+        """What a call may have in its context."""
+
+    mine: ContextVar[Mine] = ContextVar("mine")
+    deferred = Deferred()
+
+    async def first() -> weakref.ref[Mine]:
+        mine.set(Mine())
+        deferred(list)
+        return weakref.ref(mine.get())
+
+    left = await asyncio.create_task(first())
+    for _ in range(300):
+        deferred(list)
+        await asyncio.sleep(0.005)
+    assert (left(), len(deferred._work) > 0) == (None, True)

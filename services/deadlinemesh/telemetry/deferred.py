@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from contextvars import Context
 
 __all__ = ["Deferred"]
 
@@ -39,7 +40,8 @@ class Deferred:
         self._do(len(self._work))
 
     def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._waiting = loop.call_later(_PAUSE, self._turn, loop)
+        # In a context of its own: a copy of one call's would be passed on from turn to turn.
+        self._waiting = loop.call_later(_PAUSE, self._turn, loop, context=Context())
 
     def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
         waiting, self._waiting = self._waiting, None
