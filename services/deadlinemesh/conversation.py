@@ -6,11 +6,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import islice
 from typing import Any
 
 from deadlinemesh.errors import Violation
 
 __all__ = ["Message", "Role", "ToolCall", "ToolSpec", "history_violations"]
+
+
+_NAMED = 8
+"""Open calls that are named where one is missed."""
 
 
 class Role(StrEnum):
@@ -69,7 +74,7 @@ class _History:
 
     def __init__(self) -> None:
         self.violations: list[Violation] = []
-        self._open: set[str] = set()
+        self._open: dict[str, None] = {}
         self._seen: set[str] = set()
 
     def add(self, field: str, message: Message) -> None:
@@ -99,7 +104,7 @@ class _History:
             self._refuse(f"{field}.id", f"{call.id!r} was used before; ids are unique within a run")
         else:
             self._seen.add(call.id)
-            self._open.add(call.id)
+            self._open[call.id] = None
         if not call.name:
             self._refuse(f"{field}.name", "required: which tool was asked for")
         if not _is_object(call.arguments_json):
@@ -107,14 +112,16 @@ class _History:
 
     def _answer(self, field: str, call_id: str) -> None:
         if call_id in self._open:
-            self._open.remove(call_id)
+            del self._open[call_id]
         elif call_id in self._seen:
             self._refuse(field, f"{call_id!r} is answered already; a call has exactly one result")
         else:
             self._refuse(field, f"{call_id!r} answers no open call; open are: {self._names() or 'none'}")
 
     def _names(self) -> str:
-        return ", ".join(sorted(self._open))
+        # Some of them: a history may have thousands of mistakes, and each is told.
+        named = ", ".join(islice(self._open, _NAMED))
+        return f"{named} and {len(self._open) - _NAMED} more" if len(self._open) > _NAMED else named
 
     def _refuse(self, field: str, description: str) -> None:
         self.violations.append(Violation(field, description))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import Awaitable, Callable
 
 import grpc
@@ -176,6 +177,37 @@ def test_cancel_run_returns_when_the_run_has_stopped() -> None:
                 assert cancelled.run.state == orchestrator_pb2.RUN_STATE_FINISHED
             last = event
         assert last.finished.outcome == orchestrator_pb2.OUTCOME_CANCELLED
+
+    in_memory(test)
+
+
+def test_a_request_of_a_million_small_parts_does_not_hold_the_others_up() -> None:
+    def asking(count: int) -> common_pb2.Message:
+        calls = [common_pb2.ToolCall(id=f"{n:x}", name="a", arguments_json="{}") for n in range(count)]
+        return common_pb2.Message(role=common_pb2.ROLE_ASSISTANT, tool_calls=calls)
+
+    wrong = common_pb2.Message(role=common_pb2.ROLE_TOOL, tool_call_id="another")
+    requests = {
+        "history": [
+            orchestrator_pb2.RunRequest(prompt="Go on", history=[common_pb2.Message()] * 1_000_000),
+            orchestrator_pb2.RunRequest(prompt="Go on", history=[asking(100_000)]),
+        ],
+        "tools": [orchestrator_pb2.RunRequest(prompt="Go on", tools=[""] * 1_000_000)],
+        "history[1].tool_call_id": [
+            orchestrator_pb2.RunRequest(prompt="Go on", history=[asking(4000), *[wrong] * 4000])
+        ],
+    }
+
+    async def test(client: Client) -> None:
+        for field, several in requests.items():
+            for request in several:
+                began_at = time.process_time()
+                with pytest.raises(grpc.aio.AioRpcError, match=re.escape(field)) as refused:
+                    await client.stub.Run(request, metadata=client.mesh.credentials(ACME)).read()
+                assert (
+                    time.process_time() - began_at < 2.0
+                )  # it takes 0.3, nearly all of it to make and to parse the message
+                assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
     in_memory(test)
 

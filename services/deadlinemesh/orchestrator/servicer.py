@@ -49,6 +49,8 @@ RUN_ID = "mesh-run-id"
 """Initial metadata: the run's name."""
 
 _LONGEST_REQUEST_ID = 128
+_MOST_ITEMS = 4096
+"""Messages of a history, calls in them, tools: each costs the event loop some microseconds, whatever its bytes."""
 _PAGE, _LARGEST_PAGE = 20, 100
 _PAGE_TOKEN = re.compile(r"[0-9]{1,18}", re.ASCII)
 
@@ -153,15 +155,22 @@ def _check(request: orchestrator_pb2.RunRequest) -> None:
     for limit in ("max_iterations", "max_output_tokens"):
         if getattr(request.limits, limit) < 0:
             found.append(Violation(f"limits.{limit}", "must be positive, or 0 to leave it to policy"))
-    found += history_violations([message_from_wire(message) for message in request.history], "history")
+    if len(request.tools) > _MOST_ITEMS:
+        found.append(Violation("tools", f"must be at most {_MOST_ITEMS}"))
+    history = request.history
+    if len(history) > _MOST_ITEMS or sum(len(message.tool_calls) for message in history) > _MOST_ITEMS:
+        found.append(Violation("history", f"must have at most {_MOST_ITEMS} messages, and as many tool calls"))
+    else:
+        found += history_violations([message_from_wire(message) for message in history], "history")
     if found:
         raise InvalidRequest(found)
 
 
 def _chosen(names: Sequence[str], specs: tuple[ToolSpec, ...]) -> tuple[ToolSpec, ...]:
     offered = {spec.name: spec for spec in specs}
+    known = choices(sorted(offered))
     unknown = [
-        Violation(f"tools[{index}]", f"{name!r} is unknown or not yours: {choices(sorted(offered))}")
+        Violation(f"tools[{index}]", f"{name!r} is unknown or not yours: {known}")
         for index, name in enumerate(names)
         if name not in offered
     ]
