@@ -21,6 +21,7 @@ from deadlinemesh.errors import (
     UpstreamFailed,
     UpstreamRefused,
 )
+from deadlinemesh.orchestrator.events import ToolCallProgress
 from deadlinemesh.orchestrator.ports import (
     ModelEvent,
     TextDelta,
@@ -192,6 +193,16 @@ async def test_a_tool_that_tells_its_progress_is_left_alone() -> None:
     tools = Tools([ToolStarted(), *steps, RESULT])
     await world.run(Models(main=[asks_for("look"), ANSWER]), tools)
     assert len(tools.began) == 1
+
+
+@in_virtual_time
+async def test_a_tool_that_never_stops_telling_its_progress_does_not_fill_the_runs_memory() -> None:
+    world = World()
+    telling = [step for n in range(1000) for step in (ToolProgress("on", n / 1000), 0.001)]
+    await world.run(Models(main=[asks_for("look"), ANSWER]), Tools([ToolStarted(), *telling, RESULT]))
+    told = [event.fraction for event in world.events if isinstance(event, ToolCallProgress)]
+    assert told[0] == 0.0
+    assert 15 <= len(told) <= 20
 
 
 @in_virtual_time

@@ -7,6 +7,7 @@ history that is valid. It knows no gRPC and no clock but the context's.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from contextlib import aclosing, nullcontext
 from dataclasses import dataclass, field, replace
@@ -55,6 +56,9 @@ __all__ = ["EXPIRES_WITH", "Agent", "Assignment"]
 
 EXPIRES_WITH = 0.05
 """A hop below that reports a spent deadline this close to ours, in seconds, reports ours."""
+
+PROGRESS_EVERY = 0.05
+"""Seconds between two of a tool's messages on its progress that are passed on: each is kept for as long as its run."""
 
 _TRANSIENT = (UpstreamFailed, Shed, Draining)
 """What another attempt may mend: it may meet a better instance, or a better moment."""
@@ -322,6 +326,7 @@ class Agent:
     async def _attempt(self, call: ToolCall, upstream: Upstream, attempt: Attempt) -> ToolResult:
         phases = _Successive(self._ledger, Phase.TOOL_QUEUE)
         timed = FirstTimed(upstream)
+        told_at = -math.inf
         try:
             async with aclosing(self._tools.call(call)) as events:
                 async for event in events:
@@ -332,7 +337,10 @@ class Agent:
                             attempt.alive()
                         case ToolProgress():
                             attempt.alive()
-                            self._emit(ToolCallProgress(call.id, event.message, event.fraction))
+                            now = current().clock.monotonic()
+                            if now - told_at >= PROGRESS_EVERY:
+                                told_at = now
+                                self._emit(ToolCallProgress(call.id, event.message, event.fraction))
                         case ToolResult():
                             if event.transient:
                                 raise _Transient(event)
