@@ -201,9 +201,33 @@ async def test_few_are_not_enough_to_judge_by() -> None:
 async def test_after_a_while_without_news_one_is_let_through_to_see() -> None:
     pool = await Pool(2).taught(2.0)
     await asyncio.sleep(4.5)
-    assert await pool.work("acme", 0.1, seconds=0.5) == 0.0
+    scope = Scopes("hop-a").open(with_seconds(0.5))
+    with pytest.raises(DeadlineSpent):
+        await scope.run(pool.work("acme", 2.0, seconds=0.5))
     with pytest.raises(Doomed):
         await pool.work("acme", 0.1, seconds=0.5)
+
+
+@in_virtual_time
+async def test_each_piece_that_shows_a_recovery_lets_another_through_until_it_is_believed() -> None:
+    pool = await Pool(2).taught(20.0, times=64)
+    refused_at = []
+    for _ in range(300):
+        await asyncio.sleep(1.0)
+        try:
+            await pool.work("acme", 0.1, seconds=10.0)
+        except Doomed:
+            refused_at.append(now() - 64 * 20.0)
+    assert max(refused_at) < 42.0  # none was let through before, to see
+
+
+@in_virtual_time
+async def test_one_lucky_piece_lets_one_other_through_and_no_more() -> None:
+    pool = await Pool(20).taught(2.0)
+    await pool.work("acme", 0.1)
+    claims = [asyncio.ensure_future(pool.work("acme", 0.1, seconds=0.5)) for _ in range(10)]
+    ended = await asyncio.gather(*claims, return_exceptions=True)
+    assert sum(isinstance(one, Doomed) for one in ended) == 9
 
 
 @in_virtual_time
@@ -217,7 +241,7 @@ async def test_work_that_is_of_use_before_it_ends_needs_only_the_time_until_then
                 await asyncio.sleep(5.0)
     with entered(with_seconds(0.3)):
         async with bulkhead.slot():
-            pass
+            await asyncio.sleep(0.2)
     with entered(with_seconds(0.1)), pytest.raises(Doomed):
         async with bulkhead.slot():
             pass

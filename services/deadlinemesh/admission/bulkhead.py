@@ -88,7 +88,7 @@ class Lease(Claim):
         """Say that the work has become of use now, even if it were cut from here on. Unsaid, it is as it ends."""
         if not self._of_use:
             self._of_use = True
-            self._kind.useful_after.add(self._owner._now() - self._began_at)
+            self._kind.useful(self._owner._now() - self._began_at)
 
     def release(self) -> None:
         """Give the slot back; a second time does nothing."""
@@ -106,7 +106,7 @@ class Lease(Claim):
         if kind is None:
             self.useful()
         elif issubclass(kind, (asyncio.CancelledError, Stopped)) and not self._of_use:
-            self._kind.useful_after.add_cut(self._owner._now() - self._began_at)
+            self._kind.cut(self._owner._now() - self._began_at)
         self.release()
 
     def __repr__(self) -> str:
@@ -198,7 +198,7 @@ class Bulkhead:
 
     def _refuse_doomed(self, lease: Lease) -> None:
         need, left = lease._kind.need(), lease.deadline_at - lease._asked_at
-        if left < need and not lease._kind.worth_a_try(lease._asked_at):
+        if left < need and not lease._kind.worth_a_try(left, lease._asked_at):
             raise Doomed(
                 f"{left * 1000:.0f} ms are left for {self.name}, and nine in ten of what it lately did for this tenant "
                 f"took more than {need * 1000:.0f} ms"

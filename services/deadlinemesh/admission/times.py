@@ -70,11 +70,26 @@ class Kind:
     def __init__(self) -> None:
         self.useful_after = RecentTimes()
         self.seen_at = -math.inf
+        self._last = math.inf
+        """What the last piece took until it was of use; for ever, if it was cut before that, or another was let through for it."""
+
+    def useful(self, seconds: float) -> None:
+        """A piece became of use after so many seconds."""
+        self._last = seconds
+        self.useful_after.add(seconds)
+
+    def cut(self, seconds: float) -> None:
+        """A piece was cut after so many seconds, and of no use."""
+        self._last = math.inf
+        self.useful_after.add_cut(seconds)
 
     def need(self) -> float:
         """Seconds without which it cannot become of use; 0 while too little is known."""
         return self.useful_after.quantile(CANNOT) if len(self.useful_after) >= ENOUGH else 0.0
 
-    def worth_a_try(self, now: float) -> bool:
-        """Whether what is known is so old that one should be let through to see."""
+    def worth_a_try(self, left: float, now: float) -> bool:
+        """Whether one that has `left` seconds should be let through to see: what is known is old, or the last piece belies it."""
+        if 2 * self._last < left:
+            self._last = math.inf  # one only
+            return True
         return now - self.seen_at > max(1.0, 2 * self.need())
