@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+
 import pytest
-from tests.unit.agent_world import ENDED, QUICK, Models, Tools, World, asks_for
+from tests.unit.agent_world import ENDED, QUICK, RESULT, Models, Tools, World, asks_for
 from tests.virtual import in_virtual_time, now
 
-from deadlinemesh.conversation import ToolCall
+from deadlinemesh.conversation import Message, ToolCall, ToolSpec
 from deadlinemesh.deadline import Phase
 from deadlinemesh.errors import DeadlineSpent, MeshError
-from deadlinemesh.orchestrator.ports import ModelEvent, TextDelta, TurnFinished, TurnStarted
+from deadlinemesh.orchestrator.ports import ModelEvent, TextDelta, ToolStarted, TurnFinished, TurnStarted
 
 SLOW_WORDS: list[float | MeshError | ModelEvent] = [
     TurnStarted(),
@@ -59,6 +62,40 @@ async def test_where_only_one_short_turn_fits_no_tool_is_offered_and_the_answer_
     assert (models.offered, agent.text, agent.cut_short) == ([0], "In short.", True)
     assert models.told == ["Time is nearly up. Give the best answer you can now, in two sentences at most."]
     assert world.ledger.spent() == {Phase.WRAP_UP: pytest.approx(0.5)}
+
+
+class OneTool(Tools):
+    """Nothing else is there that could be quicker."""
+
+    async def specs(self) -> tuple[ToolSpec, ...]:
+        return (await super().specs())[:1]
+
+
+class Obedient(Models):
+    """Asks for a tool wherever one is offered, and nowhere else."""
+
+    async def generate(
+        self, model: str, messages: Sequence[Message], tools: Sequence[ToolSpec], max_output_tokens: int
+    ) -> AsyncGenerator[ModelEvent, None]:
+        self.turns = {"main": [asks_for("look") if tools and len(self.offered) == 0 else SLOW_WORDS]}
+        async for event in super().generate(model, messages, tools, max_output_tokens):
+            yield event
+
+
+@in_virtual_time
+async def test_a_tool_that_was_slow_is_offered_again_now_and_then_and_for_good_once_it_was_quick() -> None:
+    world = World()
+    for _ in range(5):
+        await world.run(
+            Models(main=[asks_for("look"), SLOW_WORDS]), OneTool([ToolStarted(), 30.0, RESULT]), seconds=100.0
+        )
+    offered = []
+    for _ in range(60):
+        models = Obedient()
+        await world.run(models, OneTool(QUICK), seconds=20.0)
+        offered.append(bool(models.offered[0]))
+        await asyncio.sleep(10.0)
+    assert (offered[0], any(offered[:7]), all(offered[45:])) == (False, True, True)
 
 
 @in_virtual_time

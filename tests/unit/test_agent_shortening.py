@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from tests.unit.agent_world import ANSWER, ENDED, HANGS, Models, Tools, World, asks_for
 from tests.virtual import in_virtual_time, now
@@ -104,3 +106,17 @@ async def test_a_run_that_ends_while_a_result_is_shortened_keeps_what_fits_of_it
     with pytest.raises(DeadlineSpent):
         await world.run(models, Tools(late), results=BOUNDS, retries=0)
     assert given(world.agent) == cut(LONG, 400)
+
+
+@in_virtual_time
+async def test_a_shortener_that_was_too_slow_is_asked_again_now_and_then_and_for_good_once_it_was_quick() -> None:
+    world = World()
+    slow, quick = ([TurnStarted(), first, *IN_SHORT[2:-1], TurnFinished(100, 21, False)] for first in (3.0, 0.2))
+    for _ in range(5):
+        await world.run(Models(main=ASKS.copy(), cheap=[slow]), Tools(TALE), seconds=60.0, results=BOUNDS)
+    shortened = []
+    for _ in range(60):
+        agent = await world.run(Models(main=ASKS.copy(), cheap=[quick]), Tools(TALE), results=BOUNDS)
+        shortened.append("five hundred rows" in given(agent))
+        await asyncio.sleep(5.0)
+    assert (shortened[0], any(shortened[:5]), all(shortened[50:])) == (False, True, True)

@@ -179,7 +179,7 @@ class Agent:
 
         Where only one more short turn fits, no tool is offered: it is the last, and gives the answer that there is.
         """
-        self._wrapped_up = bool(offered) and self._allotment(self._choice[0], offered).wraps_up
+        self._wrapped_up = bool(offered) and self._wraps_up(offered)
         try:
             with self._ledger.phase(Phase.WRAP_UP) if self._wrapped_up else nullcontext():
                 async with asyncio.TaskGroup() as group:
@@ -222,9 +222,22 @@ class Agent:
                 self._choice = others
 
     def _allotment(self, model: str, offered: Sequence[ToolSpec]) -> Allotment:
-        quickest = min((self._upstreams.of(f"tool {tool.name}").usually for tool in offered), default=None)
+        quickest = self._quickest(offered).usually if offered else None
+        return self._allotted(model, quickest)
+
+    def _allotted(self, model: str, quickest_tool: float | None) -> Allotment:
         pace, most = self._upstreams.of(f"model {model}").pace, self._assignment.max_output_tokens
-        return allot(current().remaining, pace, quickest_tool=quickest, most_tokens=most)
+        return allot(current().remaining, pace, quickest_tool=quickest_tool, most_tokens=most)
+
+    def _quickest(self, offered: Sequence[ToolSpec]) -> Upstream:
+        return min((self._upstreams.of(f"tool {tool.name}") for tool in offered), key=lambda upstream: upstream.usually)
+
+    def _wraps_up(self, offered: Sequence[ToolSpec]) -> bool:
+        """Whether there is no time for tools. Those that were slow are offered now and then: else they would be so for ever."""
+        model, quickest = self._choice[0], self._quickest(offered)
+        if not self._allotted(model, quickest.usually).wraps_up:
+            return False
+        return self._allotted(model, 0.0).wraps_up or not quickest.worth_a_try()
 
     def _may_speak_again(self, kinds: tuple[type[Exception], ...], error: Exception) -> bool:
         return isinstance(error, kinds) and not isinstance(error, UpstreamRefused) and not self._turn.has_begun

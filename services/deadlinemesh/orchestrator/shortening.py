@@ -65,7 +65,7 @@ class Shortener:
         model = self._bounds.shortener
         upstream = self._upstreams.of(f"model {model}")
         window = current().remaining * SHARE
-        if upstream.pace.taking(LEAST_TOKENS) > window:
+        if upstream.pace.taking(LEAST_TOKENS) > window and not upstream.worth_a_try():
             return ""
         tokens = allot(window, upstream.pace, quickest_tool=None, most_tokens=MOST_TOKENS).max_tokens
         task = (

@@ -6,6 +6,7 @@ all fail uses up no other's retries, and one whose calls take long makes nobody 
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
@@ -28,6 +29,9 @@ KNOWN = 5
 USUALLY = 0.95
 """The part of the attempts that takes no longer than what is usual."""
 
+NEWS_FOR = 10.0
+"""Seconds for which what was seen last is news; or twice what is usual, if that is longer."""
+
 VIABLE = 0.05
 """Seconds without which no attempt at anything is worth starting."""
 
@@ -43,12 +47,22 @@ class Upstream:
         self._budget = budget
         self._times = RecentTimes()
         self._per_token = RecentTimes()
+        self._seen_at = -math.inf
         self._telemetry = telemetry
         self._hop = hop
 
     def took(self, seconds: float) -> None:
         """Remember a success: seconds from its beginning to its result, or to a model's first output."""
         self._times.add(seconds)
+        self._seen_at = current().clock.monotonic()
+
+    def worth_a_try(self) -> bool:
+        """Whether to call it once though there seems to be no time for it: who is not called any more has no way to show better."""
+        now = current().clock.monotonic()
+        if now - self._seen_at <= max(NEWS_FOR, 2 * self.usually):
+            return False
+        self._seen_at = now
+        return True
 
     def spoke(self, seconds: float, tokens: int) -> None:
         """Remember a model's turn: seconds from its first token to its last, and how many these were."""
