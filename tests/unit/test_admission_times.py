@@ -39,6 +39,11 @@ def test_eight_in_a_row_beyond_all_before_them_are_a_change_and_the_old_is_forgo
     assert (recent.quantile(0.0), recent.quantile(1.0), recent.mean) == (after, after, pytest.approx(after))
 
 
+def test_a_change_is_also_told_where_there_were_fewer_before_it() -> None:
+    assert times(*[3.0] * 5, *[0.2] * 8).quantile(1.0) == 0.2
+    assert times(*[3.0] * 3, *[0.2] * 8).quantile(1.0) == 3.0
+
+
 def test_one_outlier_changes_nothing() -> None:
     assert times(*[0.1] * 20, 30.0, *[0.1] * 20).quantile(0.5) == 0.1
 

@@ -11,6 +11,8 @@ _KEPT = 64
 """Durations that are remembered."""
 _CHANGED = 8
 """So many in a row that are all beyond everything before them are a change, and what was before them is forgotten."""
+_BEFORE = 4
+"""Those before them that it takes to tell: of fewer, chance would forget the longest and the shortest."""
 
 CANNOT = 0.1
 """Work that has less time than this quantile of its kind took cannot finish."""
@@ -32,7 +34,7 @@ class RecentTimes:
         """Remember one duration."""
         self._kept.append(seconds)
         self._ordered = None
-        if len(self._kept) >= 2 * _CHANGED:
+        if len(self._kept) >= _BEFORE + _CHANGED:
             self._forget_what_changed()
 
     def add_cut(self, seconds: float) -> None:
