@@ -818,6 +818,24 @@ async def test_what_is_owned_is_closed_at_a_normal_end() -> None:
     assert closed == [1.0]
 
 
+@pytest.mark.parametrize("cause", [Cause.DEADLINE_SPENT, Cause.CLIENT_CANCELLED])
+@in_virtual_time
+async def test_what_work_begins_as_it_is_being_ended_is_closed_with_it(cause: Cause) -> None:
+    scope = Hop().open()
+    closed: list[float] = []
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(3600.0)
+        finally:
+            scope.own(lambda: closed.append(now()))
+
+    asyncio.get_running_loop().call_later(1.0, scope.stop, cause)
+    with pytest.raises(Stopped):
+        await scope.run(work())
+    assert closed == [1.0]
+
+
 @in_virtual_time
 async def test_what_is_owned_is_closed_at_the_exact_instant_even_if_the_work_is_stubborn() -> None:
     closed: list[float] = []

@@ -281,6 +281,7 @@ class Scope:
             except asyncio.CancelledError:
                 if self.cause is None:
                     self.cause = self._why_left()
+        self._close_all()  # what was begun while the rest was ending
 
     def _end(self) -> None:
         self._ending_since = self.context.clock.monotonic()
@@ -292,6 +293,10 @@ class Scope:
             self._cut(self._task)
         for task in tuple(self._tasks):
             task.cancel()
+        self._close_all()
+        self._round = self._owner._rounds.next(self._cancel_again)
+
+    def _close_all(self) -> None:
         while self._closers:
             try:
                 self._closers.pop()()
@@ -299,7 +304,6 @@ class Scope:
                 asyncio.get_running_loop().call_exception_handler(
                     {"message": f"{self!r} could not close what it owns", "exception": error}
                 )
-        self._round = self._owner._rounds.next(self._cancel_again)
 
     def _cancel_again(self, late: float) -> None:
         assert self._ending_since is not None
