@@ -160,6 +160,24 @@ async def test_a_fallback_is_not_tried_where_no_time_is_left_for_it() -> None:
 
 
 @in_virtual_time
+async def test_a_fallback_that_was_too_slow_is_tried_again_now_and_then_and_for_good_once_it_was_quick() -> None:
+    world = World()
+    down, slow = [UpstreamFailed("down")], [TurnStarted(), 20.0, TextDelta("forty-two"), ENDED]
+    for _ in range(5):
+        await world.run(Models(main=[down], spare=[slow]), fallbacks=("spare",), seconds=100.0, retries=0)
+    answered = []
+    for _ in range(60):
+        try:
+            await world.run(Models(main=[down], spare=[ANSWER]), fallbacks=("spare",), retries=0)
+        except UpstreamFailed:
+            answered.append(False)
+        else:
+            answered.append(True)
+        await asyncio.sleep(10.0)
+    assert (answered[0], any(answered[:6]), all(answered[45:])) == (False, True, True)
+
+
+@in_virtual_time
 async def test_a_slow_tool_is_not_started_twice_once_it_is_known_to_be_slow() -> None:
     world, taken = World(), 7.0
     slow: list[float | MeshError | ToolEvent] = [ToolStarted(), taken, RESULT]

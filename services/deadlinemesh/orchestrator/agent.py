@@ -204,7 +204,8 @@ class Agent:
         while True:
             model, *others = self._choice
             upstream = self._upstreams.of(f"model {model}")
-            relief = self._upstreams.of(f"model {others[0]}").viable if others else None
+            fallback = self._upstreams.of(f"model {others[0]}") if others else None
+            relief = None if fallback is None else fallback.viable
             try:
                 return await upstream.retried(
                     partial(self._stream, model, offered, group, upstream),
@@ -216,7 +217,7 @@ class Agent:
                 )
             except (*_TRANSIENT, Doomed, GivenUp) as failed:
                 here = current()
-                if relief is None or self._turn.has_begun or here.remaining < relief:
+                if fallback is None or self._turn.has_begun or not fallback.may_relieve(here.remaining):
                     raise
                 upstream.fell_back(here, others[0], "HUNG" if isinstance(failed, GivenUp) else failed.reason)
                 self._choice = others

@@ -64,6 +64,10 @@ class Upstream:
         self._seen_at = now
         return True
 
+    def may_relieve(self, seconds: float) -> bool:
+        """Whether it is to be called in place of another, with so many seconds left."""
+        return seconds >= self.viable or (seconds >= VIABLE and self.worth_a_try())
+
     def spoke(self, seconds: float, tokens: int) -> None:
         """Remember a model's turn: seconds from its first token to its last, and how many these were."""
         if tokens > 1:
