@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import grpc
 import pytest
 
-from deadlinemesh.orchestrator.runs import AgentRun
+from deadlinemesh.orchestrator.runs import MOST_KEPT, AgentRun
 from deadlinemesh.policy import default_policy
 from deadlinemesh.testing import virtual_time
 from deadlinemesh.testing.mesh import MemoryMesh
@@ -30,12 +30,16 @@ async def run(mesh: MemoryMesh, tenant: str, timeout: float | None = None) -> st
     return events[0].started.run_id
 
 
-def in_memory(test: Callable[[MemoryMesh], Awaitable[None]]) -> None:
+def in_memory(test: Callable[[MemoryMesh], Awaitable[None]], **limits: int) -> None:
     policy = default_policy()
-    limits = policy.limits.model_copy(update={"keep_runs_per_tenant": KEPT, "keep_finished_runs": KEPT_FOR})
+    kept = {"keep_runs_per_tenant": KEPT, "keep_finished_runs": KEPT_FOR, **limits}
 
     async def main() -> None:
-        await test(MemoryMesh(policy.model_copy(update={"limits": limits}), virtual_time.clock()))
+        await test(
+            MemoryMesh(
+                policy.model_copy(update={"limits": policy.limits.model_copy(update=kept)}), virtual_time.clock()
+            )
+        )
 
     virtual_time.run(main())
 
@@ -53,6 +57,22 @@ def test_no_more_are_kept_for_a_tenant_than_policy_says_though_it_never_asks_for
         assert remembered(run_ids) == run_ids[-KEPT:]
 
     in_memory(test)
+
+
+def test_what_is_kept_of_a_tenants_runs_has_a_bound_however_few_they_are() -> None:
+    async def test(mesh: MemoryMesh) -> None:
+        stub = orchestrator_pb2_grpc.OrchestratorServiceStub(mesh.channel)
+        large = mesh.policy.limits.message_bytes * MOST_KEPT * 2 // 5
+        for number in range(3):
+            request = orchestrator_pb2.RunRequest(prompt="x" * large, request_id=str(number))
+            async for _ in stub.Run(request, metadata=mesh.credentials("bolt")):
+                pass
+            await mesh.idle()
+            await asyncio.sleep(1.0)
+        listed = await stub.ListRuns(orchestrator_pb2.ListRunsRequest(), metadata=mesh.credentials("bolt"))
+        assert [one.request_id for one in listed.runs] == ["2", "1"]
+
+    in_memory(test, message_bytes=4096)
 
 
 def test_the_runs_of_a_tenant_that_does_not_come_back_are_forgotten_in_their_time() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,13 +28,26 @@ from deadlinemesh.errors import (
 from deadlinemesh.orchestrator.agent import EXPIRES_WITH, Agent, Assignment
 from deadlinemesh.orchestrator.answers import NO_ANSWER, partial_answer
 from deadlinemesh.orchestrator.edge import HOP, Grant
-from deadlinemesh.orchestrator.events import Outcome, PhaseChanged, RunEvent, RunFinished, RunStarted, TextDelta, Usage
+from deadlinemesh.orchestrator.events import (
+    Outcome,
+    PhaseChanged,
+    RunEvent,
+    RunFinished,
+    RunStarted,
+    TextDelta,
+    ToolCallFinished,
+    Usage,
+)
 from deadlinemesh.orchestrator.ports import ModelPort, ToolPort
 from deadlinemesh.orchestrator.upstreams import Upstreams
 from deadlinemesh.policy import Limits
 from deadlinemesh.telemetry import Deferred, RunEnded, Telemetry
 
 __all__ = ["AgentRun", "Runs", "Timed"]
+
+
+MOST_KEPT = 16
+"""So many times the largest message is what may be kept of a tenant's finished runs: a thousand runs need not be small."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +81,8 @@ class AgentRun:
         self._task: BackgroundTask[None] | None = None
         self._place: Lease | None = None
         self._said: tuple[Message, ...] = ()
+        self.size = 0
+        """About the characters that are kept of it, once it has been let go."""
 
     @property
     def run_id(self) -> str:
@@ -178,6 +193,7 @@ class AgentRun:
         """
         self._said, self.agent, self._task = self.history, None, None
         self.ledger.close()
+        self.size = sum(_characters(one) for one in self._said) + sum(_characters(one.event) for one in self._events)
 
     def _phase_changed(self, phase: Phase) -> None:
         if phase is Phase.RESPONSE:
@@ -214,6 +230,8 @@ class Runs:
         self._by_id: dict[str, AgentRun] = {}
         self._by_request: dict[tuple[str, str], AgentRun] = {}
         self._ended: dict[str, deque[tuple[float, AgentRun]]] = {}
+        self._sizes: Counter[str] = Counter()
+        """About the characters that are kept of each tenant's."""
         self._swept_at = 0.0
         """When the runs of all tenants were last looked through: one that does not come back is forgotten all the same."""
         self._count = 0
@@ -312,7 +330,13 @@ class Runs:
         if not run.over:  # it was stopped before it began
             cause = cause or Cause.CLIENT_CANCELLED
             self._finish(run, _OUTCOMES[cause], cause, _DETAILS[cause], "", True)
-        self._when_idle(run.let_go)
+        self._when_idle(self._let_go, run)
+
+    def _let_go(self, run: AgentRun) -> None:
+        run.let_go()
+        if self._by_id.get(run.run_id) is run:
+            self._sizes[run.context.tenant_id] += run.size
+            self._forget(run.context.tenant_id)
 
     def _refuse(self, run: AgentRun, error: MeshError) -> None:
         del self._by_id[run.run_id], self._by_request[(run.context.tenant_id, run.request_id)]
@@ -353,11 +377,14 @@ class Runs:
         while ended:
             ended_at, run = ended[0]
             old = run.context.clock.monotonic() - ended_at >= self._limits.keep_finished_runs
-            if not old and len(ended) <= self._limits.keep_runs_per_tenant:
+            large = self._sizes[tenant_id] > MOST_KEPT * self._limits.message_bytes and len(ended) > 1
+            if not (old or large) and len(ended) <= self._limits.keep_runs_per_tenant:
                 return
             ended.popleft()
+            self._sizes[tenant_id] -= run.size
             del self._by_id[run.run_id], self._by_request[(tenant_id, run.request_id)]
         self._ended.pop(tenant_id, None)
+        self._sizes.pop(tenant_id, None)
 
 
 class _Watching:
@@ -396,6 +423,17 @@ _DETAILS = {
     Cause.DRAINING: "the orchestrator was shut down before the run could finish",
     Cause.DEADLINE_SPENT: "the deadline passed",
 }
+
+
+def _characters(kept: Message | RunEvent) -> int:
+    match kept:
+        case Message():
+            return len(kept.content) + sum(len(call.arguments_json) for call in kept.tool_calls)
+        case TextDelta():
+            return len(kept.text)
+        case ToolCallFinished():
+            return len(kept.content) + len(kept.call.arguments_json)
+    return 0
 
 
 def _compacted(events: list[Timed]) -> list[Timed]:

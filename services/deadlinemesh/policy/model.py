@@ -342,7 +342,7 @@ class Limits(_Frozen):
     keep_finished_runs: Duration = 600.0
     """How long a finished run stays known to GetRun, ListRuns and its request id."""
     keep_runs_per_tenant: Annotated[WholeNumber, Field(ge=1)] = 1000
-    """The most finished runs kept for one tenant; the oldest go first."""
+    """The most finished runs kept for one tenant; the oldest go first. Fewer, where they come to more than 16 largest messages."""
 
 
 class Policy(_Frozen):
