@@ -23,7 +23,7 @@ from deadlinemesh.deadline.allotment import Allotment, Pace, allot
 from deadlinemesh.deadline.background import Background, BackgroundTask
 from deadlinemesh.deadline.clock import SYSTEM_CLOCK, Clock, SystemClock, VirtualClock
 from deadlinemesh.deadline.context import DeadlineContext, current, current_or_none, entered
-from deadlinemesh.deadline.ledger import Ledger, Phase
+from deadlinemesh.deadline.ledger import Ledger, Phase, Successive
 from deadlinemesh.deadline.narrowed import Narrowed, narrowed_after, narrowed_at
 from deadlinemesh.deadline.patience import GivenUp, Patience
 from deadlinemesh.deadline.retry import Attempt, Retry, RetryPolicy, retried
@@ -50,6 +50,7 @@ __all__ = [
     "RetryPolicy",
     "Scope",
     "Scopes",
+    "Successive",
     "SystemClock",
     "VirtualClock",
     "allot",

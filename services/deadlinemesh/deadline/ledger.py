@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from deadlinemesh.deadline.clock import Clock
 
-__all__ = ["Ledger", "Phase"]
+__all__ = ["Ledger", "Phase", "Successive"]
 
 
 class Phase(StrEnum):
@@ -111,3 +111,25 @@ class Ledger:
         if self._in_force is not None:
             self._spent[self._in_force] = self._spent.get(self._in_force, 0.0) + now - self._charged_until
         self._charged_until = now
+
+
+class Successive:
+    """The phases of one activity, one after the other; `now` is the present one, None once it was left."""
+
+    def __init__(self, ledger: Ledger, first: Phase) -> None:
+        self.now: Phase | None = first
+        self._ledger = ledger
+        ledger.enter(first)
+
+    def enter(self, phase: Phase) -> None:
+        """The next one, or the same again."""
+        if phase is not self.now and self.now is not None:
+            self._ledger.enter(phase)
+            self._ledger.leave(self.now)
+            self.now = phase
+
+    def leave(self) -> None:
+        """The end, also a second time."""
+        if self.now is not None:
+            self._ledger.leave(self.now)
+            self.now = None

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from deadlinemesh.admission import Bulkhead, InUse
-from deadlinemesh.deadline import Clock, Ledger, Phase, current
+from deadlinemesh.deadline import Clock, Ledger, Phase, Successive, current
 from deadlinemesh.errors import MeshError, NotFound, UpstreamFailed, Violation, choices
 from deadlinemesh.llm_proxy.conversation import TextDelta, ToolCallReady, TurnEnded, TurnRequest, check
 from deadlinemesh.llm_proxy.providers import Provider
@@ -95,7 +95,7 @@ class ModelService:
         limit = offered[turn.model].max_output_tokens
         turn = replace(turn, max_output_tokens=min(turn.max_output_tokens or limit, limit))
         ledger = Ledger(self._clock, current().started_at)
-        phases = _Phases(ledger)
+        phases = Successive(ledger, Phase.LLM_QUEUE)
         providers, slots = self._providers, self._slots[turn.model]
         try:
             with providers.in_use:
@@ -114,7 +114,7 @@ class ModelService:
             phases.leave()
             yield TurnFinished(event, *ledger.balance())
         except MeshError as error:
-            error.hop, error.phase = error.hop or HOP, error.phase or phases.now
+            error.hop, error.phase = error.hop or HOP, error.phase or phases.now or ""
             raise
 
     async def aclose(self) -> None:
@@ -134,21 +134,3 @@ class _Providers:
         await self.in_use.ended()
         for provider in self.by_model.values():
             await provider.aclose()
-
-
-class _Phases:
-    """Moves a turn from one phase to the next; it begins in the queue."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-        self.now = Phase.LLM_QUEUE
-        ledger.enter(self.now)
-
-    def enter(self, phase: Phase) -> None:
-        if phase is not self.now:
-            self._ledger.leave(self.now)
-            self._ledger.enter(phase)
-            self.now = phase
-
-    def leave(self) -> None:
-        self._ledger.leave(self.now)

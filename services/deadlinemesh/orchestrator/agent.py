@@ -16,7 +16,7 @@ from itertools import count
 from traceback import clear_frames
 
 from deadlinemesh.conversation import Message, Role, ToolCall, ToolSpec
-from deadlinemesh.deadline import Allotment, Attempt, GivenUp, Ledger, Patience, Phase, allot, current
+from deadlinemesh.deadline import Allotment, Attempt, GivenUp, Ledger, Patience, Phase, Successive, allot, current
 from deadlinemesh.errors import (
     ClientCancelled,
     DeadlineSpent,
@@ -251,7 +251,7 @@ class Agent:
         upstream: Upstream,
         attempt: Attempt,
     ) -> None:
-        phases = _Successive(self._ledger, Phase.LLM_QUEUE)
+        phases = Successive(self._ledger, Phase.LLM_QUEUE)
         timed = FirstTimed(upstream)
         allotment = self._allotment(model, offered)
         messages = [*self._history, _time_left(current().remaining, self._wrapped_up)]
@@ -338,7 +338,7 @@ class Agent:
             return ToolResult(ToolStatus.FAILED, f"{call.name} failed: {spent}")
 
     async def _attempt(self, call: ToolCall, upstream: Upstream, attempt: Attempt) -> ToolResult:
-        phases = _Successive(self._ledger, Phase.TOOL_QUEUE)
+        phases = Successive(self._ledger, Phase.TOOL_QUEUE)
         timed = FirstTimed(upstream)
         told_at = -math.inf
         try:
@@ -401,26 +401,6 @@ def _time_left(seconds: float, wraps_up: bool) -> Message:
 
 
 _ROUND_SECONDS = (300, 240, 180, 120, 90, 60, 45, 30, 20, 15, 10, 7, 5, 3, 2, 1)
-
-
-class _Successive:
-    """Phases of one activity, one after the other."""
-
-    def __init__(self, ledger: Ledger, first: Phase) -> None:
-        self._ledger = ledger
-        self._now: Phase | None = first
-        ledger.enter(first)
-
-    def enter(self, phase: Phase) -> None:
-        if phase is not self._now and self._now is not None:
-            self._ledger.enter(phase)
-            self._ledger.leave(self._now)
-            self._now = phase
-
-    def leave(self) -> None:
-        if self._now is not None:
-            self._ledger.leave(self._now)
-            self._now = None
 
 
 def _telling(group: BaseExceptionGroup) -> MeshError:
