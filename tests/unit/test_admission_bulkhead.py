@@ -13,6 +13,7 @@ import pytest
 from tests.virtual import in_virtual_time, now, with_seconds
 
 from deadlinemesh.admission import Bulkhead, Lease, Share, Wait, WaitEnd
+from deadlinemesh.admission.line import Tenant
 from deadlinemesh.deadline import Scopes, entered
 from deadlinemesh.errors import DeadlineSpent, Doomed, NoDeadline, Shed
 from deadlinemesh.testing import virtual_time
@@ -161,6 +162,18 @@ async def test_tenants_that_are_gone_are_forgotten() -> None:
         await pool.work(f"tenant-{number}", 0.1)
         await asyncio.sleep(60.0)
     assert len(pool.bulkhead._line._tenants) <= 2
+
+
+@in_virtual_time
+async def test_a_slot_for_one_tenant_takes_no_longer_for_the_thousand_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = Pool(100)
+    for number in range(1000):
+        await pool.work(f"tenant-{number}", 0.001)
+    asked: list[Tenant] = []
+    need = Tenant.need
+    monkeypatch.setattr(Tenant, "need", lambda tenant, now: asked.append(tenant) or need(tenant, now))
+    await pool.work("tenant-500", 0.001)
+    assert {tenant.tenant_id for tenant in asked} == {"tenant-500"}
 
 
 # --- refusals ---

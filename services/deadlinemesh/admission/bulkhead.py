@@ -183,7 +183,7 @@ class Bulkhead:
         lease = Lease(self, tenant, tenant.kinds[kind], context, asked_at)
         try:
             self._refuse_doomed(lease)
-            if not (tenant.waiting or self._breath.taken) and self._able()(tenant):
+            if not (tenant.waiting or self._breath.taken) and self._may_begin(tenant):
                 self._begin(lease)
             else:
                 await self._wait(lease)
@@ -282,6 +282,10 @@ class Bulkhead:
     def _too_late(self, lease: Lease) -> bool:
         left = lease.deadline_at - self._now()
         return left <= 0 or left < lease._kind.need()
+
+    def _may_begin(self, tenant: Tenant) -> bool:
+        """What `_able` would say. A tenant's fair part is one slot at least, so of its first the others need not be asked."""
+        return self._able()(tenant) if tenant.held else self.held < self.limit
 
     def _able(self) -> Callable[[Tenant], bool]:
         """Tells of each tenant whether it may have one more of the slots that are free now."""

@@ -82,6 +82,8 @@ class Line:
         self._owed: dict[int, float] = {}
         self._tenants: dict[str, Tenant] = {}
         self._number = count()
+        self._waiting = 0
+        self._held = 0
         self._virtual_now = 0.0
 
     def tenant(self, tenant_id: str, share: Share, now: float) -> Tenant:
@@ -101,17 +103,20 @@ class Line:
         return [tenant for tenant in self._tenants.values() if not tenant.idle(now)]
 
     def __len__(self) -> int:
-        return sum(len(tenant.waiting) for tenant in self._tenants.values())
+        return self._waiting
 
     def push(self, claim: Claim) -> None:
         """Let `claim` wait."""
         heapq.heappush(claim.tenant.waiting, (claim.deadline_at, next(self._number), claim))
+        self._waiting += 1
 
     def remove(self, claim: Claim) -> None:
         """Forget a claim that waits no longer."""
         waiting = claim.tenant.waiting
+        before = len(waiting)
         waiting[:] = [entry for entry in waiting if entry[2] is not claim]
         heapq.heapify(waiting)
+        self._waiting -= before - len(waiting)
 
     def pop(self, may_begin: Callable[[Tenant], bool]) -> Claim | None:
         """The next claim of a tenant that may begin one; None if there is none."""
@@ -121,19 +126,22 @@ class Line:
         band = self._band_of_turn({tenant.share.band for tenant in able})
         in_band = (tenant for tenant in able if tenant.share.band == band)
         tenant = min(in_band, key=lambda tenant: (tenant.virtual_time, tenant.held))
+        self._waiting -= 1
         return heapq.heappop(tenant.waiting)[2]
 
     def begin(self, tenant: Tenant, seconds: float) -> None:
         """A claim of `tenant` begins, and is charged the `seconds` that it is expected to take."""
         self._virtual_now = max(self._virtual_now, tenant.virtual_time)
         tenant.held += 1
+        self._held += 1
         tenant.virtual_time += seconds / tenant.share.weight
 
     def end(self, tenant: Tenant, seconds: float, expected: float) -> None:
         """A claim of `tenant` ends, that took `seconds` and was charged what was `expected`."""
         tenant.held -= 1
+        self._held -= 1
         tenant.virtual_time += (seconds - expected) / tenant.share.weight
-        if not any(one.held or one.waiting for one in self._tenants.values()):  # nobody is behind anybody
+        if not (self._held or self._waiting):  # nobody is behind anybody
             self._virtual_now = max(one.virtual_time for one in self._tenants.values())
 
     def _forget_idle(self, now: float) -> None:
