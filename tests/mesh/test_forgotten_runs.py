@@ -121,6 +121,20 @@ def test_a_run_that_is_refused_is_freed_at_once() -> None:
     in_memory(test)
 
 
+def test_whoever_lists_its_runs_does_not_have_all_the_others_looked_at() -> None:
+    async def test(mesh: MemoryMesh) -> None:
+        run_ids = [await run(mesh, "bolt") for _ in range(2)]
+        await run(mesh, "acme")
+        for one in gc.get_objects():
+            if isinstance(one, AgentRun) and one.context.tenant_id == "acme":
+                del one.context
+        stub = orchestrator_pb2_grpc.OrchestratorServiceStub(mesh.channel)
+        listed = await stub.ListRuns(orchestrator_pb2.ListRunsRequest(), metadata=mesh.credentials("bolt"))
+        assert [one.run_id for one in listed.runs] == run_ids[::-1]
+
+    in_memory(test)
+
+
 def test_what_was_said_in_a_run_that_is_over_can_still_be_asked_for() -> None:
     async def test(mesh: MemoryMesh) -> None:
         stub = orchestrator_pb2_grpc.OrchestratorServiceStub(mesh.channel)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
@@ -228,7 +228,8 @@ class Runs:
         self._telemetry = telemetry
         self._upstreams = Upstreams(telemetry, HOP)
         self._by_id: dict[str, AgentRun] = {}
-        self._by_request: dict[tuple[str, str], AgentRun] = {}
+        self._by_request: defaultdict[str, dict[str, AgentRun]] = defaultdict(dict)
+        """Each tenant's runs by their request ids, in the order of their beginnings."""
         self._ended: dict[str, deque[tuple[float, AgentRun]]] = {}
         self._sizes: Counter[str] = Counter()
         """About the characters that are kept of each tenant's."""
@@ -244,7 +245,7 @@ class Runs:
     def known(self, tenant_id: str, request_id: str) -> AgentRun | None:
         """The tenant's run of this request id, if it is known."""
         self._forget(tenant_id)
-        return self._by_request.get((tenant_id, request_id))
+        return self._by_request[tenant_id].get(request_id)
 
     def get(self, tenant_id: str, run_id: str) -> AgentRun:
         """The tenant's run. Raises NotFound, not telling a run of somebody else's from none."""
@@ -257,8 +258,7 @@ class Runs:
     def of(self, tenant_id: str) -> list[AgentRun]:
         """The tenant's runs, newest first."""
         self._forget(tenant_id)
-        mine = [run for run in self._by_id.values() if run.context.tenant_id == tenant_id]
-        return sorted(mine, key=lambda run: -run.number)
+        return list(reversed(self._by_request[tenant_id].values()))
 
     def start(self, grant: Grant, request_id: str, prepare: Callable[[AgentRun], Awaitable[Assignment]]) -> AgentRun:
         """Register a run for the current call, and have it wait for a place and then do as `prepare` says.
@@ -269,7 +269,7 @@ class Runs:
         """
         self._count += 1
         run = AgentRun(current(), grant, request_id or f"req_{current().run_id[4:]}", self._count)
-        self._by_id[run.run_id] = self._by_request[(run.context.tenant_id, run.request_id)] = run
+        self._by_id[run.run_id] = self._by_request[run.context.tenant_id][run.request_id] = run
         run.emit(RunStarted())
         task = run.execute(self._background, lambda: self._execute(run, prepare))
         task.when_over(lambda: self._over(run, task.cause))
@@ -339,7 +339,7 @@ class Runs:
             self._forget(run.context.tenant_id)
 
     def _refuse(self, run: AgentRun, error: MeshError) -> None:
-        del self._by_id[run.run_id], self._by_request[(run.context.tenant_id, run.request_id)]
+        del self._by_id[run.run_id], self._by_request[run.context.tenant_id][run.request_id]
         run.refuse(error)
 
     def _finish(
@@ -382,7 +382,7 @@ class Runs:
                 return
             ended.popleft()
             self._sizes[tenant_id] -= run.size
-            del self._by_id[run.run_id], self._by_request[(tenant_id, run.request_id)]
+            del self._by_id[run.run_id], self._by_request[tenant_id][run.request_id]
         self._ended.pop(tenant_id, None)
         self._sizes.pop(tenant_id, None)
 
