@@ -299,6 +299,10 @@ def test_where_the_orchestrator_stands_still_the_edge_tells_in_time() -> None:
             assert clock.monotonic() - began < timeout
             assert str(error_from(told.value, "edge")) == "the orchestrator did not answer in time"
             assert told.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            asked = stub.ListRuns(
+                orchestrator_pb2.ListRunsRequest(), timeout=timeout, metadata=client.mesh.credentials(ACME)
+            )
+            assert str(await refused(asked)) == "the orchestrator did not answer in time"
 
     virtual_time.run(main())
 

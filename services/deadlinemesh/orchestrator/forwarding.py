@@ -61,25 +61,30 @@ class Forwarder:
         server.add_registered_method_handlers(_SERVICE.full_name, handlers)
 
     async def _stream(self, method: str, request: bytes, context: Any) -> None:
-        # An orchestrator that stands still cannot answer in time, so the edge does, just before the client's own timer, which
-        # would tell no cause. Not earlier: one that is merely late has until then.
-        here = current()
-        answered_by = here.absolute_deadline - self._reserve * LAST_WORD
         try:
-            async with self._pools[here.tenant_id].begin(method, request) as call, narrowed_at(answered_by):
+            async with (
+                self._pools[current().tenant_id].begin(method, request) as call,
+                narrowed_at(self._answered_by()),
+            ):
                 await context.send_initial_metadata(await call.initial_metadata())
                 async for message in call:
                     await context.write(message)
-        except DeadlineSpent:
-            raise DeadlineSpent(f"the {HOP} did not answer in time", hop=HOP, phase="response") from None
-        except grpc.aio.AioRpcError as error:
+        except (DeadlineSpent, grpc.aio.AioRpcError) as error:
             await _pass_on(error, context)
 
     async def _ask(self, method: str, request: bytes, context: Any) -> Any:
         try:
-            return await self._pools[current().tenant_id].begin(method, request)
-        except grpc.aio.AioRpcError as error:
+            call = self._pools[current().tenant_id].begin(method, request)
+            async with narrowed_at(self._answered_by()):
+                return await call
+        except (DeadlineSpent, grpc.aio.AioRpcError) as error:
             await _pass_on(error, context)
+
+    def _answered_by(self) -> float:
+        """When the edge answers itself. An orchestrator that stands still cannot do so in time, and the client's own timer tells no
+        cause. Just before that and not earlier: one that is merely late has until then.
+        """
+        return current().absolute_deadline - self._reserve * LAST_WORD
 
 
 class _Pool:
@@ -98,8 +103,10 @@ class _Pool:
         return self._methods[method](request, metadata=(encode_grant(current_grant()),))
 
 
-async def _pass_on(error: grpc.aio.AioRpcError, context: Any) -> None:
+async def _pass_on(error: DeadlineSpent | grpc.aio.AioRpcError, context: Any) -> None:
     """End the call as the one behind it has ended: with its very status where it is the mesh's, else with what it means."""
+    if isinstance(error, DeadlineSpent):
+        raise DeadlineSpent(f"the {HOP} did not answer in time", hop=HOP, phase="response") from None
     trailing = tuple(error.trailing_metadata() or ())
     if not any(key == _RICH_STATUS for key, _ in trailing):
         raise error_from(error, HOP)
