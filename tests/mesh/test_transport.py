@@ -37,8 +37,11 @@ from deadlinemesh.errors import (
     DeadlineSpentUpstream,
     Draining,
     InternalFailure,
+    InvalidRequest,
+    MeshError,
     NoDeadline,
     NotFound,
+    Shed,
     Unauthenticated,
     UpstreamFailed,
     Violation,
@@ -54,7 +57,7 @@ from deadlinemesh.transport import (
     wire,
 )
 from deadlinemesh.transport.server import LIVENESS
-from deadlinemesh.transport.status import info_metadata
+from deadlinemesh.transport.status import code_of, info_metadata
 
 SOON = 0.4
 """Seconds of deadlines that are meant to pass, but not before the handler has begun."""
@@ -671,3 +674,28 @@ async def test_a_caller_whose_scope_ends_is_told_its_own_cause() -> None:
         with pytest.raises((ClientCancelled, asyncio.CancelledError)):
             await within_bounds(caller)
         await hop.facts.see(CallEnded, 2)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        UpstreamFailed("x" * 20_000),
+        UpstreamFailed("é" * 20_000),
+        UpstreamFailed("x" * 5_000_000),
+        UpstreamFailed("\ud83d"),
+        InvalidRequest([Violation(f"messages[{n}].tool_calls", "must be a JSON object" * 5) for n in range(500)]),
+        InvalidRequest([Violation("ё" * 9_000, "ё" * 9_000)]),
+        Shed("later", retry_after=float("inf")),
+    ],
+    ids=["long", "long-in-utf-8", "longer-than-a-message", "surrogate", "many-violations", "long-violation", "endless"],
+)
+@pytest.mark.parametrize("arity", ["unary_unary", "unary_stream"])
+async def test_an_error_keeps_its_cause_however_much_it_says(arity: str, error: MeshError) -> None:
+    async def fail(request: bytes, context: Any) -> bytes:
+        raise error
+
+    async with serving(methods(fail)) as served:
+        with entered(with_seconds(20)), pytest.raises(grpc.aio.AioRpcError) as raised:
+            await responses(served.mesh, arity)
+    arrived = error_from(raised.value, "hop-a")
+    assert (raised.value.code(), type(arrived)) == (code_of(error), type(error))

@@ -245,3 +245,12 @@ def test_a_failed_upstream_may_ask_for_patience_in_its_own_words() -> None:
     arrived = error_from(rich(code_pb2.UNAVAILABLE, "quota", delay), "crm")
     assert isinstance(arrived, UpstreamFailed)
     assert arrived.retry_after == 1.5
+
+
+def test_of_too_many_violations_the_first_are_told_and_how_many_more_there_are() -> None:
+    many = [Violation(f"messages[{n}]", "is wrong" * 10) for n in range(100)]
+    arrived = error_from(as_received(status_of(InvalidRequest(many))), "orchestrator")
+    assert isinstance(arrived, InvalidRequest)
+    *told, last = arrived.violations
+    assert told == many[: len(told)]
+    assert last == Violation("", f"and {100 - len(told)} more")
