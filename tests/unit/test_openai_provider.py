@@ -385,6 +385,65 @@ async def test_what_is_no_complete_stream_is_a_failure_of_the_provider(answer: A
     assert isinstance(await failure(answer), UpstreamFailed)
 
 
+@pytest.mark.parametrize(
+    "delta",
+    [
+        {"content": 5},
+        {"content": [{"type": "text", "text": "a"}]},
+        {"tool_calls": [{"index": 0, "id": 7, "function": {"name": "look", "arguments": "{}"}}]},
+        {"tool_calls": [{"index": 0, "id": "7", "function": {"name": 9, "arguments": "{}"}}]},
+        {"tool_calls": [{"index": 0, "id": "7", "function": {"name": "look", "arguments": {"a": 1}}}]},
+    ],
+)
+async def test_what_is_no_text_where_one_belongs_is_a_failure_of_the_provider(delta: dict[str, Any]) -> None:
+    assert isinstance(await failure(streams(chunk(**delta), chunk(reason="stop"))), UpstreamFailed)
+
+
+async def test_a_reason_that_is_no_text_is_a_failure_of_the_provider() -> None:
+    reason: Any = ["stop"]
+    assert isinstance(await failure(streams(chunk(content="a"), chunk(reason=reason))), UpstreamFailed)
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {},
+        {"prompt_tokens": None, "completion_tokens": None},
+        {"prompt_tokens": -1, "completion_tokens": 3},
+        {"prompt_tokens": 10**30, "completion_tokens": 3},
+        {"prompt_tokens": "many", "completion_tokens": 3},
+    ],
+)
+async def test_an_answer_whose_tokens_are_not_counted_stands_and_they_are_estimated(usage: dict[str, Any]) -> None:
+    counted = f"data: {json.dumps({'choices': [], 'usage': usage})}\n\n"
+    async with endpoint(streams(chunk(content="abcd"), chunk(reason="stop"), counted)) as (_, provider):
+        assert await all_of(provider) == [TextDelta("abcd"), TurnEnded(FinishReason.STOP, 11, 1)]
+
+
+@pytest.mark.parametrize(
+    "more", ["{}", '{"choices": null}', '{"choices": [{"index": 0, "finish_reason": null, "filter": {}}]}']
+)
+async def test_a_chunk_that_says_nothing_is_passed_over(more: str) -> None:
+    async with endpoint(streams(chunk(content="a"), f"data: {more}\n\n", chunk(reason="stop"))) as (_, provider):
+        assert await all_of(provider) == [TextDelta("a"), TurnEnded(FinishReason.STOP, 11, 1)]
+
+
+async def test_halves_of_a_surrogate_pair_are_put_together_and_what_has_no_other_half_is_replaced() -> None:
+    halves = (chunk(content="a\ud83d"), chunk(content="\ude00b\ud83d"), chunk(content="c\ude00"))
+    call = chunk(tool_calls=[part(0, '{"a": "\ud83d', "c\ud83d", "look"), part(0, '\ude00"}')])
+    async with endpoint(streams(*halves, call, chunk(reason="tool_calls"))) as (_, provider):
+        *said, called, _ = await all_of(provider)
+    assert said == [TextDelta("a"), TextDelta("😀b"), TextDelta("�c�")]
+    assert called == ToolCallReady(ToolCall("c�", "look", '{"a": "😀"}'))
+
+
+async def test_a_text_that_comes_all_at_once_is_passed_on_in_pieces() -> None:
+    async with endpoint(streams(chunk(content="é" * 5_000_000), chunk(reason="stop"))) as (_, provider):
+        *said, _ = await all_of(provider)
+    assert max(len(event.text) for event in said if isinstance(event, TextDelta)) < 50_000
+    assert "".join(event.text for event in said if isinstance(event, TextDelta)) == "é" * 5_000_000
+
+
 async def test_an_endpoint_that_is_not_there_is_a_failure_of_the_provider() -> None:
     async with endpoint() as (_, provider):
         pass

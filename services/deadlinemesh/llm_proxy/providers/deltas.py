@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -30,6 +31,13 @@ _REASONS = {
 }
 
 
+_PIECE = 16_384
+"""Characters of one event's text: a provider may send it all at once, and a message has an end."""
+
+_MOST_TOKENS = 1 << 53
+"""What is counted beyond that is not counted."""
+
+
 def new_call_id() -> str:
     """An id for a tool call whose provider gave none."""
     return f"call_{uuid4().hex[:16]}"
@@ -53,22 +61,23 @@ class Completion:
         self._called = False
         self._reason: str | None = None
         self._usage: tuple[int, int] | None = None
+        # Some servers send the halves of a surrogate pair in two chunks. Alone no message can hold them.
+        self._pairs = codecs.getincrementaldecoder("utf-16-le")("replace")
 
     def feed(self, chunk: Any) -> Iterator[Event]:
         """What `chunk`, a ChatCompletionChunk, makes complete. The SDK does not validate chunks, so it may be anything:
         raises AttributeError, TypeError or the like where it is not what it should be.
         """
         if chunk.usage is not None:
-            self._usage = (int(chunk.usage.prompt_tokens), int(chunk.usage.completion_tokens))
-        for choice in chunk.choices[:1]:
-            for text in (choice.delta.content, getattr(choice.delta, "refusal", None)):
-                if text:
-                    self._written.append(text)
-                    yield TextDelta(text)
-            for delta in choice.delta.tool_calls or ():
-                yield from self._feed_call(delta)
+            self._usage = _counted(chunk.usage) or self._usage
+        for choice in (chunk.choices or [])[:1]:
+            if choice.delta is not None:
+                for text in (choice.delta.content, getattr(choice.delta, "refusal", None)):
+                    yield from self._feed_text(_text(text))
+                for delta in choice.delta.tool_calls or ():
+                    yield from self._feed_call(delta)
             if choice.finish_reason is not None:
-                self._reason = choice.finish_reason
+                self._reason = _text(choice.finish_reason)
                 yield from self._close_call()
 
     def end(self) -> TurnEnded:
@@ -81,22 +90,30 @@ class Completion:
         counted = self._usage or (self._input_estimate, estimated_tokens("".join(self._written)))
         return TurnEnded(reason, *counted)
 
+    def _feed_text(self, text: str) -> Iterator[Event]:
+        sound = self._pairs.decode(text.encode("utf-16-le", "surrogatepass"))
+        if sound:
+            self._written.append(sound)
+        for start in range(0, len(sound), _PIECE):
+            yield TextDelta(sound[start : start + _PIECE])
+
     def _feed_call(self, delta: Any) -> Iterator[Event]:
         call = self._open
         # Some servers number every call 0 and tell them apart by their ids only.
         if call is None or delta.index != call.index or (delta.id and call.id and delta.id != call.id):
             yield from self._close_call()
             call = self._open = _PartialCall(delta.index)
-        call.id = call.id or delta.id or ""
+        call.id = call.id or _text(delta.id)
         if delta.function is not None:
-            call.name = call.name or delta.function.name or ""
-            call.arguments.append(delta.function.arguments or "")
+            call.name = call.name or _text(delta.function.name)
+            call.arguments.append(_text(delta.function.arguments))
 
     def _close_call(self) -> Iterator[Event]:
         call, self._open = self._open, None
         if call is None:
             return
-        arguments = "".join(call.arguments) or "{}"
+        arguments = _sound("".join(call.arguments)) or "{}"
+        call.id, call.name = _sound(call.id), _sound(call.name)
         try:
             complete = isinstance(json.loads(arguments), dict) and bool(call.name)
         except ValueError:
@@ -109,3 +126,22 @@ class Completion:
             raise UpstreamFailed(
                 f"the model asked for {call.name or 'a tool'} with arguments that are not a JSON object"
             )
+
+
+def _text(value: Any) -> str:
+    """What a chunk has where a text belongs; nothing for null."""
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} where a text belongs")
+    return value or ""
+
+
+def _sound(text: str) -> str:
+    """`text` with its surrogate pairs put together, and without lone ones."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def _counted(usage: Any) -> tuple[int, int] | None:
+    """A provider's own count of what was read and written; None where it is none, for an estimate will do."""
+    counts = (getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None))
+    read, wrote = (count if isinstance(count, int) and 0 <= count < _MOST_TOKENS else None for count in counts)
+    return None if read is None or wrote is None else (read, wrote)
