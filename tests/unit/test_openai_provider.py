@@ -438,10 +438,53 @@ async def test_halves_of_a_surrogate_pair_are_put_together_and_what_has_no_other
 
 
 async def test_a_text_that_comes_all_at_once_is_passed_on_in_pieces() -> None:
-    async with endpoint(streams(chunk(content="é" * 5_000_000), chunk(reason="stop"))) as (_, provider):
+    async with endpoint(streams(chunk(content="é" * 500_000), chunk(reason="stop"))) as (_, provider):
         *said, _ = await all_of(provider)
     assert max(len(event.text) for event in said if isinstance(event, TextDelta)) < 50_000
-    assert "".join(event.text for event in said if isinstance(event, TextDelta)) == "é" * 5_000_000
+    assert "".join(event.text for event in said if isinstance(event, TextDelta)) == "é" * 500_000
+
+
+def endless(head: str, piece: str) -> Callable[[Endpoint, asyncio.StreamWriter], Awaitable[None]]:
+    """Sends `piece` again and again, until its caller is gone or has taken far too much."""
+
+    async def answer(endpoint: Endpoint, writer: asyncio.StreamWriter) -> None:
+        writer.write(head.encode())
+        for _ in range(64 * 1024 * 1024 // len(piece)):
+            writer.write(framed(piece))
+            await writer.drain()
+        pytest.fail("all of it was read")
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("head", "piece"),
+    [
+        (STREAM, "a" * 65536),
+        (STREAM, "data: a\n" * 8192),
+        (STREAM.replace("200 OK", "500 Oops"), "a" * 65536),
+    ],
+    ids=["line", "event", "refusal"],
+)
+async def test_what_never_ends_is_given_up_and_its_connection_closed(head: str, piece: str) -> None:
+    async with endpoint(endless(head, piece)) as (fake, provider):
+        with pytest.raises(UpstreamFailed, match="in one event"):
+            await all_of(provider)
+        await fake.left()
+
+
+async def test_a_long_stream_of_short_events_is_read_to_its_end_however_it_is_cut() -> None:
+    async def answer(endpoint: Endpoint, writer: asyncio.StreamWriter) -> None:
+        writer.write(STREAM.encode())
+        for _ in range(300):
+            for piece in (chunk(content="a" * 20_000)[:-1], "\n"):
+                writer.write(framed(piece))
+                await writer.drain()
+        writer.write(framed(chunk(reason="stop")) + framed("data: [DONE]\n\n") + b"0\r\n\r\n")
+
+    async with endpoint(answer) as (_, provider):
+        *said, _ = await all_of(provider)
+    assert sum(len(event.text) for event in said if isinstance(event, TextDelta)) == 6_000_000
 
 
 async def test_an_endpoint_that_is_not_there_is_a_failure_of_the_provider() -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+import httpx2  # the SDK's own
 import openai
-from openai import AsyncOpenAI
+from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
 from deadlinemesh.errors import Shed, UpstreamFailed, UpstreamRefused
 from deadlinemesh.llm_proxy.conversation import (
@@ -55,6 +56,9 @@ _TELL_PROGRESS = {"return_progress": True}
 """llama.cpp notices that its caller is gone only when it writes, and without this it writes nothing while it reads a
 prompt, which may take many seconds. The other servers of models that ignore tools ignore this too."""
 
+_LONGEST_EVENT = 4 * 1024 * 1024
+"""Bytes of an event of the stream, or of a refusal. The SDK gathers one in memory, and copies it with each piece that comes."""
+
 _MALFORMED = (AttributeError, IndexError, KeyError, TypeError, ValueError)
 """What reading an unvalidated chunk raises, and the SDK itself where a chunk is not JSON."""
 
@@ -64,7 +68,14 @@ class OpenAIProvider:
 
     def __init__(self, model: OpenAIModel, api_key: str) -> None:
         self._model = model
-        self._client = AsyncOpenAI(base_url=model.base_url, api_key=api_key or _NO_KEY, max_retries=0, timeout=None)
+        self._client = AsyncOpenAI(
+            base_url=model.base_url,
+            api_key=api_key or _NO_KEY,
+            max_retries=0,
+            timeout=None,
+            http_client=DefaultAsyncHttpxClient(event_hooks={"response": [self._bound]}, timeout=None),
+            default_headers={"Accept-Encoding": "identity"},  # what is counted is what is kept
+        )
 
     @classmethod
     def from_environment(cls, model: OpenAIModel) -> OpenAIProvider:
@@ -147,6 +158,10 @@ class OpenAIProvider:
                         yield event
         yield completion.end()
 
+    async def _bound(self, response: httpx2.Response) -> None:
+        assert isinstance(response.stream, httpx2.AsyncByteStream)
+        response.stream = _Bounded(response.stream, self._model.model)
+
     @property
     def _limit(self) -> str:
         # OpenAI's own newer models refuse the old name; the other servers know no new one.
@@ -174,6 +189,30 @@ class OpenAIProvider:
             raise UpstreamFailed(f"{who} failed in mid-stream: {error.message}") from error
         except _MALFORMED as error:
             raise UpstreamFailed(f"{who} sent what is not a chat completion stream: {error}") from error
+
+
+class _Bounded(httpx2.AsyncByteStream):
+    """A response's body. Raises UpstreamFailed for an event that does not end."""
+
+    def __init__(self, stream: httpx2.AsyncByteStream, model: str) -> None:
+        self._stream = stream
+        self._model = model
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        length, before = 0, b""
+        async for piece in self._stream:
+            seen = before + piece
+            end = max(map(seen.rfind, (b"\n\n", b"\r\r", b"\r\n\r\n")))
+            length = length + len(piece) if end < 0 else len(seen) - end
+            if length > _LONGEST_EVENT:
+                raise UpstreamFailed(
+                    f"the model provider of {self._model} sent more than {_LONGEST_EVENT} bytes in one event"
+                )
+            before = seen[-3:]  # an end may be cut in two
+            yield piece
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
 
 
 def _native(turn: TurnRequest) -> dict[str, Any]:
