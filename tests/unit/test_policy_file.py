@@ -792,3 +792,15 @@ def test_a_dedicated_tenant_is_not_called_as_the_pool_of_all_others() -> None:
 
 def test_the_embedded_policy_dedicates_nothing() -> None:
     assert default_policy().pools() == ("shared",)
+
+
+def test_an_argument_cannot_be_declared_that_the_url_gives_a_value() -> None:
+    declared = GOOD.replace("          customer:\n", "          kind: {type: string}\n          customer:\n")
+    text = declared.replace("{customer}\n", "{customer}?kind=all\n")
+    reason = "the URL says what kind is: write kind={kind} there, or leave this argument out"
+    assert problems_of(text) == [(27, "tools.http.lookup.arguments.properties.kind", reason)]
+    for right in (
+        text.replace("kind=all", "kind={kind}").replace("[customer]", "[customer, kind]"),
+        text.replace("kind=all\n", "kind=all\n      method: POST\n"),
+    ):
+        assert parse(right, "policy.yaml")

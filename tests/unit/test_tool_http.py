@@ -174,6 +174,33 @@ async def test_a_post_sends_the_rest_as_a_json_body(upstream: Upstream) -> None:
     assert json.loads(request.body) == {"query": "é", "top_k": None}
 
 
+async def test_an_argument_cannot_change_what_the_url_says_in_its_query(upstream: Upstream) -> None:
+    tools = Tools(upstream.port, "/search?area=public&key=&q={q}", arguments=wants("q"))
+    for others in ({"area": "private"}, {"key": "x", "size": 3}, {"area": ["public", "private"]}, {"area": None}):
+        found = await tools.call(q="a", **others)
+        assert found.status is ToolStatus.INVALID_ARGUMENTS
+        assert f"{next(iter(others))}: there is no such argument" in found.content
+    assert upstream.received == []
+    await tools.call(q="a", size=3)
+    assert upstream.received[0].target == "/search?area=public&key=&q=a&size=3"
+
+
+async def test_a_query_that_no_url_can_hold_is_told_as_wrong_arguments(upstream: Upstream) -> None:
+    found = await Tools(upstream.port).call(x="a" * 70_000)
+    assert (found.status, "too long" in found.content) == (ToolStatus.INVALID_ARGUMENTS, True)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_half_a_character_in_an_argument_does_not_fail_the_call(upstream: Upstream, method: str) -> None:
+    found = await Tools(upstream.port, method=method).call(x="a\ud83d", **{"n\ud83d": 1})
+    assert found.status is ToolStatus.OK
+    (request,) = upstream.received
+    if method == "GET":
+        assert request.target == "/?x=a%3F&n%3F=1"
+    else:
+        assert json.loads(request.body) == {"x": "a\ud83d", "n\ud83d": 1}
+
+
 @pytest.mark.parametrize("x", ["", ".", ".."])
 async def test_an_argument_cannot_lead_to_another_path(upstream: Upstream, x: str) -> None:
     found = await Tools(upstream.port, "/public/{x}", arguments=wants("x")).call(x=x)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from urllib.parse import parse_qsl
 
 from jsonschema import Draft202012Validator, FormatChecker
 
@@ -116,6 +117,11 @@ def _http_tool(loc: Loc, tool: Mapping[str, Any]) -> Iterator[Fault]:
     if not isinstance(url, str):
         return
     properties, required = _mapping(arguments.get("properties")), _list(arguments.get("required"))
+    if tool.get("method", "GET") == "GET":
+        for name, _ in parse_qsl(url.partition("?")[2].partition("#")[0], keep_blank_values=True):
+            if name in properties and name not in url_arguments(url):
+                reason = f"the URL says what {name} is: write {name}={{{name}}} there, or leave this argument out"
+                yield Fault((*inside, "properties", name), reason, at_key=True)
     for name in url_arguments(url):
         if name not in properties:
             yield Fault((*loc, "url"), f"{{{name}}} is no argument; declare it in arguments.properties")

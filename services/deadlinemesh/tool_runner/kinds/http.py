@@ -7,6 +7,7 @@ again is the orchestrator's to decide.
 from __future__ import annotations
 
 import codecs
+import json
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -56,11 +57,16 @@ class HttpTool(Tool):
         self._wall = wall
 
     async def run(self, arguments: Mapping[str, Any], call: Call) -> ToolOutcome:
+        others = {name: value for name, value in arguments.items() if name not in self._url.arguments}
         try:
             url = httpx.URL(self._url.fill(arguments))
+            if self._policy.method == "GET":
+                if fixed := others.keys() & url.params.keys():
+                    raise UnfitArgument(f"{', '.join(sorted(fixed))}: there is no such argument")
+                # Only where there are some: what the template says is written anew with them.
+                url = url.copy_merge_params(_query(others)) if others else url
         except (UnfitArgument, httpx.InvalidURL) as error:
             return ToolOutcome.invalid(self.spec.name, [str(error)])
-        others = {name: value for name, value in arguments.items() if name not in self._url.arguments}
         async with self._connections.to(self._url.origin).slot(self.spec.name):
             call.begun()
             try:
@@ -76,11 +82,11 @@ class HttpTool(Tool):
         if self._policy.internal:
             headers.update(http_deadline.encode(current().remaining, self._wall()))
         if self._policy.method == "GET":
-            if others:
-                url = url.copy_merge_params(_query(others))
             request = self._client.build_request("GET", url, headers=headers)
         else:
-            request = self._client.build_request("POST", url, headers=headers, json=dict(others))
+            # In ASCII, as a lone surrogate has no other way onto the wire.
+            headers = {"Content-Type": "application/json", **headers}
+            request = self._client.build_request("POST", url, headers=headers, content=json.dumps(others).encode())
         response = await self._client.send(request, stream=True)
         try:
             if response.is_success:
@@ -123,7 +129,12 @@ def _date(text: str) -> datetime | None:
 def _query(others: Mapping[str, Any]) -> httpx.QueryParams:
     """Query parameters: a list becomes one for each item, null is left out."""
     each = ((name, item) for name, value in others.items() for item in (value if isinstance(value, list) else [value]))
-    return httpx.QueryParams([(name, as_text(item)) for name, item in each if item is not None])
+    return httpx.QueryParams([(_sound(name), _sound(as_text(item))) for name, item in each if item is not None])
+
+
+def _sound(text: str) -> str:
+    """`text` without lone surrogates, as `UrlTemplate` fills it in."""
+    return text.encode(errors="replace").decode()
 
 
 async def _text(response: httpx.Response, most_bytes: int, *, mark: bool = True) -> str:
