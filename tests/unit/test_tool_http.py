@@ -315,10 +315,23 @@ async def test_an_answer_that_just_fits_is_not_cut(upstream: Upstream) -> None:
     assert (await Tools(upstream.port, max_response_bytes=1001).call()).content == "x" * 1001
 
 
-@pytest.mark.parametrize("charset", ["latin-1", "zlib", "no-such-charset"])
+@pytest.mark.parametrize("charset", ["latin-1", "zlib", "no-such-charset", "idna"])
 async def test_a_charset_is_honoured_if_it_makes_text(upstream: Upstream, charset: str) -> None:
     upstream.answer = answer("200 OK", b"caf\xe9", Content_Type=f"text/plain; charset={charset}")
     assert (await Tools(upstream.port).call()).content == ("café" if charset == "latin-1" else "caf\ufffd")
+
+
+async def test_half_a_character_where_an_answer_is_cut_is_left_out(upstream: Upstream) -> None:
+    upstream.answer = answer("200 OK", "ab😀".encode())
+    assert (await Tools(upstream.port, max_response_bytes=4).call()).content.startswith("ab\n[cut")
+
+
+@pytest.mark.parametrize(("body", "text"), [(b"a\0b\0", "a\0b\0"), (b"\xff\xfea\0b\0", "ab")])
+async def test_an_answer_that_contradicts_its_charset_is_still_an_answer(
+    upstream: Upstream, body: bytes, text: str
+) -> None:
+    upstream.answer = answer("200 OK", body, Content_Type="text/plain; charset=utf-16")
+    assert (await Tools(upstream.port).call()).content == text
 
 
 async def test_a_refused_connection_is_a_transient_failure(unused_tcp_port: int) -> None:

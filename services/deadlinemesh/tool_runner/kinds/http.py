@@ -139,19 +139,21 @@ def _sound(text: str) -> str:
 
 async def _text(response: httpx.Response, most_bytes: int, *, mark: bool = True) -> str:
     """The body as text, cut after `most_bytes`; nothing beyond is read."""
-    encoding = response.encoding or "utf-8"
-    try:
-        " ".encode(encoding)
-    except (LookupError, UnicodeError):  # unknown, or a codec such as zlib that does not make text
-        encoding = "utf-8"
-    decoder = codecs.getincrementaldecoder(encoding)("replace")
-    parts: list[str] = []
+    parts: list[bytes] = []
     room = most_bytes
     async for chunk in response.aiter_bytes():
-        parts.append(decoder.decode(chunk[:room]))
-        if len(chunk) > room:
-            cut = f"\n[cut: the answer is longer than {most_bytes} bytes]" if mark else ""
-            return "".join(parts) + cut  # half a character at the cut stays in the decoder
+        parts.append(chunk[:room])
         room -= len(chunk)
-    parts.append(decoder.decode(b"", final=True))
-    return "".join(parts)
+        if room < 0:
+            cut = f"\n[cut: the answer is longer than {most_bytes} bytes]" if mark else ""
+            return _decoded(b"".join(parts), response.encoding, whole=False) + cut
+    return _decoded(b"".join(parts), response.encoding)
+
+
+def _decoded(body: bytes, encoding: str | None, *, whole: bool = True) -> str:
+    """`body` as text. Unless it is `whole`, half a character at its end is left out."""
+    try:
+        " ".encode(encoding or "utf-8")
+        return codecs.getincrementaldecoder(encoding or "utf-8")("replace").decode(body, whole)
+    except (LookupError, UnicodeError):  # unknown, makes no text, as zlib, or cannot replace what is none, as idna
+        return _decoded(body, "utf-8", whole=whole)
