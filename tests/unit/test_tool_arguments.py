@@ -252,3 +252,15 @@ def test_a_schema_that_goes_round_does_not_run_out_of_stack() -> None:
     schema = {"type": "object", "properties": {"x": {"$ref": "#"}}}
     (told,) = wrong('{"x": ' * 500 + "{}" + "}" * 500, schema)
     assert told == "arguments: they are nested too deeply"
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "9" * 4000])
+def test_a_number_that_cannot_be_calculated_with_is_explained(number: str) -> None:
+    schema = {"type": "object", "properties": {"x": {"type": "number", "multipleOf": 0.1}}}
+    (told,) = wrong(f'{{"x": {number}}}', schema)
+    assert "too large" in told
+
+
+def test_an_infinite_number_is_not_json() -> None:
+    (told,) = wrong('{"x": 1e999}', {"type": "object"})
+    assert told.startswith('arguments: not JSON: "1e999" is too large a number')

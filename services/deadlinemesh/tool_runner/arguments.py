@@ -7,6 +7,7 @@ raises for bad arguments: it explains.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any, NoReturn
@@ -29,7 +30,7 @@ MOST_VIOLATIONS = 20
 LONGEST_VALUE = 80
 """Characters of a wrong value that are repeated to the model."""
 
-_TOO_DEEP = "they are nested too deeply"
+_UNREAD = {RecursionError: "they are nested too deeply", OverflowError: "a number is too large for its `multipleOf`"}
 _NAMES = {"object": "a JSON object", "array": "an array", "integer": "an integer", "number": "a number"}
 _NAMES |= {"string": "a string", "boolean": "true or false", "null": "null"}
 
@@ -57,18 +58,18 @@ class Arguments:
     def read(self, text: str) -> tuple[dict[str, Any], list[str]]:
         """The arguments in `text`, and what is wrong with them: nothing, if they may be used. Empty text means `{}`."""
         try:
-            arguments = json.loads(text if text.strip() else "{}", parse_constant=_refuse)
+            arguments = json.loads(text if text.strip() else "{}", parse_constant=_refuse, parse_float=_finite)
         except (ValueError, RecursionError) as broken:
-            why = _TOO_DEEP if isinstance(broken, RecursionError) else str(broken)
+            why = _UNREAD.get(type(broken)) or str(broken)
             return {}, [f"arguments: not JSON: {why}; give {self._expected(self._schema)}"]
         violations: dict[str, None] = {}  # an ordered set: one missing property of several is reported by each
         try:
             with bounded():
                 for error in islice(self._validator.iter_errors(arguments), MOST_VIOLATIONS):
                     violations.update(dict.fromkeys(self._explained(error)))
-        except (TooLong, RecursionError) as unread:
+        except (TooLong, RecursionError, OverflowError) as unread:
             # Not merely one violation among others: within `not` it would let through what it could not look at.
-            why = _TOO_DEEP if isinstance(unread, RecursionError) else str(unread)
+            why = _UNREAD.get(type(unread)) or str(unread)
             violations[f"arguments: {why}"] = None
         return arguments if isinstance(arguments, dict) else {}, list(violations)
 
@@ -163,3 +164,10 @@ def _shown(value: Any) -> str:
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{_shown(text)} is too large a number")
+    return number
