@@ -95,7 +95,10 @@ def _comparable(value: Any) -> Any:
         return ("array", *map(_comparable, value))
     if isinstance(value, dict):
         return ("object", frozenset((name, _comparable(inner)) for name, inner in value.items()))
-    return value if isinstance(value, str) or value is None else (isinstance(value, bool), value)
+    if isinstance(value, (bool, str)) or value is None:
+        return ("", value)
+    # As a text, whose hash nobody can foresee: whole numbers can be chosen to have all the same, and no lookup would be quick.
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value), "number"
 
 
 ValidatorInTime = extend(  # type: ignore[no-untyped-call]  # the stubs leave it untyped
