@@ -90,6 +90,8 @@ def fail(how: str) -> None:
         raise ConnectionResetError("gone")
     if how == "exit":
         sys.exit(3)
+    if how == "at length":
+        raise RuntimeError("😀" * 100_000 + "\ud83d")
     raise KeyError("secret_line_of_code")
 
 

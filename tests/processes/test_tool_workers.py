@@ -226,6 +226,16 @@ async def test_a_traceback_is_logged_here_and_not_told(runner: Runner, caplog: p
     assert 'raise KeyError("secret_line_of_code")' in record.getMessage()
 
 
+async def test_a_failure_is_told_however_long_its_traceback_is(
+    runner: Runner, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = await runner.pid()
+    found = await runner.call("fail", how="at length")
+    assert found.content.startswith("fail failed: RuntimeError: 😀😀")
+    assert "😀😀" in caplog.text
+    assert await runner.pid() == before
+
+
 async def test_an_answer_that_no_message_could_carry_is_cut_in_the_worker(runner: Runner) -> None:
     found = await runner.call("say", size=3_000_000)
     assert len(found.content.encode()) <= 1_000_000

@@ -27,7 +27,8 @@ class Broken(Exception):
 
 def packed(head: Mapping[str, Any], body: bytes = b"") -> bytes:
     """A frame as bytes."""
-    encoded = json.dumps(head).encode()
+    # Not in ASCII, in which an emoji takes twelve bytes. What stands for half a character is nobody's to read.
+    encoded = json.dumps(head, ensure_ascii=False).encode(errors="replace")
     return b"".join((_SIZES.pack(len(encoded), len(body)), encoded, body))
 
 
