@@ -94,6 +94,15 @@ def test_a_key_is_never_sent_to_another_mesh_than_its_own(settings: CommandSetti
         find_mesh(settings, "acme", "10.0.0.1:1", "", None)
 
 
+def test_a_key_that_cannot_be_sent_is_told_with_where_it_comes_from(settings: CommandSettings, path: Path) -> None:
+    mounted = settings.model_copy(update={"api_key": "key-env\n"})
+    assert find_mesh(mounted, "", "10.0.0.1:1", "", None) == Target("10.0.0.1:1", "key-env")
+    with pytest.raises(NoMesh, match="DMESH_API_KEY: the API key has characters"):
+        find_mesh(settings.model_copy(update={"api_key": "two\nlines"}), "", "10.0.0.1:1", "", None)
+    with pytest.raises(NoMesh, match="--key: the API key has characters"):
+        find_mesh(settings, "", "10.0.0.1:1", "clé", None)
+
+
 def test_what_is_missing_is_named(settings: CommandSettings) -> None:
     with pytest.raises(NoMesh, match="start one with `dmesh up`"):
         find_mesh(settings, "", "", "", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -15,7 +16,15 @@ from tests.virtual import in_virtual_time, now, with_seconds
 from deadlinemesh.client import DeadlineMesh
 from deadlinemesh.client.address import is_loopback
 from deadlinemesh.deadline import Scopes
-from deadlinemesh.errors import DeadlineSpentUpstream, Doomed, InvalidRequest, NotFound, Unauthenticated, UpstreamFailed
+from deadlinemesh.errors import (
+    ClientCancelled,
+    DeadlineSpentUpstream,
+    Doomed,
+    InvalidRequest,
+    NotFound,
+    Unauthenticated,
+    UpstreamFailed,
+)
 from deadlinemesh.policy import default_policy
 from deadlinemesh.testing import virtual_time
 from deadlinemesh.testing.mesh import MemoryMesh
@@ -224,6 +233,51 @@ async def test_without_an_answer_the_status_is_an_error() -> None:
 )
 def test_only_this_machine_is_spoken_to_in_plain_text(address: str, local: bool) -> None:
     assert is_loopback(address) is local
+
+
+@pytest.mark.parametrize("method", ["answer", "list_runs"])
+async def test_closing_the_client_is_told_to_those_who_wait_and_does_not_pass_for_their_own_cancel(method: str) -> None:
+    server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)  # which never answers
+    client = DeadlineMesh(f"127.0.0.1:{server.sockets[0].getsockname()[1]}", api_key="k")
+    arguments = ("hello",) if method == "answer" else ()
+    waiting = asyncio.ensure_future(getattr(client, method)(*arguments, deadline=60.0))
+    await asyncio.sleep(0)
+    await client.close()
+    with pytest.raises(ClientCancelled, match="the client was closed"):
+        await waiting
+    another = asyncio.ensure_future(getattr(client, method)(*arguments, deadline=60.0))
+    await asyncio.sleep(0)
+    another.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await another
+    await client.close()
+    server.close()
+
+
+async def test_a_key_may_have_the_line_end_of_its_file() -> None:
+    async with DeadlineMesh("127.0.0.1:1", api_key="key\n") as client:
+        with pytest.raises(UpstreamFailed, match="UNAVAILABLE"):
+            await client.list_runs(deadline=5)
+
+
+@pytest.mark.parametrize("key", ["ke\ny", "schlüssel", "k\0"])
+def test_a_key_that_no_header_can_hold_is_refused_and_not_repeated(key: str) -> None:
+    with pytest.raises(ValueError, match="in one line") as refused:
+        DeadlineMesh(api_key=key)
+    assert key not in str(refused.value)
+
+
+async def test_a_deadline_beyond_what_grpc_can_count_is_long_and_not_spent() -> None:
+    for deadline in (float("inf"), 1e12):
+        async with DeadlineMesh("127.0.0.1:1", api_key="k") as client:
+            with pytest.raises(UpstreamFailed, match="UNAVAILABLE"):
+                await client.list_runs(deadline=deadline)
+
+
+async def test_a_deadline_that_is_no_number_is_refused() -> None:
+    async with DeadlineMesh("127.0.0.1:1", api_key="k") as client:
+        with pytest.raises(ValueError, match="not nan"):
+            await client.answer("hello", deadline=float("nan"))
 
 
 def test_credentials_contradict_plain_text() -> None:

@@ -25,6 +25,7 @@ from deadlinemesh.cli.output import (
 from deadlinemesh.cli.settings import CommandSettings
 from deadlinemesh.cli.waterfall import Timeline, waterfall
 from deadlinemesh.client import DeadlineMesh
+from deadlinemesh.client.mesh import checked_key
 from deadlinemesh.errors import MeshError, UpstreamFailed, choices
 from deadlinemesh.v1 import orchestrator_pb2
 
@@ -64,7 +65,10 @@ def find_mesh(settings: CommandSettings, tenant: str, address: str, key: str, pl
     if not where:
         raise NoMesh("no mesh is known: start one with `dmesh up`, or name one with --address and --key")
     if key or (settings.api_key and not tenant):
-        return Target(where, key or settings.api_key, plaintext)
+        try:
+            return Target(where, checked_key(key or settings.api_key), plaintext)
+        except ValueError as error:
+            raise NoMesh(f"{'--key' if key else 'DMESH_API_KEY'}: {error}") from None
     if up is None or where != up.address:
         raise NoMesh(f"no key for {where}: give --key, or set DMESH_API_KEY")
     chosen = tenant or next(iter(up.tenants))

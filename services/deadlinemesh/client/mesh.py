@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 from collections.abc import AsyncGenerator, Awaitable, Iterable
 from contextlib import aclosing
 from typing import Any, Self, TypeVar
@@ -9,11 +11,11 @@ from typing import Any, Self, TypeVar
 import grpc
 
 from deadlinemesh.client.address import is_loopback
-from deadlinemesh.errors import UpstreamFailed
+from deadlinemesh.errors import ClientCancelled, UpstreamFailed
 from deadlinemesh.transport import StreamingCall, error_from, open_channel
 from deadlinemesh.v1 import common_pb2, orchestrator_pb2, orchestrator_pb2_grpc
 
-__all__ = ["DeadlineMesh"]
+__all__ = ["DeadlineMesh", "checked_key"]
 
 T = TypeVar("T")
 
@@ -21,6 +23,10 @@ ORCHESTRATOR = "orchestrator"
 
 MESSAGE_BYTES = 4 * 1024 * 1024
 """The largest message that is accepted, gRPC's own default and that of the embedded policy."""
+
+
+LONGEST = 366 * 86400.0
+"""Seconds of a deadline that are sent. What is very much longer gRPC takes for one that has passed."""
 
 
 class DeadlineMesh:
@@ -31,7 +37,7 @@ class DeadlineMesh:
     as it is in place of all that. It connects when first used; use it in one event loop.
 
     Every method may raise any of `deadlinemesh.errors`. A `deadline` is in seconds; without one, and where it is longer
-    than the tenant's tier allows, the tier's budget holds.
+    than the tenant's tier allows, the tier's budget holds. Raises ValueError for a key or a deadline that is none.
     """
 
     def __init__(
@@ -49,7 +55,7 @@ class DeadlineMesh:
         plain = is_loopback(address) if plaintext is None else plaintext
         self.address = address
         self._credentials = None if plain and credentials is None else credentials or grpc.ssl_channel_credentials()
-        self._metadata = (("authorization", f"Bearer {api_key}"),)
+        self._metadata = (("authorization", f"Bearer {checked_key(api_key)}"),)
         self._message_bytes = message_bytes
         self._channel = channel
         self._stub: Any = None
@@ -85,7 +91,7 @@ class DeadlineMesh:
         try:
             # An abandoned stream is never cancelled by grpc.aio itself, not even after a plain `break`.
             async with StreamingCall(
-                self._orchestrator.Run(request, timeout=deadline, metadata=self._metadata)
+                self._orchestrator.Run(request, timeout=_timeout(deadline), metadata=self._metadata)
             ) as call:
                 async for event in call:
                     finished = finished or event.HasField("finished")
@@ -94,6 +100,8 @@ class DeadlineMesh:
             # An answer that came just in time stands, even if the deadline outran the status behind it.
             if not finished:
                 raise error_from(error, ORCHESTRATOR) from None
+        except asyncio.CancelledError:
+            raise _why_cancelled() from None
 
     async def answer(self, prompt: str, **options: Any) -> orchestrator_pb2.RunFinished:
         """Run an agent and return how the run ended: its `outcome`, its `answer`. `options` are those of `run`."""
@@ -109,7 +117,7 @@ class DeadlineMesh:
     async def get_run(self, run_id: str, *, deadline: float | None = None) -> orchestrator_pb2.GetRunResponse:
         """What is known of a run, and its conversation. Raises NotFound when it is unknown, forgotten or not yours."""
         request = orchestrator_pb2.GetRunRequest(run_id=run_id)
-        return await _reply(self._orchestrator.GetRun(request, timeout=deadline, metadata=self._metadata))
+        return await _reply(self._orchestrator.GetRun(request, timeout=_timeout(deadline), metadata=self._metadata))
 
     async def list_runs(
         self,
@@ -121,12 +129,14 @@ class DeadlineMesh:
     ) -> orchestrator_pb2.ListRunsResponse:
         """A page of the tenant's known runs, newest first. Pass `next_page_token` on for the next."""
         request = orchestrator_pb2.ListRunsRequest(page_size=page_size, page_token=page_token, state=state)
-        return await _reply(self._orchestrator.ListRuns(request, timeout=deadline, metadata=self._metadata))
+        return await _reply(self._orchestrator.ListRuns(request, timeout=_timeout(deadline), metadata=self._metadata))
 
     async def cancel_run(self, run_id: str, *, deadline: float | None = None) -> orchestrator_pb2.RunInfo:
         """Stop a run; returns it when it has stopped. A run that is over stays as it is."""
         request = orchestrator_pb2.CancelRunRequest(run_id=run_id)
-        cancelled = await _reply(self._orchestrator.CancelRun(request, timeout=deadline, metadata=self._metadata))
+        cancelled = await _reply(
+            self._orchestrator.CancelRun(request, timeout=_timeout(deadline), metadata=self._metadata)
+        )
         run: orchestrator_pb2.RunInfo = cancelled.run
         return run
 
@@ -155,8 +165,32 @@ class DeadlineMesh:
         await self.close()
 
 
+def checked_key(key: str) -> str:
+    """The key as it is sent. Secrets are often mounted with a line end. Raises ValueError where no header can hold it."""
+    key = key.strip()
+    if not (key.isascii() and key.isprintable()):
+        raise ValueError("the API key has characters that no header may have: give the key itself, in one line")
+    return key
+
+
+def _timeout(deadline: float | None) -> float | None:
+    if deadline is not None and math.isnan(deadline):
+        raise ValueError("a deadline is a number of seconds, or None for the tier's budget; not nan")
+    return None if deadline is None else min(deadline, LONGEST)
+
+
 async def _reply(call: Awaitable[T]) -> T:
     try:
         return await call
     except grpc.aio.AioRpcError as error:
         raise error_from(error, ORCHESTRATOR) from None
+    except asyncio.CancelledError:
+        raise _why_cancelled() from None
+
+
+def _why_cancelled() -> BaseException:
+    """What to raise for a cancelled call: grpc.aio says CancelledError also where it is the channel that was closed."""
+    task = asyncio.current_task()
+    if task is None or task.cancelling():
+        return asyncio.CancelledError()
+    return ClientCancelled("the client was closed")
