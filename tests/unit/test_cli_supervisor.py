@@ -128,6 +128,20 @@ async def test_a_line_too_long_to_be_read_is_skipped(supervisor: Supervisor, tol
     assert ("one", "after") in told.lines
 
 
+async def test_a_program_is_read_on_when_nobody_reads_the_log_any_more() -> None:
+    def broken(name: str, line: str) -> None:
+        raise BrokenPipeError
+
+    lines = "for _ in range(20_000): print('a line', file=sys.{}, flush=True)\n"
+    code = f"import sys\n{lines.format('stderr')}{lines.format('stdout')}{SERVING}"
+    supervisor = Supervisor(print, broken)
+    try:
+        child = await asyncio.wait_for(supervisor.start(program("one", code)), 30)
+        assert child.port == 7
+    finally:
+        supervisor.kill()
+
+
 def test_a_tied_process_ends_when_its_starter_lets_go() -> None:
     command = [sys.executable, "-m", "deadlinemesh.cli.tied", "http.server", "--bind", "127.0.0.1", "0"]
     process = subprocess.Popen(

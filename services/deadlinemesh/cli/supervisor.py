@@ -53,7 +53,7 @@ class Child:
         self.name = program.name
         self.port = 0
         self._program = program
-        self._log = log
+        self._write = log
         self._last: deque[str] = deque(maxlen=LAST_LINES)
         self._process: asyncio.subprocess.Process | None = None
         self._readers: list[asyncio.Task[None]] = []
@@ -145,18 +145,23 @@ class Child:
             with suppress(ProcessLookupError):
                 self._process.send_signal(number)
 
+    def _log(self, line: str) -> None:
+        # Where nobody reads our log any more, the program's must be read on, or it waits for that for ever.
+        with suppress(OSError):
+            self._write(self.name, line)
+
     async def _read_output(self, stream: asyncio.StreamReader, ready: asyncio.Future[int]) -> None:
         async for line in _lines(stream):
             port = None if ready.done() else self._program.port_in(line)
             if port is not None:
                 ready.set_result(port)
             else:
-                self._log(self.name, line)
+                self._log(line)
 
     async def _read_log(self, stream: asyncio.StreamReader) -> None:
         async for line in _lines(stream):
             self._last.append(line)
-            self._log(self.name, line)
+            self._log(line)
 
 
 class Supervisor:

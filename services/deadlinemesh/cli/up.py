@@ -6,6 +6,7 @@ import asyncio
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console, Group
@@ -88,7 +89,8 @@ async def _kill_when(hurried: asyncio.Event, mesh: RunningMesh) -> None:
 
 
 def _say(what: str) -> None:
-    print(f"dmesh: {what}", file=sys.stderr, flush=True)
+    with suppress(OSError):  # nobody reads it any more, which is no reason to end a mesh
+        print(f"dmesh: {what}", file=sys.stderr, flush=True)
 
 
 def _pass_on(name: str, line: str) -> None:
