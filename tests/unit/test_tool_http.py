@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import time
+import tracemalloc
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -308,6 +311,24 @@ async def test_a_long_answer_is_cut_with_a_mark_and_not_read_to_its_end(upstream
     found = await Tools(upstream.port, max_response_bytes=1001).call()
     assert found.content == "é" * 500 + "\n[cut: the answer is longer than 1001 bytes]"
     await soon(upstream.closed)
+
+
+@pytest.mark.parametrize(("encoding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
+async def test_an_answer_that_is_packed_unasked_is_unpacked_no_further_than_it_is_read(
+    upstream: Upstream, encoding: str, pack: Callable[[bytes], bytes]
+) -> None:
+    upstream.answer = answer("200 OK", pack(b"abc" * 100_000), Content_Encoding=encoding)
+    assert (await Tools(upstream.port).call()).content == "abc" * 100_000
+    upstream.answer = answer("200 OK", pack(bytes(50_000_000)), Content_Encoding=encoding)
+    tools = Tools(upstream.port, max_response_bytes=10)
+    tracemalloc.start()
+    try:
+        assert (await tools.call()).content.startswith("\0" * 10 + "\n[cut")
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
+    upstream.answer = answer("200 OK", b"not packed at all", Content_Encoding=encoding)
+    assert "DecodingError" in (await tools.call()).content
 
 
 async def test_an_answer_that_just_fits_is_not_cut(upstream: Upstream) -> None:

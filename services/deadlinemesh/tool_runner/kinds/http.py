@@ -10,7 +10,8 @@ import codecs
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import AsyncGenerator, Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -29,6 +30,9 @@ __all__ = ["HttpTool", "retry_after"]
 
 FAILURE_CHARACTERS = 500
 """Of a failure's body that the model is told."""
+
+_PIECE = 65536
+"""Bytes of a packed answer that are unpacked at once."""
 
 _TRANSIENT = frozenset({408, 429})
 _SECONDS = re.compile(r"[0-9]{1,9}", re.ASCII)
@@ -141,13 +145,28 @@ async def _text(response: httpx.Response, most_bytes: int, *, mark: bool = True)
     """The body as text, cut after `most_bytes`; nothing beyond is read."""
     parts: list[bytes] = []
     room = most_bytes
-    async for chunk in response.aiter_bytes():
+    async for chunk in _unpacked(response):
         parts.append(chunk[:room])
         room -= len(chunk)
         if room < 0:
             cut = f"\n[cut: the answer is longer than {most_bytes} bytes]" if mark else ""
             return _decoded(b"".join(parts), response.encoding, whole=False) + cut
     return _decoded(b"".join(parts), response.encoding)
+
+
+async def _unpacked(response: httpx.Response) -> AsyncGenerator[bytes, None]:
+    """The body. Nothing packed was asked for. Where it still is, few bytes may stand for very many, and are unpacked in pieces."""
+    packed = response.headers.get("content-encoding", "").strip().lower() in ("gzip", "x-gzip", "deflate")
+    unpacking = zlib.decompressobj(zlib.MAX_WBITS | 32)  # which knows one form from the other
+    async for chunk in response.aiter_raw():
+        while chunk:
+            try:
+                yield unpacking.decompress(chunk, _PIECE) if packed else chunk
+            except zlib.error as error:
+                raise httpx.DecodingError(str(error)) from error
+            chunk = unpacking.unconsumed_tail
+    if packed:
+        yield unpacking.flush()
 
 
 def _decoded(body: bytes, encoding: str | None, *, whole: bool = True) -> str:
