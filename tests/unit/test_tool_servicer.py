@@ -10,6 +10,7 @@ import pytest
 from deadlinemesh.deadline import SYSTEM_CLOCK, DeadlineContext, Scopes
 from deadlinemesh.errors import InvalidRequest, NotFound
 from deadlinemesh.policy.model import Policy
+from deadlinemesh.tool_runner import ToolError, tool
 from deadlinemesh.tool_runner.servicer import ToolRunnerServicer, build
 from deadlinemesh.v1 import common_pb2, tool_runner_pb2
 
@@ -23,6 +24,12 @@ def policy(**changes: Any) -> Policy:
         }
         | changes
     )
+
+
+@tool
+async def busy(wait: str) -> None:
+    """Ask to be left alone."""
+    raise ToolError("busy", transient=True, retry_after=float(wait))
 
 
 @pytest.fixture
@@ -70,6 +77,14 @@ async def test_a_failure_is_a_result(servicer: ToolRunnerServicer) -> None:
     assert result.status == common_pb2.TOOL_STATUS_FAILED
     assert "division by zero" in result.content
     assert (result.transient, result.retry_after_us) == (False, 0)
+
+
+@pytest.mark.parametrize(("wait", "told"), [("2.5", 2_500_000), ("-1", 0), ("nan", 0), ("inf", 366 * 86400 * 10**6)])
+async def test_a_failure_is_told_whatever_wait_it_asks_for(wait: str, told: int) -> None:
+    servicer = build(policy(tools={"modules": [__name__]}))
+    result = (await call(servicer, "busy", wait=wait))[-1].result
+    assert (result.content, result.transient, result.retry_after_us) == ("busy failed: busy", True, told)
+    await servicer.aclose()
 
 
 async def test_wrong_arguments_are_a_result(servicer: ToolRunnerServicer) -> None:

@@ -24,6 +24,9 @@ __all__ = [
     "tool_spec_to_wire",
 ]
 
+LONGEST = 366 * 86400.0
+"""Seconds. Who says more has mistaken the unit."""
+
 _ROLES = {getattr(common_pb2, f"ROLE_{role.name}"): role for role in Role}
 _ROLES_TO_WIRE = {role: value for value, role in _ROLES.items()}
 _PHASES = {getattr(common_pb2, f"PHASE_{phase.name}"): phase for phase in Phase}
@@ -31,8 +34,8 @@ _PHASES_TO_WIRE = {phase: value for value, phase in _PHASES.items()}
 
 
 def microseconds(seconds: float) -> int:
-    """A duration as the wire has it."""
-    return round(seconds * 1_000_000)
+    """A duration as the wire has it: from none to a year, whatever a tool or a peer has made of it."""
+    return round(max(0.0, min(seconds, LONGEST)) * 1_000_000)
 
 
 def phase_to_wire(phase: Phase) -> Any:

@@ -36,6 +36,7 @@ from deadlinemesh.errors import (
     UpstreamRefused,
     Violation,
 )
+from deadlinemesh.transport.messages import microseconds
 
 __all__ = ["DOMAIN", "code_of", "error_from", "status_of"]
 
@@ -78,8 +79,6 @@ _MESSAGE_BYTES = 1000
 _VIOLATIONS_BYTES = 2500
 _VIOLATION_BYTES = 500
 
-_LONGEST_DELAY = 1e9
-"""Seconds: longer than anybody waits, and less than `google.protobuf.Duration` may hold."""
 
 
 def code_of(error: MeshError) -> grpc.StatusCode:
@@ -103,7 +102,7 @@ def status_of(error: MeshError, context: DeadlineContext | None = None) -> grpc.
     retry_after = getattr(error, "retry_after", None)
     if retry_after is not None and not math.isnan(retry_after):
         delay = duration_pb2.Duration()
-        delay.FromNanoseconds(int(min(max(retry_after, 0.0), _LONGEST_DELAY) * 1_000_000_000))
+        delay.FromMicroseconds(microseconds(retry_after))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     status = status_pb2.Status(code=code_of(error).value[0], message=_fitting(str(error), _MESSAGE_BYTES))
     for detail in details:
