@@ -19,10 +19,10 @@ from deadlinemesh.errors import Cause, ClientCancelled, DeadlineSpent
 from deadlinemesh.policy.model import Policy
 from deadlinemesh.tool_runner.kinds.cancelled_once import PATIENCE as CANCELS
 from deadlinemesh.tool_runner.kinds.cancelled_once import cancelled_once
-from deadlinemesh.tool_runner.kinds.http import retry_after
 from deadlinemesh.tool_runner.outcome import ToolOutcome, ToolStatus
 from deadlinemesh.tool_runner.registry import Registry
 from deadlinemesh.transport import http_deadline
+from deadlinemesh.transport.retry_after import retry_after
 
 
 @dataclass

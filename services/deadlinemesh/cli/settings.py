@@ -12,9 +12,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from deadlinemesh.policy import SHARED
 from deadlinemesh.transport import ServerSettings
 
-__all__ = ["HOPS", "CommandSettings", "HopName", "HopSettings"]
+__all__ = ["HOPS", "CommandSettings", "HopSettings"]
 
-HopName = Literal["orchestrator", "llm-proxy", "tool-runner", "edge"]
 HOPS: dict[str, int] = {"orchestrator": 50051, "llm-proxy": 50052, "tool-runner": 50053, "edge": 50051}
 """The services and the ports they listen on unless told otherwise. Clients find orchestrator and edge, whichever it is, alike."""
 

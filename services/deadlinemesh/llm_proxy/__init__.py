@@ -1,7 +1,6 @@
 """The llm-proxy: streams from model providers, owns the model slots, and stops the model in mid-token.
 
     conversation.py     messages, tools and the events of a turn; what makes a history valid
-    slots.py            how many turns a model takes at once, and who waits
     service.py          one turn: slot, provider, ledger
     providers/          who writes the answer: `scripted` (embedded), `openai` (any endpoint that speaks its wire)
     local.py            a real small model on this machine, as an endpoint for `openai`

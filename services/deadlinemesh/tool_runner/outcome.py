@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from deadlinemesh.errors import UpstreamFailed
 
-__all__ = ["Call", "Tool", "ToolError", "ToolOutcome", "ToolSpec", "ToolStatus", "located"]
+__all__ = ["Call", "Tool", "ToolError", "ToolOutcome", "ToolSpec", "ToolStatus", "located", "sound"]
 
 
 class ToolStatus(StrEnum):
@@ -105,3 +105,8 @@ def located(path: Iterable[str | int]) -> str:
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
     return text or "arguments"
+
+
+def sound(text: str) -> str:
+    """`text` without lone surrogates, which JSON can spell and UTF-8 cannot."""
+    return text.encode(errors="replace").decode()

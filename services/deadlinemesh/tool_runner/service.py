@@ -14,7 +14,7 @@ from deadlinemesh.deadline import SYSTEM_CLOCK, Clock, DeadlineContext, Ledger, 
 from deadlinemesh.errors import Doomed, Shed
 from deadlinemesh.tool_runner.arguments import Arguments
 from deadlinemesh.tool_runner.cache import KeptResults
-from deadlinemesh.tool_runner.outcome import Tool, ToolError, ToolOutcome, ToolSpec
+from deadlinemesh.tool_runner.outcome import Tool, ToolError, ToolOutcome, ToolSpec, sound
 from deadlinemesh.tool_runner.registry import Registry
 
 __all__ = ["Event", "Finished", "Progressed", "Started", "ToolService"]
@@ -161,7 +161,7 @@ class _Running:
     async def progress(self, fraction: float, message: str = "") -> None:
         self.begun()
         within = 0.0 if math.isnan(fraction) else min(1.0, max(0.0, fraction))
-        await self._events.put(Progressed(within, _sound(message)[:PROGRESS_CHARACTERS]))
+        await self._events.put(Progressed(within, sound(message)[:PROGRESS_CHARACTERS]))
 
     def waiting(self) -> AbstractContextManager[None]:
         """The block is part of the wait for the tool to begin."""
@@ -223,14 +223,9 @@ async def _ended(task: asyncio.Task[ToolOutcome]) -> None:
 
 def _fitting(outcome: ToolOutcome, most_bytes: int) -> ToolOutcome:
     """The outcome with content that a message can carry."""
-    content = _sound(outcome.content)
+    content = sound(outcome.content)
     encoded = content.encode()
     if len(encoded) > most_bytes:
         mark = f"\n[cut: the result is longer than {most_bytes} bytes]"
         content = encoded[: most_bytes - len(mark)].decode(errors="ignore") + mark
     return ToolOutcome(outcome.status, content, outcome.transient, outcome.retry_after)
-
-
-def _sound(text: str) -> str:
-    """`text` without lone surrogates, which JSON can spell and UTF-8 cannot."""
-    return text.encode(errors="replace").decode()

@@ -2,6 +2,7 @@
 
 wire.py           the metadata, encoded and decoded
 http_deadline.py  the same for HTTP: X-Request-Deadline and X-Request-Timeout-Ms
+retry_after.py    how long an HTTP upstream asks to be left alone
 outbound.py       `MeshChannel`: stamps every call, ends it with its caller
 inbound.py        `DeadlineInterceptor`: context, scope and status of every call; gates decide who may enter
 backlog.py        how late calls are taken up, and so their deadlines here

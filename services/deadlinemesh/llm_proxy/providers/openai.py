@@ -10,7 +10,6 @@ import json
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx2  # the SDK's own
@@ -36,6 +35,7 @@ from deadlinemesh.llm_proxy.providers.deltas import Completion
 from deadlinemesh.llm_proxy.providers.fitting import fitted, room_for_input, tokens_at_most
 from deadlinemesh.llm_proxy.providers.unusable import MissingKey
 from deadlinemesh.policy.model import OpenAIModel
+from deadlinemesh.transport.retry_after import retry_after
 
 __all__ = ["OpenAIProvider"]
 
@@ -174,12 +174,12 @@ class OpenAIProvider:
         try:
             yield
         except openai.APIStatusError as error:
-            status, retry_after = error.status_code, _retry_after(error)
+            status, wait = error.status_code, retry_after(error.response.headers)
             if status == 429 and error.code != "insufficient_quota":
-                raise Shed(f"{who} is limiting requests", retry_after=retry_after) from error
+                raise Shed(f"{who} is limiting requests", retry_after=wait) from error
             advice = _ADVICE.get(status, "the failure is the provider's own")
             kind = UpstreamRefused if 400 <= status < 500 and status not in _PASSING else UpstreamFailed
-            raise kind(f"{who} answered {status}: {error.message}; {advice}", retry_after=retry_after) from error
+            raise kind(f"{who} answered {status}: {error.message}; {advice}", retry_after=wait) from error
         except openai.APIConnectionError as error:
             reason = error.__cause__ or error
             raise UpstreamFailed(
@@ -254,16 +254,3 @@ def _wire_message(message: Message) -> dict[str, Any]:
     if message.role is Role.TOOL:
         wire["tool_call_id"] = message.tool_call_id
     return wire
-
-
-def _retry_after(error: openai.APIStatusError) -> float | None:
-    """Seconds, from Retry-After. A date is read against the response's own Date: two clocks need not agree."""
-    headers = error.response.headers
-    value = headers.get("retry-after", "")
-    try:
-        if not value.strip() or value.strip().replace(".", "", 1).isdigit():
-            return float(value) if value.strip() else None
-        wait = (parsedate_to_datetime(value) - parsedate_to_datetime(headers.get("date", ""))).total_seconds()
-    except (TypeError, ValueError):
-        return None
-    return max(0.0, wait)

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import codecs
 import json
-import re
 import time
 import zlib
 from collections.abc import AsyncGenerator, Callable, Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
@@ -23,10 +20,11 @@ from deadlinemesh.policy.model import HttpTool as HttpToolPolicy
 from deadlinemesh.tool_runner.kinds.cancelled_once import cancelled_once
 from deadlinemesh.tool_runner.kinds.connections import Connections
 from deadlinemesh.tool_runner.kinds.url import UnfitArgument, UrlTemplate, as_text
-from deadlinemesh.tool_runner.outcome import Call, Tool, ToolOutcome, ToolSpec, ToolStatus
+from deadlinemesh.tool_runner.outcome import Call, Tool, ToolOutcome, ToolSpec, ToolStatus, sound
 from deadlinemesh.transport import http_deadline
+from deadlinemesh.transport.retry_after import retry_after
 
-__all__ = ["HttpTool", "retry_after"]
+__all__ = ["HttpTool"]
 
 FAILURE_CHARACTERS = 500
 """Of a failure's body that the model is told."""
@@ -35,7 +33,6 @@ _PIECE = 65536
 """Bytes of a packed answer that are unpacked at once."""
 
 _TRANSIENT = frozenset({408, 429})
-_SECONDS = re.compile(r"[0-9]{1,9}", re.ASCII)
 
 
 class HttpTool(Tool):
@@ -107,38 +104,10 @@ class HttpTool(Tool):
         return ToolOutcome(ToolStatus.FAILED, f"{self.spec.name} failed: {why}", transient, wait)
 
 
-def retry_after(headers: Mapping[str, str], wall_now: float) -> float | None:
-    """Seconds that `Retry-After` asks for, whether it is a number or a date; None where there is none that can be read.
-
-    A date is compared with the answer's own `Date`, where there is one: the two were written by the same clock.
-    """
-    wanted = headers.get("retry-after", "").strip()
-    if _SECONDS.fullmatch(wanted):
-        return float(wanted)
-    until = _date(wanted)
-    if until is None:
-        return None
-    said = _date(headers.get("date", ""))
-    return max(0.0, until.timestamp() - (wall_now if said is None else said.timestamp()))
-
-
-def _date(text: str) -> datetime | None:
-    try:
-        date = parsedate_to_datetime(text)
-    except (ValueError, OverflowError):
-        return None
-    return date if date.tzinfo else date.replace(tzinfo=UTC)
-
-
 def _query(others: Mapping[str, Any]) -> httpx.QueryParams:
     """Query parameters: a list becomes one for each item, null is left out."""
     each = ((name, item) for name, value in others.items() for item in (value if isinstance(value, list) else [value]))
-    return httpx.QueryParams([(_sound(name), _sound(as_text(item))) for name, item in each if item is not None])
-
-
-def _sound(text: str) -> str:
-    """`text` without lone surrogates, as `UrlTemplate` fills it in."""
-    return text.encode(errors="replace").decode()
+    return httpx.QueryParams([(sound(name), sound(as_text(item))) for name, item in each if item is not None])
 
 
 async def _text(response: httpx.Response, most_bytes: int, *, mark: bool = True) -> str:
