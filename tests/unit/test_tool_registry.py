@@ -115,6 +115,11 @@ async def test_a_module_that_cannot_be_imported_is_told_with_the_reason(module: 
     assert "TypeError: undocumented:silent: a tool needs a docstring" in found["tools.modules[1]"]
 
 
+async def test_a_module_that_exits_when_it_is_imported_does_not_take_the_process_with_it(module: Any) -> None:
+    told = violations({"modules": [module("leaver", "import sys\nsys.exit('no licence')\n")]})
+    assert told["tools.modules[0]"] == "leaver cannot be imported: SystemExit: no licence"
+
+
 async def test_a_pattern_that_cannot_be_matched_in_linear_time_is_told_with_the_tool_and_the_property(
     module: Any,
 ) -> None:

@@ -131,7 +131,7 @@ def _candidates(
         field = f"tools.modules[{index}]"
         try:
             offered = list(_offered(importlib.import_module(module_name), workers))
-        except Exception as error:  # whatever a module raises at import; nothing is awaited here
+        except (Exception, SystemExit) as error:  # whatever a module raises at import; nothing is awaited here
             violations.append(Violation(field, f"{module_name} cannot be imported: {type(error).__name__}: {error}"))
             continue
         if not offered:
