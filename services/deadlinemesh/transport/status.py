@@ -80,7 +80,6 @@ _VIOLATIONS_BYTES = 2500
 _VIOLATION_BYTES = 500
 
 
-
 def code_of(error: MeshError) -> grpc.StatusCode:
     """The gRPC status code of `error`."""
     return next(code for kind, code in _CODES if isinstance(error, kind))
