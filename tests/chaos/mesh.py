@@ -27,7 +27,7 @@ from tests.up import environment
 
 from deadlinemesh.conversation import Message
 from deadlinemesh.policy import Policy, hash_key, new_key
-from deadlinemesh.telemetry import Event
+from deadlinemesh.telemetry import CallEnded, Event
 from deadlinemesh.transport.messages import message_from_wire
 from deadlinemesh.v1 import common_pb2, orchestrator_pb2, orchestrator_pb2_grpc
 
@@ -334,8 +334,8 @@ class Scene:
         await self._settled(lambda: [*self._served(), *self._done_outside()])
         await self._recovered()
         await self._look_back()
-        await self._probe()
-        await self._settled(lambda: [*self._served(), *self._done_outside()])
+        last = await self._probe()
+        await self._settled(lambda: [*self._served(), *self._untold(last), *self._done_outside()])
         self._look_at_the_kernel()
         self.seconds = time.monotonic() - self.began_at
         for channel in self._channels.values():
@@ -439,6 +439,14 @@ class Scene:
             found += [f"{life.service} still serves {call.method} of {call.run_id}" for call in life.open_calls()]
         return found
 
+    def _untold(self, last: list[Run]) -> list[str]:
+        """Services that have yet to tell of the end of the last runs. Each tells in order, when it has time to."""
+        found = []
+        for service in self.mesh.services.values():
+            ended = {event.run_id for event in service.life.events if isinstance(event, CallEnded)}
+            found += [f"{service.name} has told nothing of {run.run_id}" for run in last if run.run_id not in ended]
+        return found
+
     def _done_outside(self) -> list[str]:
         return [f"the {one.kind} of run {one.run} is still at work" for one in self.mesh.outside.at_work()]
 
@@ -482,7 +490,7 @@ class Scene:
             if processes > most:
                 self.leftovers.append(f"{processes} processes are below {name}; there may be {most}")
 
-    async def _probe(self) -> None:
+    async def _probe(self) -> list[Run]:
         """As many runs at once as there are slots and connections: none may have been lost."""
 
         together = f"{ROOM}-{self.mesh.plan_number()}"
@@ -491,8 +499,9 @@ class Scene:
             use = ToolUse(f"fetch_{HIT}", {"run": run, "seconds": f"{TOGETHER}{together}"})
             return (Turn(1, together=together, tools=(use,)), Turn(1))
 
-        self.begin(*(Plan(HIT, turns, None) for _ in range(ROOM)), probe=True)
+        runs = self.begin(*(Plan(HIT, turns, None) for _ in range(ROOM)), probe=True)
         await self.answered()
+        return runs
 
 
 @asynccontextmanager

@@ -155,7 +155,9 @@ def test_a_refusal_that_passes_says_when_in_a_retry_info(error: MeshError) -> No
     assert retry.retry_delay.ToNanoseconds() == 1_250_000_000
 
 
-@pytest.mark.parametrize(("wait", "told"), [(math.inf, 366 * 86400.0), (1e20, 1e9), (-5.0, 0.0), (math.nan, None)])
+@pytest.mark.parametrize(
+    ("wait", "told"), [(math.inf, 366 * 86400.0), (1e20, 366 * 86400.0), (-5.0, 0.0), (math.nan, None)]
+)
 def test_a_wait_that_makes_no_sense_does_not_cost_the_client_the_cause(wait: float, told: float | None) -> None:
     arrived = error_from(as_received(status_of(UpstreamFailed("429", retry_after=wait))), "llm-proxy")
     assert (type(arrived), getattr(arrived, "retry_after", None)) == (UpstreamFailed, told)

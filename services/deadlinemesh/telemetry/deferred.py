@@ -67,7 +67,7 @@ _PAUSE = 0.01
 """Seconds before the first piece, and between two."""
 _BEHIND = 0.003
 """Seconds that a timer is late by when the event loop has much else to do."""
-_PATIENCE = 1.0
+_PATIENCE = 0.5
 """Seconds after which it goes on even so."""
 _PIECE = 16
 """Spans or lines that are done at once: about half a millisecond's work."""
