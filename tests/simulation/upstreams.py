@@ -381,15 +381,20 @@ class HttpHost(httpx.AsyncBaseTransport):
         attempt, answer = await self._stage.play(question, name)
         match attempt.comes_to:
             case Attempted.FAILS:
-                return httpx.Response(400, content=f"{answer.mark}is wrong")
+                return httpx.Response(400, stream=_body(f"{answer.mark}is wrong"))
             case Attempted.IS_TRANSIENT:
                 headers = {} if attempt.retry_after is None else {"Retry-After": f"{attempt.retry_after:.0f}"}
-                return httpx.Response(503, headers=headers, content=f"{answer.mark}is busy")
+                return httpx.Response(503, headers=headers, stream=_body(f"{answer.mark}is busy"))
             case Attempted.BREAKS:
                 raise RuntimeError("a defect of the client")
             case Attempted.LOSES_ITS_CONNECTION:
                 raise httpx.ReadError("the connection was reset")
-        return httpx.Response(200, content=answer.done)
+        return httpx.Response(200, stream=_body(answer.done))
+
+
+def _body(text: str) -> httpx.ByteStream:
+    # A response that is made with its content has been read already, and nobody may read it as it comes.
+    return httpx.ByteStream(text.encode())
 
 
 @tool(idempotent=True, cache_for=LOOK_KEPT_FOR)
