@@ -34,6 +34,8 @@ class Process:
         self.endings = 0
 
     def use(self, policy: Policy) -> object:
+        if "defective" in policy.models:
+            raise RuntimeError("a defect")
         if "unusable" in policy.models:
             raise ValueError("models.unusable: this process cannot have it")
         self.used.append(policy)
@@ -105,6 +107,7 @@ async def test_what_cannot_be_used_is_told_once_and_the_last_good_policy_stays(
             for broken, why in (
                 (GOOD.replace("30s", "soon"), f"{path}:3: tiers.free.run_budget"),
                 (GOOD.replace("demo:", "unusable:"), "models.unusable: this process cannot have it"),
+                (GOOD.replace("demo:", "defective:"), "going over to the new one failed"),
                 (None, "cannot be read"),
             ):
                 caplog.clear()

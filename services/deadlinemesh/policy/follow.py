@@ -50,6 +50,9 @@ class PolicyFile:
                 except (MeshError, ValueError) as error:
                     _LOG.error("the policy in force is kept, as the new one cannot be used: %s", error)
                     continue
+                except Exception:  # a defect must not end the following: the next change may mend it
+                    _LOG.exception("the policy in force is kept, as going over to the new one failed")
+                    continue
                 _LOG.info("a new policy is in force: %s", self._path)
                 if rest is not None:
                     task = asyncio.ensure_future(rest)
