@@ -1,7 +1,7 @@
 """A process with two servers, one behind the mesh's transport and one of plain grpc.aio, with the same methods.
 
 `Echo` and `Stream` answer; `Relay` passes the call on to the next process and adds its own deadline to what comes back.
-A message is JSON in bytes, so that no generated code is measured.
+A message is JSON in bytes, so that no generated code is measured. The process is set up as a service's is, for both alike.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import grpc
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
+from deadlinemesh.cli.interpreter import keep_memory_together, spare_the_event_loop
 from deadlinemesh.deadline import current
 from deadlinemesh.transport import DeadlineInterceptor, MeshChannel, MeshGate, MeshServer, ServerSettings, mesh_channel
 
@@ -94,6 +95,7 @@ async def main() -> None:
     parser.add_argument("--next-mesh", type=int, help="port of the next mesh relay")
     parser.add_argument("--traced", action="store_true", help="trace the mesh's side")
     options = parser.parse_args()
+    keep_memory_together()
     tracer = traced() if options.traced else None
     plain = mesh = None
     if options.next_plain:
@@ -107,7 +109,9 @@ async def main() -> None:
     mesh_server = MeshServer(
         ServerSettings("127.0.0.1:0", MESSAGE_BYTES), door, [(SERVICE, _registration(_MeshRelay(mesh)))]
     )
-    print(json.dumps({"plain": plain_port, "mesh": await mesh_server.start()}), flush=True)
+    mesh_port = await mesh_server.start()
+    spare_the_event_loop()
+    print(json.dumps({"plain": plain_port, "mesh": mesh_port}), flush=True)
     await plain_server.wait_for_termination()
 
 

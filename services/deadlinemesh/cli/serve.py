@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import gc
 import json
 import logging
 import sys
@@ -13,6 +11,7 @@ from contextlib import AsyncExitStack
 from typing import Any, TypeVar
 
 from deadlinemesh.cli.hops import assemble
+from deadlinemesh.cli.interpreter import keep_memory_together, spare_the_event_loop
 from deadlinemesh.cli.settings import HopSettings
 
 __all__ = ["serve"]
@@ -27,7 +26,7 @@ def serve(name: str, settings: HopSettings, *, announce: bool = False) -> None:
 
     Raises PolicyError, ValueError or OSError where it cannot start.
     """
-    _keep_memory_together()
+    keep_memory_together()
     _log_to_stderr(settings)
     with asyncio.Runner(loop_factory=Undeterred) as runner:
         runner.run(_serve(name, settings, announce))
@@ -56,7 +55,7 @@ async def _serve(name: str, settings: HopSettings, announce: bool) -> None:
         hop = assemble(name, settings, stack)
         server = hop.server
         port = await server.start()
-        _spare_the_event_loop()
+        spare_the_event_loop()
         _LOG.info("%s listens on port %d", name, port)
         if announce:
             print(json.dumps({"service": name, "port": port}), flush=True)
@@ -68,37 +67,6 @@ async def _serve(name: str, settings: HopSettings, announce: bool) -> None:
             following.cancel()
             await asyncio.wait({following})
         _LOG.info("%s has drained", name)
-
-
-def _keep_memory_together() -> None:
-    """Have the C library serve all threads from one arena, where it knows arenas. Before any other thread runs.
-
-    gRPC's threads take memory that the event loop's gives back. In arenas of their own that leaves holes that are never filled.
-    """
-    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
-        mallopt(_M_ARENA_MAX, 1)
-
-
-_M_ARENA_MAX = -8
-"""From glibc's malloc.h."""
-
-
-def _spare_the_event_loop() -> None:
-    """Keep what runs beside the event loop from holding up deadlines."""
-    _spare_the_collector()
-    # A thread that exports spans would keep the interpreter for 5 ms at a time while the loop waits for its turn.
-    sys.setswitchinterval(0.0005)
-
-
-def _spare_the_collector() -> None:
-    """Let the cycle collector look at young objects only, and less often: what is loaded by now stays for good.
-
-    By default a burst of ends sets off full collections, which walk every module and hold all tenants up for tens of
-    milliseconds at the very moment when their time is up.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 50)
 
 
 def _log_to_stderr(settings: HopSettings) -> None:
