@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import wraps
 from typing import Any, ParamSpec
@@ -60,6 +62,17 @@ class Call:
     def add_done_callback(self, callback: Any) -> None: ...
 
 
+class Keeping(Call):
+    """Keeps its generator, as grpc.aio's do, which keeps the call."""
+
+    def __aiter__(self) -> AsyncIterator[str]:
+        self.messages = super().__aiter__()
+        return self.messages
+
+    def add_done_callback(self, callback: Any) -> None:
+        callback(self)  # so that its scope lets go of it
+
+
 async def turns(count: int = 3) -> None:
     for _ in range(count):
         await asyncio.sleep(0)
@@ -112,6 +125,26 @@ async def test_a_message_that_comes_as_the_task_is_cancelled_is_freed_and_not_re
     await turns()
     assert task.cancelled()
     assert (call.freed, read) == (1, [])
+
+
+@in_a_scope
+async def test_a_call_that_is_left_between_two_messages_is_freed_at_once() -> None:
+    async def first(call: Keeping) -> str:
+        async for message in StreamingCall(call):
+            return message
+        raise AssertionError("there is one")
+
+    gc.disable()  # collections of the old are rare
+    try:
+        call = Keeping()
+        call.batch.set_result("one")
+        assert await first(call) == "one"
+        assert (call.cancels, call.ended) == (1, "GeneratorExit")
+        left = weakref.ref(call)
+        del call
+        assert left() is None
+    finally:
+        gc.enable()
 
 
 @in_a_scope

@@ -76,7 +76,7 @@ class AgentRun:
         self.ledger = Ledger(context.clock, context.started_at, opening=Phase.ADMISSION, on_change=self._phase_changed)
         self.agent: Agent | None = None
         self._events: list[Timed] = []
-        self._changed = asyncio.Event()
+        self._changed: asyncio.Event | None = asyncio.Event()
         self._watchers = 0
         self._task: BackgroundTask[None] | None = None
         self._place: Lease | None = None
@@ -124,6 +124,7 @@ class AgentRun:
                 yield self._events[seen - 1]
             if self.finished is not None:
                 return
+            assert self._changed is not None
             self._changed.clear()
             await self._changed.wait()
 
@@ -192,6 +193,7 @@ class AgentRun:
         wait for a collection of the old, which services rarely do.
         """
         self._said, self.agent, self._task = self.history, None, None
+        self._changed = None  # all that is kept is small but this: it would pin down pages among gRPC's
         self.ledger.close()
         self.size = sum(_characters(one) for one in self._said) + sum(_characters(one.event) for one in self._events)
 
@@ -205,7 +207,8 @@ class AgentRun:
         self.emit(PhaseChanged(phase, iteration, remaining, self.ledger.spent()))
 
     def _wake(self) -> None:
-        self._changed.set()
+        if self._changed is not None:
+            self._changed.set()
 
 
 class Runs:

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import suppress
 from functools import partial
-from types import TracebackType, coroutine
+from types import AsyncGeneratorType, TracebackType, coroutine
 from typing import Any, Self
 
 import grpc
@@ -210,11 +210,12 @@ class _Responses:
     scope, that is in a service: a client's event loop may end before the reading does.
     """
 
-    __slots__ = ("_batch", "_call", "_in_service", "_next", "_watch")
+    __slots__ = ("_batch", "_call", "_in_service", "_next", "_responses", "_watch")
 
     def __init__(self, call: Any, watch: Watch | None) -> None:
         self._call = call
-        self._next: Callable[[], Awaitable[Any]] = call.__aiter__().__anext__
+        self._responses: AsyncIterator[Any] = call.__aiter__()
+        self._next: Callable[[], Awaitable[Any]] = self._responses.__anext__
         self._watch = watch
         self._in_service = current_scope() is not None
         self._batch: asyncio.Future[Any] | None = None
@@ -279,6 +280,12 @@ class _Responses:
     def __del__(self) -> None:
         if not self._call.done():
             self._call.cancel()
+        # Left between two responses, grpc.aio's generator would keep the call, and that the generator, until a collection of the
+        # old. One that is at work is not to be touched: its batch is the core's.
+        responses = self._responses
+        if isinstance(responses, AsyncGeneratorType) and not responses.ag_running:
+            with suppress(StopIteration):
+                responses.aclose().send(None)
 
 
 def _go_on(steps: Generator[Any, Any, Any], _: object = None) -> None:
