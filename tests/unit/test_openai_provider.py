@@ -24,7 +24,7 @@ from deadlinemesh.llm_proxy.conversation import (
     TurnEnded,
     TurnRequest,
 )
-from deadlinemesh.llm_proxy.providers import provider_of
+from deadlinemesh.llm_proxy.providers import openai, provider_of
 from deadlinemesh.llm_proxy.providers.openai import OpenAIProvider
 from deadlinemesh.policy.model import OpenAIModel
 
@@ -92,6 +92,12 @@ def streams(*chunks: str, ends: bool = True) -> Callable[[Endpoint, asyncio.Stre
             writer.write(framed("data: [DONE]\n\n") + b"0\r\n\r\n")
 
     return answer
+
+
+def endless_stream(*chunks: str, ends: bool) -> Callable[[Endpoint, asyncio.StreamWriter], Awaitable[None]]:
+    """Streams `chunks`, and then for ever chunks that say nothing."""
+    assert not ends
+    return endless(STREAM + "".join(framed(one).decode() for one in chunks), "data: {}\n\n")
 
 
 def says(status: str, body: str, *headers: str) -> Callable[[Endpoint, asyncio.StreamWriter], Awaitable[None]]:
@@ -426,6 +432,17 @@ async def test_an_answer_whose_tokens_are_not_counted_stands_and_they_are_estima
 async def test_a_chunk_that_says_nothing_is_passed_over(more: str) -> None:
     async with endpoint(streams(chunk(content="a"), f"data: {more}\n\n", chunk(reason="stop"))) as (_, provider):
         assert await all_of(provider) == [TextDelta("a"), TurnEnded(FinishReason.STOP, 11, 1)]
+
+
+@pytest.mark.parametrize("more", [streams, endless_stream])
+async def test_an_answer_that_is_complete_is_not_held_up_by_a_stream_that_does_not_end(
+    more: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openai, "COUNTED_WITHIN", 0.01)
+    answer = (chunk(content="abcd"), chunk(reason="stop"))
+    async with endpoint(more(*answer, ends=False)) as (fake, provider):
+        assert await all_of(provider) == [TextDelta("abcd"), TurnEnded(FinishReason.STOP, 11, 1)]
+        await fake.left()
 
 
 async def test_halves_of_a_surrogate_pair_are_put_together_and_what_has_no_other_half_is_replaced() -> None:

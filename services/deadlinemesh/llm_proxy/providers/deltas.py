@@ -80,6 +80,11 @@ class Completion:
                 self._reason = _text(choice.finish_reason)
                 yield from self._close_call()
 
+    @property
+    def is_answered(self) -> bool:
+        """Whether the model has said all; its provider may have yet to say what that took."""
+        return self._reason is not None
+
     def end(self) -> TurnEnded:
         """How it ended. Raises UpstreamFailed where the stream broke off."""
         if self._reason is None:

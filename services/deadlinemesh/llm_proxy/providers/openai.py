@@ -6,6 +6,7 @@ connection, which is how a provider learns that nobody listens any more.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
@@ -58,6 +59,9 @@ prompt, which may take many seconds. The other servers of models that ignore too
 
 _LONGEST_EVENT = 4 * 1024 * 1024
 """Bytes of an event of the stream, or of a refusal. The SDK gathers one in memory, and copies it with each piece that comes."""
+
+COUNTED_WITHIN = 1.0
+"""Seconds after an answer's last word in which its provider's count of tokens may come. Some send none, nor end the stream."""
 
 _MALFORMED = (AttributeError, IndexError, KeyError, TypeError, ValueError)
 """What reading an unvalidated chunk raises, and the SDK itself where a chunk is not JSON."""
@@ -152,8 +156,8 @@ class OpenAIProvider:
                 **{self._limit: max_output_tokens},
                 extra_body={**self._model.extra_body, **options},
             )
-            async with chunks:
-                async for chunk in chunks:
+            async with chunks, aclosing(_to_the_end(aiter(chunks), completion)) as wanted:
+                async for chunk in wanted:
                     for event in completion.feed(chunk):
                         yield event
         yield completion.end()
@@ -213,6 +217,20 @@ class _Bounded(httpx2.AsyncByteStream):
 
     async def aclose(self) -> None:
         await self._stream.aclose()
+
+
+async def _to_the_end(chunks: AsyncIterator[Any], completion: Completion) -> AsyncGenerator[Any, None]:
+    """The chunks up to the answer's end, and what comes within COUNTED_WITHIN after it."""
+    until: float | None = None
+    while True:
+        if until is None and completion.is_answered:
+            until = asyncio.get_running_loop().time() + COUNTED_WITHIN
+        try:
+            async with asyncio.timeout_at(until):
+                chunk = await anext(chunks)
+        except (StopAsyncIteration, TimeoutError):
+            return
+        yield chunk
 
 
 def _native(turn: TurnRequest) -> dict[str, Any]:
