@@ -3,11 +3,13 @@
 Where tenants have processes of their own it is edge → forwarding, and in another process granted → servicer and so on.
 
 edge.py       who is calling and how much time is granted
+stagger.py    ends of runs, a little apart
 forwarding.py a process that only grants and passes on
 granted.py    a grant that comes from there
 servicer.py   messages to the domain and back
 runs.py       a run from its registration to its oblivion; who watches it
 agent.py      the agent loop
+shortening.py what the model is given of a long result
 answers.py    what to say when there was no time to finish
 upstreams.py  what is known of models and tools, and how many retries they may have
 ports.py      what the loop needs of models and tools

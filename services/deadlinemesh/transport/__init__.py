@@ -7,6 +7,7 @@ outbound.py       `MeshChannel`: stamps every call, ends it with its caller
 inbound.py        `DeadlineInterceptor`: context, scope and status of every call; gates decide who may enter
 backlog.py        how late calls are taken up, and so their deadlines here
 answer.py         the context a handler sees: what is sent first is never cut in the middle
+messages.py       messages that several services speak, to the domain's words and back
 status.py         errors to gRPC statuses and back
 throttling.py     calls that would be shed over there are shed here
 ended.py          what became of a call, for callbacks

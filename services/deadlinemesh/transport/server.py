@@ -152,7 +152,9 @@ class MeshServer:
         hurry = asyncio.ensure_future(hurried.wait())
         await asyncio.wait({draining, hurry}, return_when=asyncio.FIRST_COMPLETED)
         hurry.cancel()
-        if not draining.done():
+        if draining.done():
+            draining.result()
+        else:
             draining.cancel()
             await self.stop()
 

@@ -79,7 +79,8 @@ def decode(metadata: Pairs) -> tuple[float | None, Identity, str | None]:
             else:
                 malformed = repr(value)
         elif key == IDENTITY:
-            identity = _identity(pair[1])
+            value = pair[1]
+            identity = _remembered(value) if len(value) <= _LONGEST_REMEMBERED else _identity(value)
     return exact, identity, malformed
 
 
@@ -93,14 +94,18 @@ def tighter(one: float | None, other: float | None) -> float | None:
 _NOBODY = Identity(b"", "", "", "", "")
 
 
-# A run's calls all carry the same: reading it once is enough.
-@lru_cache(4096)
 def _identity(value: str | bytes) -> Identity:
     match = isinstance(value, str) and _IDENTITY.fullmatch(value)
     if not match:
         return _NOBODY
     token, *whose = match.groups("")
     return Identity(token.encode(), *whose)
+
+
+# A run's calls all carry the same: reading it once is enough. Strangers may send any, and must not fill the memory with them.
+_remembered = lru_cache(4096)(_identity)
+_LONGEST_REMEMBERED = 512
+"""Characters."""
 
 
 def trace_id_of(traceparent: str) -> str:
