@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -18,8 +19,10 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.up import DMESH, GUARD, Up, dmesh, ended, environment, up
 
+from deadlinemesh.cli.state import MeshState
 from deadlinemesh.client import DeadlineMesh
-from deadlinemesh.errors import MeshError
+from deadlinemesh.errors import MeshError, Unauthenticated
+from deadlinemesh.policy import hash_key
 from deadlinemesh.v1 import orchestrator_pb2
 
 pytestmark = pytest.mark.processes
@@ -194,6 +197,37 @@ def test_a_wrong_policy_is_told_line_by_line(tmp_path: Path) -> None:
     assert done.returncode == 2
     line = next(n for n, text in enumerate(policy.read_text().splitlines(), 1) if "tier: fre" in text)
     assert f"{policy}:{line}: tenants.cora.tier" in done.stderr
+
+
+async def test_it_goes_over_to_its_policy_file_as_that_changes(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    shown = dmesh(tmp_path / "up.json", "policy", "show").stdout
+    policy.write_text(shown)
+    with up(tmp_path, "--policy", str(policy), "--no-demo-world") as mesh:
+        newcomer = f"tenants:\n  dune:\n    tier: professional\n    api_keys: [{hash_key('replaced')!r}]"
+        policy.write_text(shown.replace("tenants:", newcomer))
+        mesh.wait_for_log("dune is new, professional; its API key: ")
+        now = MeshState.from_json(mesh.state_file.read_text())
+        assert {name: now.tenants[name] for name in mesh.tenants} == mesh.tenants
+        async with DeadlineMesh(mesh.address, api_key=now.tenants["dune"].api_key) as dune:
+            assert await known(dune)
+            policy.write_text(shown.replace("tier: free", "tier: fre"))
+            mesh.wait_for_log(f"the policy in force is kept, as the new one cannot be used: {policy}:")
+            assert await known(dune)
+        policy.write_text(shown.replace("tier: enterprise", "tier: enterprise\n    dedicated: true"))
+        mesh.wait_for_log("restart all processes for")
+
+
+async def known(client: DeadlineMesh) -> bool:
+    """Whether its key is known, as it will be when the orchestrator has looked at its policy file."""
+    for _ in range(int(GUARD / 0.05)):
+        try:
+            await client.list_runs()
+        except Unauthenticated:
+            await asyncio.sleep(0.05)
+        else:
+            return True
+    return False
 
 
 def test_a_service_that_cannot_start_is_told_with_its_log(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from deadlinemesh.cli import state as states
-from deadlinemesh.cli.machine import UpOptions, _as_yaml, _policy, with_default_model
 from deadlinemesh.cli.running import NoMesh, Target, find_mesh
 from deadlinemesh.cli.settings import CommandSettings
 from deadlinemesh.cli.state import MeshState, TenantState
+from deadlinemesh.cli.tailoring import Tailor, as_yaml, with_default_model
 from deadlinemesh.policy import OpenAIModel, default_policy, parse, with_fresh_keys
 
 STATE = MeshState(
@@ -128,13 +128,25 @@ def test_the_state_file_is_in_the_runtime_folder_or_in_the_users_cache(
 
 def test_the_effective_policy_is_a_policy_file_again() -> None:
     policy, _ = with_fresh_keys(default_policy())
-    assert parse(_as_yaml(policy), "policy.yaml") == policy
+    assert parse(as_yaml(policy), "policy.yaml") == policy
 
 
 def test_a_seed_is_that_of_every_scripted_model() -> None:
-    models = _policy(UpOptions(seed=7)).models.values()
-    assert {getattr(model, "seed", None) for model in models} == {7}
-    assert _policy(UpOptions()) == default_policy()
+    models = Tailor(seed=7).fit(default_policy()).models
+    assert {getattr(model, "seed", None) for model in models.values()} == {7}
+    assert Tailor().fit(default_policy()).models == default_policy().models
+
+
+def test_a_tenant_keeps_its_key_from_policy_to_policy() -> None:
+    policy, tailor = default_policy(), Tailor()
+    first = tailor.fit(policy)
+    keys = dict(tailor.keys)
+    without = policy.model_copy(update={"tenants": {"acme": policy.tenants["acme"]}})
+    assert tailor.fit(without).tenants == {"acme": first.tenants["acme"]}
+    newcomer = policy.model_copy(update={"tenants": {**policy.tenants, "dune": policy.tenants["cora"]}})
+    assert tailor.fit(newcomer).tenants["bolt"] == first.tenants["bolt"]
+    assert {name: key for name, key in tailor.keys.items() if name != "dune"} == keys
+    assert len(tailor.keys["dune"]) > 20
 
 
 def test_the_models_of_the_command_line_come_first_for_every_tenant() -> None:
@@ -144,4 +156,4 @@ def test_the_models_of_the_command_line_come_first_for_every_tenant() -> None:
     changed = with_default_model(policy, "openai", OpenAIModel(provider="openai", model="some-model"))
     assert changed.models_of("acme") == ("openai", "demo", "fast")
     assert changed.models_of("cora") == ("openai", "fast")
-    assert parse(_as_yaml(changed), "policy.yaml") == changed
+    assert parse(as_yaml(changed), "policy.yaml") == changed

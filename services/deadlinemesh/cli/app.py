@@ -44,7 +44,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and no
 
 @app.command(epilog="Exit codes: 0 stopped by a signal; 1 a service could not be kept up; 2 wrong options or policy.")
 def up(
-    policy: Annotated[Path | None, _named("FILE", "The policy; its keys are replaced by fresh ones.")] = None,
+    policy: Annotated[
+        Path | None, _named("FILE", "The policy, also as it changes; its keys are replaced by fresh ones.")
+    ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Where clients go; 0 takes a free one.")] = 50051,
     llm: Annotated[str, _named("KIND", "The default model: scripted, local or openai.")] = "scripted",
     model: Annotated[str, _named("NAME", "For --llm openai: the provider's name of it.")] = "gpt-4o-mini",
@@ -62,8 +64,8 @@ def up(
 
     if llm not in ("scripted", "local", "openai"):
         _wrong(f"--llm {llm!r} is not one of scripted, local, openai")
-    options = UpOptions(policy, port, llm, model, traces, demo_world, seed)  # type: ignore[arg-type]  # checked above
-    _exit(lambda: start(options, CommandSettings(), as_json=as_json))
+    options = UpOptions(None, port, llm, model, traces, demo_world, seed)  # type: ignore[arg-type]  # checked above
+    _exit(lambda: start(policy, options, CommandSettings(), as_json=as_json))
 
 
 @app.command(epilog="Settings are variables: DMESH_LISTEN, DMESH_POLICY_FILE, DMESH_MESH_TOKEN_FILE and so on.")

@@ -24,13 +24,13 @@ from rich.text import Text
 from deadlinemesh.cli.demo_lanes import Act, Lane, drawn, letter
 from deadlinemesh.cli.demo_naive import NaivePlatform
 from deadlinemesh.cli.demo_scenes import AGGRESSOR, CALM, POOL, SCENES, SECONDS, Scene, TurningWorld, incident
-from deadlinemesh.cli.folder import private_folder
 from deadlinemesh.cli.live import can_draw
-from deadlinemesh.cli.machine import DEMO_BASE, UpOptions, running_mesh
+from deadlinemesh.cli.machine import UpOptions, running_mesh
 from deadlinemesh.cli.output import Exit, WrongUsage, complain, error_json, run_json
 from deadlinemesh.cli.running import Order, Target, print_finished, run_to_end
 from deadlinemesh.cli.settings import CommandSettings
 from deadlinemesh.cli.supervisor import ProgramFailed
+from deadlinemesh.cli.tailoring import DEMO_BASE
 from deadlinemesh.cli.waterfall import Timeline
 from deadlinemesh.errors import MeshError
 from deadlinemesh.policy import Policy, default_policy, with_http_base
@@ -153,25 +153,22 @@ async def _naively(watched: _Watched, world: TurningWorld, policy: Policy) -> No
 async def _through_the_mesh(
     stage: _Stage, act: Act, world: TurningWorld, policy: Policy, seed: int
 ) -> list[Timeline | MeshError]:
-    with private_folder() as folder:
-        file = folder / "policy.yaml"
-        file.write_text(json.dumps(policy.model_dump(mode="json")))  # JSON is YAML
-        options = UpOptions(policy_file=file, port=0, demo_world=False, seed=seed)
-        async with running_mesh(options, CommandSettings(), lambda what: complain(what), _pass_on) as mesh:
-            state = mesh.state
+    options = UpOptions(policy, port=0, demo_world=False, seed=seed)
+    async with running_mesh(options, CommandSettings(), lambda what: complain(what), _pass_on) as mesh:
+        state = mesh.state
 
-            def target(tenant: str) -> Target:
-                return Target(state.address, state.tenants[tenant].api_key)
+        def target(tenant: str) -> Target:
+            return Target(state.address, state.tenants[tenant].api_key)
 
-            async def one(scene: Scene, lane: Lane) -> Timeline | MeshError:
-                try:
-                    return await run_to_end(target(scene.tenant), scene.order, _LaneView(lane))
-                except MeshError as error:
-                    lane.failed = error.reason.lower()
-                    return error
+        async def one(scene: Scene, lane: Lane) -> Timeline | MeshError:
+            try:
+                return await run_to_end(target(scene.tenant), scene.order, _LaneView(lane))
+            except MeshError as error:
+                lane.failed = error.reason.lower()
+                return error
 
-            await asyncio.gather(*(run_to_end(target(tenant), Order(prompt)) for tenant, prompt in CALM.items()))
-            return await stage.begins(act).play(world, one)
+        await asyncio.gather(*(run_to_end(target(tenant), Order(prompt)) for tenant, prompt in CALM.items()))
+        return await stage.begins(act).play(world, one)
 
 
 _KINDS = {"tool_call": "tool", "tool_queue": "wait", "llm_queue": "wait"}

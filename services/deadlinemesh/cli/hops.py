@@ -15,7 +15,7 @@ from deadlinemesh import orchestrator
 from deadlinemesh.cli.settings import HopSettings
 from deadlinemesh.errors import choices
 from deadlinemesh.llm_proxy import servicer as llm_proxy
-from deadlinemesh.policy import SHARED, Policy, PolicyFile, Use, default_policy
+from deadlinemesh.policy import SHARED, Policy, PolicyFile, Use, default_policy, refuse_what_stands
 from deadlinemesh.telemetry import JsonLinesSink, LogSink, MetricsSink, Sink, Telemetry
 from deadlinemesh.telemetry.tracing import tracing_to
 from deadlinemesh.tool_runner import servicer as tool_runner
@@ -57,7 +57,7 @@ def assemble(name: str, settings: HopSettings, stack: AsyncExitStack) -> Hop:
     server, use = build(parts)
 
     def use_if_possible(policy: Policy) -> Coroutine[Any, Any, None] | None:
-        parts.refuse_what_stands(policy)
+        refuse_what_stands(parts.policy, policy)
         return use(policy)
 
     return Hop(server, file, use_if_possible)
@@ -72,16 +72,6 @@ class _Parts:
     telemetry: Telemetry
     tracer: Tracer | None
     stack: AsyncExitStack
-
-    def refuse_what_stands(self, policy: Policy) -> None:
-        """Raise ValueError for a policy that says anew what was built into the process as it started."""
-        was, wanted = self.policy.limits.message_bytes, policy.limits.message_bytes
-        if was != wanted:
-            raise ValueError(f"limits.message_bytes: is {was} for as long as the process runs; restart it for {wanted}")
-        if set(self.policy.pools()) != set(policy.pools()):
-            raise ValueError(
-                f"dedicated: the pools are {choices(self.policy.pools())}; restart all processes for {choices(policy.pools())}"
-            )
 
     def channel(self, target: str, service: str) -> MeshChannel:
         """A channel to the instances of an inner hop that serve `service`, closed with the rest."""

@@ -9,21 +9,21 @@ import secrets
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import ValidationError
 
 import deadlinemesh
 from deadlinemesh.cli.folder import private_folder
 from deadlinemesh.cli.output import WrongUsage
 from deadlinemesh.cli.settings import CommandSettings
-from deadlinemesh.cli.state import MeshState, TenantState, write_private
+from deadlinemesh.cli.state import MeshState, TenantState, replace_private, write_private
 from deadlinemesh.cli.supervisor import Program, Supervisor
+from deadlinemesh.cli.tailoring import Tailor, as_yaml
 from deadlinemesh.llm_proxy.local import LocalModelServer
-from deadlinemesh.policy import SHARED, OpenAIModel, Policy, default_policy, load, with_fresh_keys, with_http_base
+from deadlinemesh.policy import SHARED, OpenAIModel, Policy, default_policy, refuse_what_stands
 
 __all__ = ["Llm", "RunningMesh", "UpOptions", "running_mesh"]
 
@@ -31,9 +31,6 @@ Llm = Literal["scripted", "local", "openai"]
 
 HOST = "127.0.0.1"
 """The keys are printed: nobody but this machine may use them."""
-
-DEMO_BASE = "http://127.0.0.1:8800"
-"""Where the embedded policy's tools are; the demo world's own address takes its place."""
 
 OPENAI_MODEL = "gpt-4o-mini"
 LOCAL_SLOTS = 2
@@ -43,7 +40,8 @@ LOCAL_SLOTS = 2
 class UpOptions:
     """What to start."""
 
-    policy_file: Path | None = None
+    policy: Policy | None = None
+    """None for the embedded one."""
     port: int = 50051
     """Where clients go; 0 lets the system choose."""
     llm: Llm = "scripted"
@@ -55,16 +53,33 @@ class UpOptions:
     """Of the demo world and the scripted models: same seed and same request, same answer and same waits."""
 
 
-@dataclass(slots=True)
 class RunningMesh:
     """A mesh that is up."""
 
-    state: MeshState
-    supervisor: Supervisor
+    def __init__(self, state: MeshState, supervisor: Supervisor, policy: Policy, tailor: Tailor) -> None:
+        self.supervisor = supervisor
+        self._state = state
+        self._policy = policy
+        self._tailor = tailor
 
-    def refreshed(self) -> MeshState:
-        """The state with the processes of now: a restarted one has another id."""
-        return _with_processes(self.state, self.supervisor)
+    @property
+    def state(self) -> MeshState:
+        """With the tenants and the processes of now: a restarted one has another id."""
+        processes = {name: child.pid for name, child in self.supervisor.children.items()}
+        return replace(
+            self._state,
+            tenants={
+                name: TenantState(tenant.tier, self._tailor.keys[name]) for name, tenant in self._policy.tenants.items()
+            },
+            models=tuple(self._policy.models),
+            processes=processes,
+        )
+
+    def use(self, policy: Policy) -> None:
+        """Have the services go over to `policy`, in a second or so. Raises ValueError for one that would need them restarted."""
+        refuse_what_stands(self._policy, policy)
+        self._policy = self._tailor.fit(policy)
+        replace_private(Path(self._state.policy_file), as_yaml(self._policy))
 
 
 @asynccontextmanager
@@ -73,35 +88,30 @@ async def running_mesh(
 ) -> AsyncIterator[RunningMesh]:
     """Start a mesh, give it when it is ready, drain it in the end: from the edge inwards, because each needs those behind it.
 
-    Raises PolicyError for a wrong policy, WrongUsage for other wrong options, ProgramFailed where nothing starts.
+    Raises WrongUsage for wrong options, ProgramFailed where nothing starts.
     """
-    policy, keys = with_fresh_keys(_policy(options))
     supervisor = Supervisor(report, log)
+    policy = default_policy() if options.policy is None else options.policy
     with private_folder() as folder:
         try:
-            yield RunningMesh(await _start(folder, policy, keys, supervisor, options, settings), supervisor)
+            yield await _start(folder, policy, supervisor, options, settings)
         finally:
             await supervisor.end("edge", *(_name("orchestrator", pool) for pool in policy.pools()))
 
 
 async def _start(
-    folder: Path,
-    policy: Policy,
-    keys: Mapping[str, str],
-    supervisor: Supervisor,
-    options: UpOptions,
-    settings: CommandSettings,
-) -> MeshState:
+    folder: Path, policy: Policy, supervisor: Supervisor, options: UpOptions, settings: CommandSettings
+) -> RunningMesh:
     token = secrets.token_urlsafe(24)
     token_file, policy_file = folder / "mesh-token", folder / "policy.yaml"
     write_private(token_file, token)
-    world = ""
+    tailor = Tailor(options.seed)
     if options.demo_world:
         child = await supervisor.start(_demo_world(options.seed))
-        world = f"http://{HOST}:{child.port}"
-        policy = with_http_base(policy, DEMO_BASE, world)
-    policy = await _with_llm(policy, supervisor, options, settings)
-    write_private(policy_file, _as_yaml(policy))
+        tailor.demo_world = f"http://{HOST}:{child.port}"
+    tailor.model = await _model(supervisor, options, settings)
+    policy = tailor.fit(policy)
+    write_private(policy_file, as_yaml(policy))
     common = {
         "DMESH_POLICY_FILE": str(policy_file),
         "DMESH_MESH_TOKEN_FILE": str(token_file),
@@ -111,16 +121,16 @@ async def _start(
     outermost, inner = await _start_services(policy, common, supervisor, options.port)
     state = MeshState(
         address=f"{HOST}:{outermost}",
-        tenants={name: TenantState(tenant.tier, keys[name]) for name, tenant in policy.tenants.items()},
+        tenants={},
         mesh_token=token,
         inner=inner,
-        demo_world=world,
-        models=tuple(policy.models),
+        demo_world=tailor.demo_world,
+        models=(),
         policy_file=str(policy_file),
         pid=os.getpid(),
         processes={},
     )
-    return _with_processes(state, supervisor)
+    return RunningMesh(state, supervisor, policy, tailor)
 
 
 async def _start_services(
@@ -145,22 +155,13 @@ async def _start_services(
     return (await supervisor.start(_service("edge", {**common, **found}), port)).port, inner
 
 
-def _policy(options: UpOptions) -> Policy:
-    policy = default_policy() if options.policy_file is None else load(options.policy_file)
-    if not options.seed:
-        return policy
-    models = {
-        name: model.model_copy(update={"seed": options.seed}) if model.provider == "scripted" else model
-        for name, model in policy.models.items()
-    }
-    return policy.model_copy(update={"models": models})
-
-
-async def _with_llm(policy: Policy, supervisor: Supervisor, options: UpOptions, settings: CommandSettings) -> Policy:
+async def _model(
+    supervisor: Supervisor, options: UpOptions, settings: CommandSettings
+) -> tuple[str, OpenAIModel] | None:
     match options.llm:
         case "local":
             child = await supervisor.start(_local_model())
-            return with_default_model(policy, "local", _local_policy(child.port))
+            return "local", _local_policy(child.port)
         case "openai":
             if not settings.openai_api_key:
                 raise WrongUsage("--llm openai: set OPENAI_API_KEY, and OPENAI_BASE_URL for another endpoint")
@@ -168,36 +169,11 @@ async def _with_llm(policy: Policy, supervisor: Supervisor, options: UpOptions, 
             if settings.openai_base_url:
                 fields["base_url"] = settings.openai_base_url
             try:
-                return with_default_model(policy, "openai", OpenAIModel(**fields))
+                return "openai", OpenAIModel(**fields)
             except ValidationError as error:
                 raise WrongUsage(f"--llm openai: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
         case _:
-            return policy
-
-
-def with_default_model(policy: Policy, name: str, model: OpenAIModel) -> Policy:
-    """The policy with one more model, which comes first for every tenant."""
-    others = {known: one for known, one in policy.models.items() if known != name}
-    tenants = {
-        tenant_id: tenant.model_copy(update={"models": (name, *(one for one in tenant.models if one != name))})
-        if tenant.models
-        else tenant
-        for tenant_id, tenant in policy.tenants.items()
-    }
-    return policy.model_copy(update={"models": {name: model, **others}, "tenants": tenants})
-
-
-def _as_yaml(policy: Policy) -> str:
-    class Dumper(yaml.SafeDumper):
-        def ignore_aliases(self, data: Any) -> bool:
-            return True  # a policy file may have none
-
-    return yaml.dump(policy.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, allow_unicode=True)
-
-
-def _with_processes(state: MeshState, supervisor: Supervisor) -> MeshState:
-    fields = {name: getattr(state, name) for name in MeshState.__slots__ if name != "processes"}
-    return MeshState(**fields, processes={name: child.pid for name, child in supervisor.children.items()})
+            return None
 
 
 def _name(service: str, pool: str) -> str:

@@ -56,11 +56,9 @@ class MeshState:
 
 
 def write(state: MeshState, path: Path) -> None:
-    """Replace the file at once, so that nobody reads half of it. Raises OSError."""
+    """Raises OSError."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fresh = path.with_name(f"{path.name}.{os.getpid()}")
-    write_private(fresh, state.as_json() + "\n")
-    fresh.replace(path)
+    replace_private(path, state.as_json() + "\n")
 
 
 def read(path: Path) -> MeshState | None:
@@ -85,3 +83,10 @@ def write_private(path: Path, text: str) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with open(descriptor, "w", encoding="utf-8") as file:
         file.write(text)
+
+
+def replace_private(path: Path, text: str) -> None:
+    """The same at once, so that nobody reads half of it. Raises OSError."""
+    fresh = path.with_name(f"{path.name}.{os.getpid()}")
+    write_private(fresh, text)
+    fresh.replace(path)

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console, Group
@@ -20,17 +21,22 @@ from deadlinemesh.cli.output import Exit, complain
 from deadlinemesh.cli.settings import CommandSettings
 from deadlinemesh.cli.state import MeshState
 from deadlinemesh.cli.supervisor import ProgramFailed
+from deadlinemesh.policy import Policy, PolicyFile
 
 __all__ = ["up"]
 
 ORCHESTRATOR = "deadlinemesh.v1.OrchestratorService"
 
 
-async def up(options: UpOptions, settings: CommandSettings, *, as_json: bool) -> Exit:
-    """Run a mesh until SIGINT, SIGTERM or SIGHUP, then drain it. A second signal ends it at once.
+async def up(policy_file: Path | None, options: UpOptions, settings: CommandSettings, *, as_json: bool) -> Exit:
+    """Run a mesh by the policy in that file, as it is and as it changes, until SIGINT, SIGTERM or SIGHUP, then drain it. A second
+    signal ends it at once.
 
     Raises PolicyError or WrongUsage for what cannot be started.
     """
+    file = None if policy_file is None else PolicyFile(policy_file)
+    if file is not None:
+        options = replace(options, policy=file.load())
     told, hurried = asyncio.Event(), asyncio.Event()
 
     def on_signal() -> None:
@@ -44,7 +50,7 @@ async def up(options: UpOptions, settings: CommandSettings, *, as_json: bool) ->
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, on_signal)
     show = _print_json if as_json else _print_panel
-    kept = asyncio.ensure_future(_keep(options, settings, show, hurried))
+    kept = asyncio.ensure_future(_keep(file, options, settings, show, hurried))
     stopping = asyncio.ensure_future(told.wait())
     await asyncio.wait({kept, stopping}, return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
@@ -62,18 +68,35 @@ async def up(options: UpOptions, settings: CommandSettings, *, as_json: bool) ->
 
 
 async def _keep(
-    options: UpOptions, settings: CommandSettings, show: Callable[[MeshState], None], hurried: asyncio.Event
+    file: PolicyFile | None,
+    options: UpOptions,
+    settings: CommandSettings,
+    show: Callable[[MeshState], None],
+    hurried: asyncio.Event,
 ) -> None:
     path = settings.state_path
     async with running_mesh(options, settings, _say, _pass_on) as mesh:
-        killer = asyncio.ensure_future(_kill_when(hurried, mesh))
+        beside = [asyncio.ensure_future(_kill_when(hurried, mesh))]
         _remember(mesh.state, path)
         try:
             show(mesh.state)
-            await mesh.supervisor.keep(lambda: _remember(mesh.refreshed(), path))
+            if file is not None:
+                beside.append(asyncio.ensure_future(file.follow(lambda policy: _go_over(mesh, policy, path))))
+            await mesh.supervisor.keep(lambda: _remember(mesh.state, path))
         finally:
             states.forget(path)
-    killer.cancel()
+    for task in beside:
+        task.cancel()
+
+
+def _go_over(mesh: RunningMesh, policy: Policy, path: Path) -> None:
+    before = mesh.state.tenants
+    mesh.use(policy)
+    _remember(mesh.state, path)
+    _say("the policy file has changed, and the mesh goes over to it")
+    for name, tenant in mesh.state.tenants.items():
+        if name not in before:
+            _say(f"{name} is new, {tenant.tier}; its API key: {tenant.api_key}")
 
 
 def _remember(state: MeshState, path: Path) -> None:

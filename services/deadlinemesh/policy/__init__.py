@@ -18,7 +18,7 @@ Durations are in seconds; the file writes them as 250ms, 30s, 5m, 1h or a number
 from deadlinemesh.policy.credentials import Credentials, Tenant, hash_key, new_key, with_fresh_keys
 from deadlinemesh.policy.default import default_policy, with_http_base
 from deadlinemesh.policy.file import load, parse, unset
-from deadlinemesh.policy.follow import PolicyFile, Use
+from deadlinemesh.policy.follow import PolicyFile, Use, refuse_what_stands
 from deadlinemesh.policy.model import (
     SHARED,
     AdmissionPolicy,
@@ -58,6 +58,7 @@ __all__ = [
     "load",
     "new_key",
     "parse",
+    "refuse_what_stands",
     "unset",
     "url_arguments",
     "with_fresh_keys",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from deadlinemesh.policy.model import Policy, TierPolicy
@@ -70,9 +71,12 @@ class Credentials:
         return f"Credentials({len(self._tenants)} keys)"
 
 
-def with_fresh_keys(policy: Policy) -> tuple[Policy, dict[str, str]]:
-    """The policy with one new key for each tenant in place of all that it had, and the plain keys by tenant."""
-    keys = {tenant_id: new_key(tenant_id) for tenant_id in policy.tenants}
+def with_fresh_keys(policy: Policy, known: Mapping[str, str] | None = None) -> tuple[Policy, dict[str, str]]:
+    """The policy with one new key for each tenant in place of all that it had, and the plain keys by tenant.
+
+    A tenant whose key is `known` is given that one; the known keys of others are among those that are returned.
+    """
+    keys = {tenant_id: new_key(tenant_id) for tenant_id in policy.tenants} | dict(known or {})
     tenants = {
         tenant_id: tenant.model_copy(update={"api_keys": (hash_key(keys[tenant_id]),)})
         for tenant_id, tenant in policy.tenants.items()

@@ -8,11 +8,11 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from deadlinemesh.errors import MeshError
+from deadlinemesh.errors import MeshError, choices
 from deadlinemesh.policy.file import load
 from deadlinemesh.policy.model import Policy
 
-__all__ = ["EVERY", "PolicyFile", "Use"]
+__all__ = ["EVERY", "PolicyFile", "Use", "refuse_what_stands"]
 
 _LOG = logging.getLogger("deadlinemesh.policy")
 
@@ -23,6 +23,19 @@ swapped, and a network's file systems tell nobody of a change."""
 Use = Callable[[Policy], Coroutine[Any, Any, None] | None]
 """Goes over to a policy at once. Returns what has yet to end of the one before, if anything. Raises MeshError or ValueError, and
 keeps the one before, where the new one cannot be used."""
+
+
+def refuse_what_stands(was: Policy, wanted: Policy) -> None:
+    """Raise ValueError where `wanted` says anew what was built into the processes as they started by `was`."""
+    bytes_were, bytes_wanted = was.limits.message_bytes, wanted.limits.message_bytes
+    if bytes_were != bytes_wanted:
+        raise ValueError(
+            f"limits.message_bytes: is {bytes_were} for as long as the processes run; restart them for {bytes_wanted}"
+        )
+    if set(was.pools()) != set(wanted.pools()):
+        raise ValueError(
+            f"dedicated: the pools are {choices(was.pools())}; restart all processes for {choices(wanted.pools())}"
+        )
 
 
 class PolicyFile:

@@ -1,0 +1,70 @@
+"""A policy as the mesh on this machine runs it: with keys that it may print, its demo world, and the model that was asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from deadlinemesh.policy import OpenAIModel, Policy, with_fresh_keys, with_http_base
+
+__all__ = ["DEMO_BASE", "Tailor", "as_yaml", "with_default_model"]
+
+DEMO_BASE = "http://127.0.0.1:8800"
+"""Where the embedded policy's tools are; the demo world's own address takes its place."""
+
+
+@dataclass(slots=True)
+class Tailor:
+    """Fits one policy after the other to the same mesh: a tenant keeps its key."""
+
+    seed: int = 0
+    """Of the scripted models; 0 leaves them theirs."""
+    demo_world: str = ""
+    """Its URL; empty without one."""
+    model: tuple[str, OpenAIModel] | None = None
+    """A model, by name, that comes first for every tenant."""
+    keys: dict[str, str] = field(default_factory=dict)
+    """The plain API key of each tenant that there ever was."""
+
+    def fit(self, policy: Policy) -> Policy:
+        """The policy as this mesh is to run it."""
+        policy, self.keys = with_fresh_keys(policy, self.keys)
+        if self.seed:
+            policy = _with_seed(policy, self.seed)
+        if self.demo_world:
+            policy = with_http_base(policy, DEMO_BASE, self.demo_world)
+        if self.model is not None:
+            policy = with_default_model(policy, *self.model)
+        return policy
+
+
+def with_default_model(policy: Policy, name: str, model: OpenAIModel) -> Policy:
+    """The policy with one more model, which comes first for every tenant."""
+    others = {known: one for known, one in policy.models.items() if known != name}
+    tenants = {
+        tenant_id: tenant.model_copy(update={"models": (name, *(one for one in tenant.models if one != name))})
+        if tenant.models
+        else tenant
+        for tenant_id, tenant in policy.tenants.items()
+    }
+    return policy.model_copy(update={"models": {name: model, **others}, "tenants": tenants})
+
+
+def as_yaml(policy: Policy) -> str:
+    """A policy file that says what `policy` does."""
+
+    class Dumper(yaml.SafeDumper):
+        def ignore_aliases(self, data: Any) -> bool:
+            return True  # a policy file may have none
+
+    return yaml.dump(policy.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, allow_unicode=True)
+
+
+def _with_seed(policy: Policy, seed: int) -> Policy:
+    models = {
+        name: model.model_copy(update={"seed": seed}) if model.provider == "scripted" else model
+        for name, model in policy.models.items()
+    }
+    return policy.model_copy(update={"models": models})
