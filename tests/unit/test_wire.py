@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deadlinemesh.deadline import DeadlineContext, VirtualClock
-from deadlinemesh.transport import wire
+from deadlinemesh.transport import Arrival, wire
 from deadlinemesh.transport.wire import IDENTITY, LEAST_TRANSIT, REMAINING_US, TRACEPARENT, Identity
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -72,8 +72,9 @@ def test_identities_arrive_as_they_were_sent(tenant: str, tier: str, run: str) -
 def test_the_tighter_of_the_two_deadlines_counts(
     exact: str | None, native: float | None, remaining: float | None
 ) -> None:
-    left, _, malformed = wire.decode([] if exact is None else [(REMAINING_US, exact)])
-    assert (wire.tighter(native, left), malformed) == (remaining, None)
+    arrival = Arrival("/some.Service/Method", [] if exact is None else [(REMAINING_US, exact)], 0.0)
+    arrival.read(native)
+    assert (arrival.remaining, arrival.malformed) == (remaining, None)
 
 
 def test_of_a_rest_that_was_sent_twice_the_tighter_counts() -> None:
@@ -98,11 +99,11 @@ def test_a_rest_that_is_none_is_told_of_and_ignored(malformed: str | bytes) -> N
 def test_no_value_makes_decoding_fail_or_the_deadline_later_than_the_native_one(
     value: str | bytes, native: float | None
 ) -> None:
-    exact, _, _ = wire.decode([(name, value) for name in (REMAINING_US, IDENTITY, TRACEPARENT)])
-    remaining = wire.tighter(native, exact)
+    arrival = Arrival("/some.Service/Method", [(name, value) for name in (REMAINING_US, IDENTITY, TRACEPARENT)], 0.0)
+    arrival.read(native)
     if native is not None:
-        assert remaining is not None
-        assert remaining <= native
+        assert arrival.remaining is not None
+        assert arrival.remaining <= native
 
 
 @pytest.mark.parametrize(

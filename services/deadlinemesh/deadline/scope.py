@@ -56,6 +56,10 @@ class Orphan:
     """Seconds since the scope was stopped."""
 
 
+_NOTHING: Any = frozenset()
+"""What most scopes own, from their beginning to their end: two sets would be half of a scope's memory."""
+
+
 class Scope:
     """Owns all that is started in its `async with` block. Made by `Scopes.open`; good for one block."""
 
@@ -97,8 +101,8 @@ class Scope:
         self._over = False
         self._holding = False
         self._put_off = False
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._closers: set[Callable[[], object]] = set()
+        self._tasks: set[asyncio.Task[Any]] = _NOTHING
+        self._closers: set[Callable[[], object]] = _NOTHING
         self._timer: asyncio.TimerHandle | None = None
         self._round: Round | None = None
         self._emptied: asyncio.Future[None] | None = None
@@ -203,7 +207,10 @@ class Scope:
             self._owner._reopened(self)
             self._ending_since, self._overdue = self.context.clock.monotonic(), False
             self._round = self._owner._rounds.next(self._cancel_again)
-        self._tasks.add(task)
+        if self._tasks:
+            self._tasks.add(task)
+        else:
+            self._tasks = {task}
         task.add_done_callback(self._gone)
 
     def own(self, close: Callable[[], object]) -> Callable[[], None]:
@@ -211,7 +218,10 @@ class Scope:
 
         Returns what disowns it again, to be called when it has ended by itself.
         """
-        self._closers.add(close)
+        if self._closers:
+            self._closers.add(close)
+        else:
+            self._closers = {close}
         return lambda: self._closers.discard(close)
 
     def report(self, what: str, since: float) -> None:

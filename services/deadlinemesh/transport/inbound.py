@@ -86,8 +86,9 @@ class Arrival:
         """Fill in what the metadata says, given what `grpc-timeout` says."""
         exact, self.identity, self.malformed = wire.decode(self.metadata)
         self.native_remaining = native_remaining
-        self.remaining = wire.tighter(native_remaining, exact)
-        self.late = 0.0 if exact is None or native_remaining is None else max(0.0, exact - native_remaining)
+        self.remaining, self.late = native_remaining if exact is None else exact, 0.0
+        if exact is not None and native_remaining is not None and native_remaining < exact:
+            self.remaining, self.late = native_remaining, exact - native_remaining
 
     def header(self, name: str) -> str:
         """The last value of this name; empty if there is none, or it is not text."""

@@ -14,7 +14,7 @@ from functools import lru_cache
 
 from deadlinemesh.deadline import DeadlineContext
 
-__all__ = ["IDENTITY", "REMAINING_US", "TRACEPARENT", "Identity", "decode", "encode", "tighter"]
+__all__ = ["IDENTITY", "REMAINING_US", "TRACEPARENT", "Identity", "decode", "encode"]
 
 REMAINING_US = "deadline-remaining-us"
 """What remains of the deadline at the moment of sending: whole microseconds, decimal, at most 16 digits."""
@@ -75,20 +75,14 @@ def decode(metadata: Pairs) -> tuple[float | None, Identity, str | None]:
         if key == REMAINING_US:
             value = pair[1]
             if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 16:
-                exact = tighter(exact, int(value) / 1_000_000)
+                seconds = int(value) / 1_000_000
+                exact = seconds if exact is None else min(exact, seconds)
             else:
                 malformed = repr(value)
         elif key == IDENTITY:
             value = pair[1]
             identity = _remembered(value) if len(value) <= _LONGEST_REMEMBERED else _identity(value)
     return exact, identity, malformed
-
-
-def tighter(one: float | None, other: float | None) -> float | None:
-    """The tighter of two deadlines, of which either may be missing."""
-    if one is None or other is None:
-        return other if one is None else one
-    return one if one < other else other
 
 
 _NOBODY = Identity(b"", "", "", "", "")
