@@ -9,6 +9,7 @@ import json
 import random
 import time
 from contextlib import AsyncExitStack
+from typing import Any
 
 import grpc
 
@@ -62,7 +63,8 @@ async def _mesh_drift(channel: MeshChannel, budget: float) -> list[float]:
 
 async def _plain_drift(channel: grpc.aio.Channel, budget: float) -> list[float]:
     edge = time.monotonic() + budget
-    return _moved(json.loads(await channel.unary_unary(f"/{SERVICE}/Relay")(b"{}", timeout=budget)), edge)
+    relay: Any = channel.unary_unary(f"/{SERVICE}/Relay")
+    return _moved(json.loads(await relay(b"{}", timeout=budget)), edge)
 
 
 def _moved(held: list[float], edge: float) -> list[float]:

@@ -126,7 +126,8 @@ async def _peers() -> AsyncIterator[dict[str, _Peer]]:
 async def _plain(stack: AsyncExitStack) -> _Peer:
     server = await stack.enter_async_context(started("benchmarks.goodput_server", "plain", "--cpu-ms", str(CPU_MS)))
     channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{server['port']}"))
-    execute, stats = channel.unary_unary(f"/{SERVICE}/Execute"), channel.unary_unary(f"/{SERVICE}/Stats")
+    execute: Any = channel.unary_unary(f"/{SERVICE}/Execute")
+    stats: Any = channel.unary_unary(f"/{SERVICE}/Stats")
 
     async def call() -> bool:
         try:
@@ -146,7 +147,8 @@ async def _mesh(stack: AsyncExitStack) -> _Peer:
     server = await stack.enter_async_context(started("benchmarks.goodput_server", "mesh", "--cpu-ms", str(CPU_MS)))
     target = f"127.0.0.1:{server['port']}"
     channel = await stack.enter_async_context(mesh_channel(target, mesh_token=TOKEN, message_bytes=4 * 1024 * 1024))
-    execute, stats = channel.unary_unary(f"/{SERVICE}/Execute"), channel.unary_unary(f"/{SERVICE}/Stats")
+    execute: Any = channel.unary_unary(f"/{SERVICE}/Execute")
+    stats: Any = channel.unary_unary(f"/{SERVICE}/Stats")
 
     async def call() -> bool:
         with entered(_lasting(DEADLINE)):

@@ -75,7 +75,7 @@ async def main() -> None:
     options = parser.parse_args()
     work = Work(options.cpu_ms / 1000)
     execute = {"mesh": _mesh, "plain": _plain}[options.peer](work)
-    handlers = {
+    handlers: dict[str, Any] = {
         "Execute": grpc.unary_unary_rpc_method_handler(execute),
         "Stats": grpc.unary_unary_rpc_method_handler(work.stats),
     }

@@ -54,7 +54,7 @@ def calls_to(pool: str, port: int, tenant_id: str) -> tuple[grpc.aio.Channel, Ca
     target = f"127.0.0.1:{port}"
     if pool == "plain":
         plain = grpc.aio.insecure_channel(target)
-        invoke = plain.unary_unary(PLAIN_METHOD)
+        invoke: Any = plain.unary_unary(PLAIN_METHOD)
         return plain, _counted(lambda: invoke(b"", timeout=DEADLINE))
     channel = mesh_channel(target, mesh_token=TOKEN, message_bytes=4 * 1024 * 1024)
     if pool == "model slots":
@@ -82,12 +82,12 @@ def _counted(invoke: Callable[[], Awaitable[Any]], tenant_id: str = "") -> Call:
 
 
 async def _to_the_end(stream: Any) -> bool:
-    return [response async for response in stream][-1].HasField("finished")
+    return bool([response async for response in stream][-1].HasField("finished"))
 
 
 async def _result(stream: Any) -> bool:
     last = [response async for response in stream][-1]
-    return last.result.status == common_pb2.TOOL_STATUS_OK
+    return bool(last.result.status == common_pb2.TOOL_STATUS_OK)
 
 
 async def _upstream() -> None:
@@ -113,7 +113,7 @@ async def _plain() -> None:
         return b"ok"
 
     server = grpc.aio.server()
-    handlers = {"Call": grpc.unary_unary_rpc_method_handler(call)}
+    handlers: dict[str, Any] = {"Call": grpc.unary_unary_rpc_method_handler(call)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(PLAIN_SERVICE, handlers),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

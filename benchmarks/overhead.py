@@ -137,7 +137,8 @@ async def _mesh(port: int, tracer: Any) -> AsyncIterator[dict[str, Call]]:
 
 
 def _calls(channel: grpc.aio.Channel, options: dict[str, Any]) -> dict[str, Call]:
-    echo, stream = channel.unary_unary(f"/{SERVICE}/Echo"), channel.unary_stream(f"/{SERVICE}/Stream")
+    echo: Any = channel.unary_unary(f"/{SERVICE}/Echo")
+    stream: Any = channel.unary_stream(f"/{SERVICE}/Stream")
 
     async def unary(request: bytes) -> None:
         await echo(request, **options)

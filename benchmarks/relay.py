@@ -53,7 +53,7 @@ async def _stream(request: bytes, context: Any) -> AsyncIterator[bytes]:
 
 class _MeshRelay:
     def __init__(self, following: grpc.aio.Channel | None) -> None:
-        self._next = None if following is None else following.unary_unary(f"/{SERVICE}/Relay")
+        self._next: Any = None if following is None else following.unary_unary(f"/{SERVICE}/Relay")
 
     async def __call__(self, request: bytes, context: Any) -> bytes:
         below = [] if self._next is None else json.loads(await self._next(request))
@@ -62,7 +62,7 @@ class _MeshRelay:
 
 class _PlainRelay:
     def __init__(self, following: grpc.aio.Channel | None) -> None:
-        self._next = None if following is None else following.unary_unary(f"/{SERVICE}/Relay")
+        self._next: Any = None if following is None else following.unary_unary(f"/{SERVICE}/Relay")
 
     async def __call__(self, request: bytes, context: Any) -> bytes:
         deadline = time.monotonic() + context.time_remaining()
@@ -75,7 +75,7 @@ def _registration(relay: Any) -> Callable[[grpc.aio.Server], None]:
         answer: bytes = await relay(request, context)
         return answer
 
-    handlers = {
+    handlers: dict[str, Any] = {
         "Echo": grpc.unary_unary_rpc_method_handler(_echo),
         "Stream": grpc.unary_stream_rpc_method_handler(_stream),
         "Relay": grpc.unary_unary_rpc_method_handler(forward),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -116,7 +116,7 @@ async def _plain() -> dict[str, float]:
         return _figures(await _stats(url), late)
 
 
-async def _load(call: Callable[[list[float]], Awaitable[None]]) -> list[float]:
+async def _load(call: Callable[[list[float]], Coroutine[Any, Any, None]]) -> list[float]:
     """CALLS calls, PER_S a second, whether or not earlier ones have ended; what each adds to the list, when all have ended."""
     late: list[float] = []
     async with asyncio.TaskGroup() as group:

@@ -67,10 +67,10 @@ async def main() -> None:
     sys.stderr = io.StringIO()  # grpc.aio prints a traceback for each status that nobody is there to read
     server = grpc.aio.server()
     if options.next is None:
-        llm_proxy_pb2_grpc.add_LlmProxyServiceServicer_to_server(_Back(), server)
+        llm_proxy_pb2_grpc.add_LlmProxyServiceServicer_to_server(_Back(), server)  # type: ignore[abstract]  # the rest is not called
     else:
         channel = grpc.aio.insecure_channel(f"127.0.0.1:{options.next}")
-        orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server(_Front(channel), server)
+        orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server(_Front(channel), server)  # type: ignore[abstract]  # the rest is not called
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     print(json.dumps({"port": port}), flush=True)

@@ -52,7 +52,7 @@ class PlainUnderTest(Scenarios):
         return late, unfinished
 
     def _held(self, channels: Sequence[grpc.aio.Channel]) -> HeldCalls:
-        methods = [channel.unary_stream(f"/{SERVICE}/Work") for channel in channels]
+        methods: list[Any] = [channel.unary_stream(f"/{SERVICE}/Work") for channel in channels]
 
         def call(number: int, timeout: float | None) -> Any:
             return methods[number % len(methods)](str(number).encode(), timeout=timeout)
@@ -70,7 +70,7 @@ async def main() -> None:
     parser.add_argument("--next", type=int, required=True, help="port of the next link; 0 for the last")
     options = parser.parse_args()
     events = options.events.open("a", buffering=1)
-    following = None
+    following: Any = None
     if options.next:
         following = grpc.aio.insecure_channel(f"127.0.0.1:{options.next}").unary_stream(f"/{SERVICE}/Work")
 
@@ -98,7 +98,7 @@ async def main() -> None:
             ("grpc.http2.ping_timeout_ms", keepalive),
         ]
     )
-    handlers = {"Work": grpc.unary_stream_rpc_method_handler(work)}
+    handlers: dict[str, Any] = {"Work": grpc.unary_stream_rpc_method_handler(work)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

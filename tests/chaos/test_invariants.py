@@ -8,8 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tests.chaos.invariants import GONE, INVARIANTS, REPORTED, ROOM, SOON
-from tests.chaos.mesh import HIT, TENANTS
+from tests.chaos.invariants import GONE, INVARIANTS, REPORTED, SOON
+from tests.chaos.mesh import HIT, ROOM, TENANTS
 from tests.chaos.provider import Exchange, word
 from tests.seen import Heard, Seen
 
@@ -101,7 +101,7 @@ def _scene() -> Any:
         exchanges=[
             Exchange("model", 1, 0, 10.05, words=1, ended_at=10.1),
             Exchange("tool", 1, 0, 10.1, told=10.9, ended_at=10.9),
-            *(Exchange(kind, probe.number, 0, 20.0, ended_at=20.1) for probe in probes for kind in ("model", "tool")),  # type: ignore[arg-type]
+            *(Exchange(kind, probe.number, 0, 20.0, ended_at=20.1) for probe in probes for kind in ("model", "tool")),
         ],
     )
 
@@ -114,7 +114,7 @@ def test_what_is_in_order_breaks_no_invariant() -> None:
     assert _broken(_scene()) == []
 
 
-def _event(kind: type, index: int = 0, **changes: Any) -> Callable[[Any], None]:
+def _event(kind: type, index: int = 0, **changes: Any) -> Callable[[Any], object]:
     def change(scene: Any) -> None:
         places = [place for place, (_, event) in enumerate(scene.events) if isinstance(event, kind)]
         life, event = scene.events[places[index]]
@@ -123,24 +123,24 @@ def _event(kind: type, index: int = 0, **changes: Any) -> Callable[[Any], None]:
     return change
 
 
-def _seen(**changes: Any) -> Callable[[Any], None]:
+def _seen(**changes: Any) -> Callable[[Any], object]:
     def change(scene: Any) -> None:
         scene.runs[0].seen = replace(scene.runs[0].seen, **changes)
 
     return change
 
 
-def _finished(change: Callable[[Any], None]) -> Callable[[Any], None]:
+def _finished(change: Callable[[Any], object]) -> Callable[[Any], object]:
     return lambda scene: change(scene.runs[0].heard[-1].response.finished)
 
 
-def _retried(number: int) -> Callable[[Any], None]:
+def _retried(number: int) -> Callable[[Any], object]:
     return lambda scene: scene.events.append(
         (scene.events[0][0], Retried("orchestrator", HIT, RUN, "tool wait", number, "SHED", 0.0))
     )
 
 
-FALSE: dict[str, list[Callable[[Any], None]]] = {
+FALSE: dict[str, list[Callable[[Any], object]]] = {
     "no_work_is_done_after_a_deadline": [
         _event(CallStarted, 1, started_at=10.91),
         _event(CallEnded, 0, ended_at=10.9 + REPORTED + 0.01),

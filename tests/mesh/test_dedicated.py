@@ -41,7 +41,7 @@ class Client:
         self.mesh = MemoryMesh(dedicating(acme=True), virtual_time.clock(), transit=TRANSIT, rounding=1.03)
         self.stub: Any = orchestrator_pb2_grpc.OrchestratorServiceStub(self.mesh.channel)
 
-    def call(self, tenant: str, prompt: str, timeout: float | None = None, **request: str) -> Any:
+    def call(self, tenant: str, prompt: str, timeout: float | None = None, **request: Any) -> Any:
         message = orchestrator_pb2.RunRequest(prompt=prompt, **request)
         return self.stub.Run(message, timeout=timeout, metadata=self.mesh.credentials(tenant))
 

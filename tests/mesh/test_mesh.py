@@ -6,6 +6,7 @@ import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import grpc
 import pytest
@@ -29,12 +30,12 @@ class Client:
         self.stub = orchestrator_pb2_grpc.OrchestratorServiceStub(mesh.channel)
 
     async def run(
-        self, tenant: str, prompt: str, timeout: float | None = None, **request: str
+        self, tenant: str, prompt: str, timeout: float | None = None, **request: Any
     ) -> list[orchestrator_pb2.RunResponse]:
         call = self.call(tenant, prompt, timeout, **request)
         return [event async for event in call]
 
-    def call(self, tenant: str, prompt: str, timeout: float | None = None, **request: str):  # type: ignore[no-untyped-def]
+    def call(self, tenant: str, prompt: str, timeout: float | None = None, **request: Any):  # type: ignore[no-untyped-def]
         message = orchestrator_pb2.RunRequest(prompt=prompt, **request)
         return self.stub.Run(message, timeout=timeout, metadata=self.mesh.credentials(tenant))
 
@@ -226,7 +227,7 @@ def test_what_a_client_sends_and_nobody_can_read_is_its_mistake_and_no_defect() 
         with pytest.raises(grpc.aio.AioRpcError) as unread:
             await call.read()
         assert unread.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-        assert "arguments_json: must be a JSON object" in unread.value.details()
+        assert "arguments_json: must be a JSON object" in (unread.value.details() or "")
         for token in ("9" * 5000, "٣", "-1"):
             with pytest.raises(grpc.aio.AioRpcError, match="next_page_token of an earlier page"):
                 await client.stub.ListRuns(

@@ -287,7 +287,7 @@ class Model:
                 self._stage.reached["a model is given a shortened result"] += 1
             elif "\n[cut" in content:
                 self._stage.reached["a model is given a cut result"] += 1
-        noted = {"clings": script.clings, "invalid": invalid, "results": results}
+        noted: dict[str, Any] = {"clings": script.clings, "invalid": invalid, "results": results}
         with self._stage.at_work("turn", run, f"t{number}", self._name, attempt=attempt, **noted) as work:
             try:
                 async with aclosing(self._events(run, number, script, bool(turn.tools))) as events:

@@ -44,9 +44,12 @@ class _NoSocket:
         return lambda *_: None
 
 
+NO_SOCKET: Any = _NoSocket()
+
+
 class _Worker(Worker):
     def __init__(self, number: int, tenant_id: str, stage: Stage) -> None:
-        super().__init__(number, tenant_id, _NoSocket(), self._told_to_die)
+        super().__init__(number, tenant_id, NO_SOCKET, self._told_to_die)
         self._stage = stage
         self._at_work = ExitStack()
         self._work: int | None = None

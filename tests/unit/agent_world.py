@@ -31,11 +31,15 @@ SECONDS = 10.0
 HANGS = 3600.0
 
 
+Script = Sequence[float | MeshError | ModelEvent]
+ToolScript = Sequence[float | MeshError | ToolEvent]
+
+
 class Models:
     """A script for each turn: what it does, in order. A number is a wait, an error is raised, the rest is yielded."""
 
-    def __init__(self, **turns: list[list[float | MeshError | ModelEvent]]) -> None:
-        self.turns = turns
+    def __init__(self, **turns: Sequence[Script]) -> None:
+        self.turns = {model: list(scripts) for model, scripts in turns.items()}
         self.asked: list[tuple[str, float]] = []
         self.told: list[str] = []
         """What the system said last, in each turn."""
@@ -64,7 +68,7 @@ class Models:
 class Tools:
     """The same for the attempts at a tool."""
 
-    def __init__(self, *attempts: list[float | MeshError | ToolEvent]) -> None:
+    def __init__(self, *attempts: ToolScript) -> None:
         self.attempts = list(attempts)
         self.began: list[float] = []
 

@@ -171,7 +171,12 @@ async def test_a_slot_for_one_tenant_takes_no_longer_for_the_thousand_others(mon
         await pool.work(f"tenant-{number}", 0.001)
     asked: list[Tenant] = []
     need = Tenant.need
-    monkeypatch.setattr(Tenant, "need", lambda tenant, now: asked.append(tenant) or need(tenant, now))
+
+    def noted(tenant: Tenant, now: float) -> float:
+        asked.append(tenant)
+        return need(tenant, now)
+
+    monkeypatch.setattr(Tenant, "need", noted)
     await pool.work("tenant-500", 0.001)
     assert {tenant.tenant_id for tenant in asked} == {"tenant-500"}
 
@@ -322,7 +327,7 @@ async def test_a_claim_whose_time_passes_between_its_grant_and_its_turn_is_not_b
 @in_virtual_time
 async def test_at_twice_its_capacity_a_bulkhead_does_nothing_but_work_that_is_done_in_time() -> None:
     pool = await Pool(1).taught(0.005)
-    late, done, refused = [], [], 0
+    late, done, refused = list[float](), list[float](), 0
 
     async def call() -> None:
         nonlocal refused

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.unit.agent_world import ANSWER, ENDED, QUICK, Models, Tools, World, asks_for
+from tests.unit.agent_world import ANSWER, ENDED, QUICK, Models, Script, Tools, ToolScript, World, asks_for
 from tests.virtual import in_virtual_time
 
 from deadlinemesh.conversation import Role, ToolCall
@@ -21,8 +21,9 @@ async def test_calls_of_two_turns_may_have_one_name() -> None:
 @in_virtual_time
 async def test_calls_of_one_turn_may_have_one_name_and_each_gets_its_own_result(name: str) -> None:
     world = World()
-    turn = [TurnStarted(), *(ToolCall(name, "look", f'{{"n": {n}}}') for n in range(3)), ENDED]
-    tools = Tools(*([ToolStarted(), ToolResult(ToolStatus.OK, f"seen {n}")] for n in range(3)), QUICK)
+    turn: Script = [TurnStarted(), *(ToolCall(name, "look", f'{{"n": {n}}}') for n in range(3)), ENDED]
+    seen: list[ToolScript] = [[ToolStarted(), ToolResult(ToolStatus.OK, f"seen {n}")] for n in range(3)]
+    tools = Tools(*seen, QUICK)
     agent = await world.run(Models(main=[turn, ANSWER]), tools)
     (asked,) = (message.tool_calls for message in agent.history if message.tool_calls)
     answered = {message.tool_call_id: message.content for message in agent.history if message.role is Role.TOOL}

@@ -5,7 +5,21 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from tests.unit.agent_world import ANSWER, ENDED, HANGS, QUICK, RESULT, SECONDS, SILENT, Models, Tools, World, asks_for
+from tests.unit.agent_world import (
+    ANSWER,
+    ENDED,
+    HANGS,
+    QUICK,
+    RESULT,
+    SECONDS,
+    SILENT,
+    Models,
+    Script,
+    Tools,
+    ToolScript,
+    World,
+    asks_for,
+)
 from tests.virtual import in_virtual_time, now, with_seconds
 
 from deadlinemesh.conversation import ToolCall
@@ -162,7 +176,8 @@ async def test_a_fallback_is_not_tried_where_no_time_is_left_for_it() -> None:
 @in_virtual_time
 async def test_a_fallback_that_was_too_slow_is_tried_again_now_and_then_and_for_good_once_it_was_quick() -> None:
     world = World()
-    down, slow = [UpstreamFailed("down")], [TurnStarted(), 20.0, TextDelta("forty-two"), ENDED]
+    down: Script = [UpstreamFailed("down")]
+    slow: Script = [TurnStarted(), 20.0, TextDelta("forty-two"), ENDED]
     for _ in range(5):
         await world.run(Models(main=[down], spare=[slow]), fallbacks=("spare",), seconds=100.0, retries=0)
     answered = []
@@ -237,7 +252,8 @@ async def test_what_is_not_idempotent_is_neither_tried_again_nor_given_up() -> N
 
 @in_virtual_time
 async def test_one_tenants_failing_calls_use_up_no_other_tenants_retries() -> None:
-    world, down = World(), [ToolStarted(), ToolResult(ToolStatus.FAILED, "reset", transient=True)]
+    world = World()
+    down: ToolScript = [ToolStarted(), ToolResult(ToolStatus.FAILED, "reset", transient=True)]
     for _ in range(20):
         await world.run(Models(main=[asks_for("look"), ANSWER]), Tools(down), tenant_id="acme")
     assert ("tool look", "UPSTREAM_FAILED", "budget") in world.told()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from tests.unit.agent_world import ANSWER, ENDED, HANGS, Models, Tools, World, asks_for
+from tests.unit.agent_world import ANSWER, ENDED, HANGS, Models, Script, Tools, ToolScript, World, asks_for
 from tests.virtual import in_virtual_time, now
 
 from deadlinemesh.conversation import Role
@@ -13,7 +13,6 @@ from deadlinemesh.deadline import Phase
 from deadlinemesh.errors import DeadlineSpent, MeshError, UpstreamFailed
 from deadlinemesh.orchestrator.agent import Agent
 from deadlinemesh.orchestrator.ports import (
-    ModelEvent,
     TextDelta,
     ToolEvent,
     ToolResult,
@@ -24,12 +23,10 @@ from deadlinemesh.orchestrator.ports import (
 )
 from deadlinemesh.orchestrator.shortening import SHARE, Bounds, cut
 
-Script = list[float | MeshError | ModelEvent]
-
 LONG = "row " * 500
 BOUNDS = Bounds(400, "cheap")
 ASKS: list[Script] = [asks_for("look"), ANSWER]
-TALE: list[float | MeshError | ToolEvent] = [ToolStarted(), 0.1, ToolResult(ToolStatus.OK, LONG)]
+TALE: ToolScript = [ToolStarted(), 0.1, ToolResult(ToolStatus.OK, LONG)]
 IN_SHORT: Script = [TurnStarted(), 0.2, TextDelta("five hundred "), 0.1, TextDelta("rows"), TurnFinished(100, 3, False)]
 
 

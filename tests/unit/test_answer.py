@@ -14,6 +14,7 @@ from deadlinemesh.errors import DeadlineSpent
 from deadlinemesh.transport.answer import Answer
 
 STATUS: Any = object()
+ANOTHER_STATUS: Any = object()
 
 
 class Context:
@@ -220,7 +221,7 @@ async def test_a_call_ends_once_and_keeps_nothing_of_how_it_ended() -> None:
     context = Context()
     answer = Answer(context)
     await answer.end_with(STATUS)
-    await answer.end_with(object())
+    await answer.end_with(ANOTHER_STATUS)
     assert context.status is STATUS
     assert context.aborted is not None
     assert context.aborted.__traceback__ is None

@@ -89,7 +89,7 @@ async def test_a_loop_without_work_is_asked_nothing_and_one_that_is_closed_ends_
     asked: list[object] = []
 
     class Loop(asyncio.SelectorEventLoop):
-        def call_soon_threadsafe(self, *args: object, **options: object) -> asyncio.Handle:  # type: ignore[override]
+        def call_soon_threadsafe(self, *args: object, **options: object) -> asyncio.Handle:
             asked.append(args)
             raise RuntimeError("closed")
 

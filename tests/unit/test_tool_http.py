@@ -195,7 +195,8 @@ async def test_a_query_that_no_url_can_hold_is_told_as_wrong_arguments(upstream:
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_half_a_character_in_an_argument_does_not_fail_the_call(upstream: Upstream, method: str) -> None:
-    found = await Tools(upstream.port, method=method).call(x="a\ud83d", **{"n\ud83d": 1})
+    arguments: dict[str, Any] = {"x": "a\ud83d", "n\ud83d": 1}
+    found = await Tools(upstream.port, method=method).call(**arguments)
     assert found.status is ToolStatus.OK
     (request,) = upstream.received
     if method == "GET":

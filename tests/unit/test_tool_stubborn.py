@@ -52,7 +52,7 @@ class ToolRunner:
         server: Any = MemoryServer(self.interceptor)
         servicer = ToolRunnerServicer(ToolService(Registry(tools, {"acme": ()}), 1_000_000, clock))
         tool_runner_pb2_grpc.add_ToolRunnerServiceServicer_to_server(servicer, server)
-        self._stub: Any = tool_runner_pb2_grpc.ToolRunnerServiceStub(MeshChannel(MemoryChannel(server), "token"))  # type: ignore[no-untyped-call]
+        self._stub: Any = tool_runner_pb2_grpc.ToolRunnerServiceStub(MeshChannel(MemoryChannel(server), "token"))
 
     async def call(self, name: str, seconds: float = 10.0) -> str:
         """Call a tool; its result."""
