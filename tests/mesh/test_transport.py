@@ -42,6 +42,7 @@ from deadlinemesh.errors import (
     NoDeadline,
     NotFound,
     Shed,
+    TooLarge,
     Unauthenticated,
     UpstreamFailed,
     Violation,
@@ -636,7 +637,7 @@ async def test_a_message_beyond_the_limit_is_refused_with_the_limit(direction: s
             error = await failure(invoke(bytes(2 * limit if direction == "request" else 1)), "unary_unary")
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert str(limit) in str(error.details())
-    assert isinstance(error_from(error, "hop-a"), UpstreamFailed)
+    assert isinstance(error_from(error, "hop-a"), TooLarge)
 
 
 async def test_handlers_may_read_and_write_in_their_own_time() -> None:

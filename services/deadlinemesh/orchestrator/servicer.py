@@ -12,7 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from deadlinemesh.admission import Bulkhead
 from deadlinemesh.conversation import Message, Role, ToolSpec, history_violations
 from deadlinemesh.deadline import SYSTEM_CLOCK, Background, Clock
-from deadlinemesh.errors import Cause, InvalidRequest, NotFound, Violation, choices
+from deadlinemesh.errors import Cause, InvalidRequest, NotFound, TooLarge, Violation, choices
 from deadlinemesh.orchestrator.agent import Assignment
 from deadlinemesh.orchestrator.edge import Grant, current_grant
 from deadlinemesh.orchestrator.events import (
@@ -52,6 +52,8 @@ _LONGEST_REQUEST_ID = 128
 _MOST_ITEMS = 4096
 """Messages of a history, calls in them, tools: each costs the event loop some microseconds, whatever its bytes."""
 _PAGE, _LARGEST_PAGE = 20, 100
+_PAGE_OVERHEAD = 32
+"""Bytes of a page, and of each run in it, that are not the run's own, with room to spare."""
 _PAGE_TOKEN = re.compile(r"[0-9]{1,18}", re.ASCII)
 
 
@@ -97,7 +99,13 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
 
     async def GetRun(self, request: orchestrator_pb2.GetRunRequest, context: Any) -> orchestrator_pb2.GetRunResponse:
         run = self._runs.get(current_grant().tenant.tenant_id, request.run_id)
-        return orchestrator_pb2.GetRunResponse(run=_info(run), messages=[message_to_wire(one) for one in run.history])
+        reply = orchestrator_pb2.GetRunResponse(run=_info(run), messages=[message_to_wire(one) for one in run.history])
+        size, most = reply.ByteSize(), self._policy.limits.message_bytes
+        if size > most:
+            raise TooLarge(
+                f"with its history {run.run_id} has {size} bytes, and a message {most}; ListRuns has the rest"
+            )
+        return reply
 
     async def ListRuns(
         self, request: orchestrator_pb2.ListRunsRequest, context: Any
@@ -113,8 +121,9 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             for run in self._runs.of(current_grant().tenant.tenant_id)
             if (before is None or run.number < before) and run.over in wanted
         ]
-        token = str(runs[size - 1].number) if len(runs) > size else ""
-        return orchestrator_pb2.ListRunsResponse(runs=[_info(run) for run in runs[:size]], next_page_token=token)
+        page = _fitting([_info(run) for run in runs[:size]], self._policy.limits.message_bytes)
+        token = str(runs[len(page) - 1].number) if len(runs) > len(page) else ""
+        return orchestrator_pb2.ListRunsResponse(runs=page, next_page_token=token)
 
     async def CancelRun(
         self, request: orchestrator_pb2.CancelRunRequest, context: Any
@@ -195,6 +204,16 @@ def _page(request: orchestrator_pb2.ListRunsRequest) -> tuple[int, int | None]:
     if found:
         raise InvalidRequest(found)
     return request.page_size or _PAGE, int(request.page_token) if request.page_token else None
+
+
+def _fitting(infos: list[orchestrator_pb2.RunInfo], most_bytes: int) -> list[orchestrator_pb2.RunInfo]:
+    """As many of them, from the first on, as one message can hold; one in any case."""
+    room = most_bytes - _PAGE_OVERHEAD
+    for count, info in enumerate(infos):
+        room -= info.ByteSize() + _PAGE_OVERHEAD
+        if room < 0 and count:
+            return infos[:count]
+    return infos
 
 
 def _grant(grant: Grant) -> orchestrator_pb2.Grant:

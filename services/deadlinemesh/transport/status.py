@@ -29,7 +29,6 @@ from deadlinemesh.errors import (
     NoDeadline,
     NotFound,
     Shed,
-    Stopped,
     TooLarge,
     Unauthenticated,
     UpstreamFailed,
@@ -70,6 +69,8 @@ _BY_REASON: dict[str, type[MeshError]] = {
 
 _UNHEALTHY = "backend unhealthy"
 """How gRPC ends the status of a call for which no peer said that it serves."""
+_OVERSIZED = "message larger than max"
+"""In the status of a call with a message that one side does not send, or the other does not take."""
 _LASTING = "lasting"
 """In an error's metadata: it would be the same the next time."""
 
@@ -152,7 +153,7 @@ def error_from(error: grpc.aio.AioRpcError, upstream: str) -> MeshError:
     return kind(message, hop=hop, phase=phase)
 
 
-def _without_details(error: grpc.aio.AioRpcError, upstream: str, message: str, retry_after: float | None) -> Stopped:
+def _without_details(error: grpc.aio.AioRpcError, upstream: str, message: str, retry_after: float | None) -> MeshError:
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         own = current_or_none()
         if own is not None and own.is_expired:
@@ -160,6 +161,8 @@ def _without_details(error: grpc.aio.AioRpcError, upstream: str, message: str, r
         return DeadlineSpentUpstream(f"{upstream}: {message}", hop=upstream)
     if error.code() is grpc.StatusCode.UNAVAILABLE and message.endswith(_UNHEALTHY):
         return Draining(f"every instance of {upstream} is shutting down", hop=upstream)
+    if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and _OVERSIZED in message:
+        return TooLarge(f"{upstream}: {message}", hop=upstream)
     return UpstreamFailed(f"{upstream} answered {error.code().name}: {message}", retry_after=retry_after, hop=upstream)
 
 
