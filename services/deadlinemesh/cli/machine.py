@@ -78,8 +78,9 @@ class RunningMesh:
     def use(self, policy: Policy) -> None:
         """Have the services go over to `policy`, in a second or so. Raises ValueError for one that would need them restarted."""
         refuse_what_stands(self._policy, policy)
-        self._policy = self._tailor.fit(policy)
-        replace_private(Path(self._state.policy_file), as_yaml(self._policy))
+        fitted = self._tailor.fit(policy)
+        replace_private(Path(self._state.policy_file), as_yaml(fitted))
+        self._policy = fitted
 
 
 @asynccontextmanager

@@ -76,17 +76,19 @@ async def _keep(
 ) -> None:
     path = settings.state_path
     async with running_mesh(options, settings, _say, _pass_on) as mesh:
-        beside = [asyncio.ensure_future(_kill_when(hurried, mesh))]
+        killer = asyncio.ensure_future(_kill_when(hurried, mesh))
+        following: asyncio.Future[None] | None = None
         _remember(mesh.state, path)
         try:
             show(mesh.state)
             if file is not None:
-                beside.append(asyncio.ensure_future(file.follow(lambda policy: _go_over(mesh, policy, path))))
+                following = asyncio.ensure_future(file.follow(lambda policy: _go_over(mesh, policy, path)))
             await mesh.supervisor.keep(lambda: _remember(mesh.state, path))
         finally:
+            if following is not None:
+                following.cancel()
             states.forget(path)
-    for task in beside:
-        task.cancel()
+    killer.cancel()
 
 
 def _go_over(mesh: RunningMesh, policy: Policy, path: Path) -> None:
