@@ -113,3 +113,9 @@ class ExampleContract:
         assert (code, out) == (1, "")
         assert "error: NOT_FOUND: " in err
         assert "\n  model: " in err
+
+    def test_a_deadline_that_is_none_is_wrong_usage(self, example: list[str], mesh: Mesh) -> None:
+        code, out, err = run(example, mesh, "--deadline=-1s", "hello")
+        assert (code, out) == (2, "")
+        assert "--deadline" in err
+        assert "500ms, 20s or 2m" in err

@@ -42,6 +42,10 @@ func main() {
 		flag.Usage()
 		os.Exit(exitUsage)
 	}
+	if *deadline < 0 {
+		fmt.Fprintf(os.Stderr, "--deadline %v: write it as 500ms, 20s or 2m; 0 leaves it to the tier\n", *deadline)
+		os.Exit(exitUsage)
+	}
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	context.AfterFunc(ctx, stop) // A second Ctrl-C is not waited on.
