@@ -71,7 +71,7 @@ def dedicating_acme(folder: Path) -> Path:
     return policy
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture  # each test its own: what an orchestrator has learned of a service that stood still is right, and long remembered
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Own]:
     folder = tmp_path_factory.mktemp("dedicated")
     policy, spinning = dedicating_acme(folder), folder / "spinning"
