@@ -117,6 +117,20 @@ async def test_a_connection_of_age_is_made_anew_and_its_calls_go_on() -> None:
         assert len(await holding) == 1
 
 
+async def test_no_call_fails_because_its_connection_was_just_ending() -> None:
+    async with peer(connection_age=0.02) as one, channel_to(one) as channel:
+        connections: set[bytes] = set()
+
+        async def ask_on() -> None:
+            async with asyncio.timeout(GENEROUS):
+                while len(connections) < 10:
+                    answer = await ask(channel)
+                    assert isinstance(answer, bytes)
+                    connections.add(answer)
+
+        await asyncio.gather(*(ask_on() for _ in range(8)))
+
+
 async def test_without_an_age_a_connection_stays() -> None:
     async with peer() as one, channel_to(one) as channel:
         assert len({await ask(channel) for _ in range(50)}) == 1

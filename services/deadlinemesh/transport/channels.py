@@ -26,7 +26,8 @@ def open_channel(
 ) -> grpc.aio.Channel:
     """A plain channel to `target`, over TLS when `credentials` are given.
 
-    Retries have one owner and it is not the channel; a service config's own timeouts fire up to a second early, so it has none.
+    Retries have one owner and it is not the channel: a service config that names none leaves it only those calls to send again that
+    no server has seen, as where a connection ends just then. Its own timeouts fire up to a second early, so it has none.
 
     `healthy` is the full name of a service that each peer must say it serves, by gRPC's health service. One that drains is then
     passed over; else its connection would be used until it ends, and each call on it refused.
@@ -35,7 +36,7 @@ def open_channel(
     if healthy:
         config["healthCheckConfig"] = {"serviceName": healthy}
     options = [
-        ("grpc.enable_retries", 0),
+        ("grpc.enable_retries", 1),  # or it does not do even that
         ("grpc.service_config", json.dumps(config)),
         ("grpc.max_receive_message_length", message_bytes),
         ("grpc.keepalive_time_ms", int(keepalive * 1000)),
