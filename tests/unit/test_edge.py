@@ -23,9 +23,7 @@ def grants(count: int, seconds: float | None, user_agent: str = C_CORE, tenant: 
     gate = EdgeGate(POLICY, VirtualClock())
     given = []
     for _ in range(count):
-        arrival = Arrival("/deadlinemesh.v1.OrchestratorService/Run", metadata, 0.0)
-        arrival.read(seconds)
-        gate(arrival)
+        gate(Arrival("/deadlinemesh.v1.OrchestratorService/Run", metadata, 0.0, seconds))
         given.append(current_grant())
     return given
 

@@ -10,6 +10,7 @@ from deadlinemesh.deadline import DeadlineContext, VirtualClock
 from deadlinemesh.errors import NoDeadline, Shed, Unauthenticated
 from deadlinemesh.transport import Arrival, MeshGate, wire
 from deadlinemesh.transport.backlog import TOGETHER, Backlogs
+from deadlinemesh.transport.inbound import LONGEST_REMEMBERED, MOST_REMEMBERED
 
 TOKEN = "secret"
 
@@ -18,8 +19,7 @@ def arrived(exact: float | None, native: float | None, token: str = TOKEN) -> De
     """What the door says to a call that was sent with `exact` seconds left and is taken up with `native`."""
     context = DeadlineContext("acme", 100.0, "free", "0" * 31 + "1", "run-1", 0.0, VirtualClock())
     sent = wire.encode(context, (exact or 0.0) + wire.LEAST_TRANSIT, token)
-    arrival = Arrival("/x", [pair for pair in sent if exact is not None or pair[0] != wire.REMAINING_US], 0.0)
-    arrival.read(native)
+    arrival = Arrival("/x", [pair for pair in sent if exact is not None or pair[0] != wire.REMAINING_US], 0.0, native)
     return MeshGate("hop-a", TOKEN, VirtualClock())(arrival)
 
 
@@ -51,8 +51,7 @@ def test_what_a_stranger_says_of_its_wait_is_not_believed() -> None:
     gate = MeshGate("hop-a", TOKEN, VirtualClock())
     for token, believed in (("guess", None), (TOKEN, 0.02)):
         context = DeadlineContext("acme", 1.0, "free", "0" * 31 + "1", "run-1", 0.0, VirtualClock())
-        arrival = Arrival("/x", wire.encode(context, 1.0 + wire.LEAST_TRANSIT, token), 0.0)
-        arrival.read(0.98)
+        arrival = Arrival("/x", wire.encode(context, 1.0 + wire.LEAST_TRANSIT, token), 0.0, 0.98)
         with suppress(Unauthenticated):
             gate(arrival)
         assert (None if arrival.backlog is None else pytest.approx(arrival.backlog.longest_wait)) == believed
@@ -66,3 +65,22 @@ def test_a_stranger_is_not_told_how_busy_the_hop_is() -> None:
 def test_a_call_without_a_deadline_is_refused() -> None:
     with pytest.raises(NoDeadline):
         arrived(None, None)
+
+
+def test_what_is_remembered_of_peers_has_a_bound_and_of_strangers_there_is_nothing() -> None:
+    gate = MeshGate("hop-a", TOKEN, VirtualClock())
+    for number in range(2 * MOST_REMEMBERED):
+        context = DeadlineContext("acme", 1.0, "free", "0" * 31 + "1", f"run-{number}", 0.0, VirtualClock())
+        sent = wire.encode(context, 1.0, TOKEN if number % 2 else "guess")
+        with suppress(Unauthenticated):
+            assert gate(Arrival("/x", sent, 0.0, 1.0)).run_id == context.run_id
+        assert len(gate._peers) == min((number + 1) // 2, MOST_REMEMBERED)
+
+
+@pytest.mark.parametrize("run", ["run-1", "r" * 4096])
+def test_a_run_of_any_name_is_believed_each_time(run: str) -> None:
+    gate = MeshGate("hop-a", TOKEN, VirtualClock())
+    context = DeadlineContext("acme", 1.0, "free", "0" * 31 + "1", run, 0.0, VirtualClock())
+    for _ in range(3):
+        assert gate(Arrival("/x", wire.encode(context, 1.0, TOKEN), 0.0, 1.0)).run_id == run
+    assert sum(len(name) for name in gate._peers) <= LONGEST_REMEMBERED

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
 import grpc
@@ -21,12 +21,10 @@ class Answer:
     unsent and send them again with the status, the core would refuse both, and the client would be left without a status.
     """
 
-    __slots__ = ("_context", "_first", "_left", "_opening", "write_on")
+    __slots__ = ("_context", "_first", "_left", "_opening")
 
     def __init__(self, context: Any) -> None:
         self._context = context
-        self.write_on: Callable[[Any], Awaitable[None]] = context.write
-        """`write` for those who know that something was sent already."""
         self._first = True
         self._opening = False
         self._left: asyncio.Event | None = None

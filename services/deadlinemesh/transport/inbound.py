@@ -46,6 +46,12 @@ TOO_LATE = 0.5
 by any admission: behind more than can be taken up, each would be begun with next to nothing left. Refused in time, those after it
 fare better, and their callers hear of the load."""
 
+MOST_REMEMBERED = 4096
+"""Identities of peers that a gate remembers."""
+
+LONGEST_REMEMBERED = 512
+"""Characters of one."""
+
 # Health checks and reflection belong to no tenant and need no deadline.
 _OPEN_SERVICES = ("/grpc.health.", "/grpc.reflection.")
 
@@ -65,39 +71,33 @@ class Arrival:
         "remaining",
     )
 
-    def __init__(self, method: str, metadata: wire.Pairs, at: float) -> None:
+    def __init__(self, method: str, metadata: wire.Pairs, at: float, native_remaining: float | None) -> None:
         self.method = method
         self.metadata = metadata
         self.at = at
         """The instant of arrival."""
-        self.native_remaining: float | None
-        """What `grpc-timeout` left at that instant, in seconds; None without one."""
-        self.remaining: float | None
-        """Seconds left by the tighter of the two deadlines; None where the caller sent neither."""
-        self.late: float
-        """Seconds from its sending to its being taken up here; 0 if unknown. As much to be believed as its caller."""
-        self.backlog: Backlog | None = None
-        """The calls that were taken up with it; a gate that believes the caller says so."""
-        self.identity: wire.Identity
-        self.malformed: str | None
-        """A remaining time that is not what it should be and was ignored."""
-
-    def read(self, native_remaining: float | None) -> None:
-        """Fill in what the metadata says, given what `grpc-timeout` says."""
-        exact, self.identity, self.malformed = wire.decode(self.metadata)
         self.native_remaining = native_remaining
-        self.remaining, self.late = native_remaining if exact is None else exact, 0.0
+        """What `grpc-timeout` left at that instant, in seconds; None without one."""
+        exact, self.identity, self.malformed = wire.decode(metadata)
+        if exact is None:
+            exact = native_remaining
+        self.remaining = exact
+        """Seconds left by the tighter of the two deadlines; None where the caller sent neither."""
+        self.late = 0.0
+        """Seconds from its sending to its being taken up here; 0 if unknown. As much to be believed as its caller."""
         if exact is not None and native_remaining is not None and native_remaining < exact:
             self.remaining, self.late = native_remaining, exact - native_remaining
+        self.backlog: Backlog | None = None
+        """The calls that were taken up with it; a gate that believes the caller says so."""
 
     def header(self, name: str) -> str:
         """The last value of this name; empty if there is none, or it is not text."""
         return next((value for key, value in reversed(self.metadata) if key == name and isinstance(value, str)), "")
 
 
-# The call whose task this is. Asking its context would decode every header again, and when the handler begins, the request has
-# been awaited as well.
-_ARRIVED: ContextVar[Arrival] = ContextVar("arrived")
+# The headers of the call whose task this is, and the instant of its arrival. Asking its context would decode every header again,
+# and when the handler begins, the request has been awaited as well.
+_ARRIVED: ContextVar[tuple[wire.Pairs, float]] = ContextVar("arrived")
 
 Gate = Callable[[Arrival], DeadlineContext]
 """Decides who is calling and until when. Raises the error to refuse with."""
@@ -113,14 +113,11 @@ class MeshGate:
         self._token = wire.checked_token(mesh_token).encode()
         self._clock = clock
         self._backlogs = Backlogs()
+        self._peers: dict[str, wire.Identity] = {}
+        """Whom lately believed identities name: a run's calls all carry the same."""
 
     def __call__(self, arrival: Arrival) -> DeadlineContext:
-        caller = arrival.identity
-        if not compare_digest(caller.mesh_token, self._token):
-            raise Unauthenticated(
-                f"{self._hop} is internal: `{wire.IDENTITY}` must begin with the mesh's token; clients call the orchestrator",
-                hop=self._hop,
-            )
+        caller = self._peers.get(arrival.identity) or self._introduced(arrival.identity)
         if arrival.remaining is None:
             raise NoDeadline(f"{self._hop} takes no call without a deadline: set the call's timeout", hop=self._hop)
         if arrival.late > TOO_LATE * (arrival.late + arrival.remaining):
@@ -141,6 +138,19 @@ class MeshGate:
             at,
             self._clock,
         )
+
+    def _introduced(self, header: str) -> wire.Identity:
+        identity = wire.identity_of(header)
+        if not compare_digest(identity.mesh_token, self._token):
+            raise Unauthenticated(
+                f"{self._hop} is internal: `{wire.IDENTITY}` must begin with the mesh's token; clients call the orchestrator",
+                hop=self._hop,
+            )
+        if len(header) <= LONGEST_REMEMBERED:
+            if len(self._peers) >= MOST_REMEMBERED:
+                self._peers.clear()
+            self._peers[header] = identity
+        return identity
 
 
 class DeadlineInterceptor(grpc.aio.ServerInterceptor):
@@ -197,7 +207,7 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> MethodHandler | None:
         method: str = handler_call_details.method
-        _ARRIVED.set(Arrival(method, handler_call_details.invocation_metadata, self._clock.monotonic()))
+        _ARRIVED.set((handler_call_details.invocation_metadata, self._clock.monotonic()))
         wrapped = self._wrapped.get(method)
         if wrapped is not None:
             return wrapped
@@ -237,22 +247,30 @@ class _Method:
     async def serve(self, request: Any, context: Any) -> Any:
         # Everything that a response passes on its way out is in this one frame: each more would cost every message.
         hop = self._hop
-        arrival = _ARRIVED.get()
+        metadata, at = _ARRIVED.get()
         answer = Answer(context)
         deadline: DeadlineContext | None = None
         scope: Scope | None = None
         error: MeshError | None = None
         result: Any = None
-        span = None if hop._spans is None else hop._spans.begin(self._name, arrival.metadata, context.peer())
+        span = None if hop._spans is None else hop._spans.begin(self._name, metadata, context.peer())
         hop._unanswered += 1
         try:
             try:
-                deadline = self._admit(arrival, context.time_remaining())
+                if hop._draining:
+                    raise Draining(f"{hop.hop} is shutting down; another instance will serve you", hop=hop.hop)
+                native = context.time_remaining()
+                if native is not None:  # at the arrival: the request may have taken a while to follow its headers
+                    native += hop._clock.monotonic() - at
+                arrival = Arrival(self._name, metadata, at, native)
+                if arrival.malformed is not None:
+                    hop._telemetry.record(MalformedRemaining(hop.hop, self._name, arrival.malformed))
+                deadline = hop._gate(arrival)
                 if span is not None:
                     deadline = span.describe(deadline)
                 if hop._recording:
                     hop._telemetry.record(
-                        CallStarted(hop.hop, self._name, deadline.run_id, arrival.at, deadline.absolute_deadline)
+                        CallStarted(hop.hop, self._name, deadline.run_id, at, deadline.absolute_deadline)
                     )
                 scope = hop.scopes.open(deadline)
                 scope.on_overdue = partial(self._answer_for, answer)
@@ -264,7 +282,7 @@ class _Method:
                         try:
                             async for response in responses:
                                 await write(response)
-                                write = answer.write_on
+                                write = context.write
                         except BaseException:
                             await responses.aclose()
                             raise
@@ -299,17 +317,6 @@ class _Method:
             raise raised
         _LOG.error("%s%s failed", self._hop.hop, self._name, exc_info=raised)
         return InternalFailure(f"{self._hop.hop} failed; its log says why", hop=self._hop.hop)
-
-    def _admit(self, arrival: Arrival, native: float | None) -> DeadlineContext:
-        hop = self._hop
-        if hop._draining:
-            raise Draining(f"{hop.hop} is shutting down; another instance will serve you", hop=hop.hop)
-        if native is not None:  # what it was at the arrival: the request may have taken a while to follow its headers
-            native += hop._clock.monotonic() - arrival.at
-        arrival.read(native)
-        if arrival.malformed is not None:
-            hop._telemetry.record(MalformedRemaining(hop.hop, self._name, arrival.malformed))
-        return hop._gate(arrival)
 
     def _conclude(
         self, context: Any, deadline: DeadlineContext | None, error: MeshError | None, span: ServerSpan | None

@@ -10,11 +10,10 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 from deadlinemesh.deadline import DeadlineContext
 
-__all__ = ["IDENTITY", "REMAINING_US", "TRACEPARENT", "Identity", "decode", "encode"]
+__all__ = ["IDENTITY", "REMAINING_US", "TRACEPARENT", "Identity", "decode", "encode", "identity_of"]
 
 REMAINING_US = "deadline-remaining-us"
 """What remains of the deadline at the moment of sending: whole microseconds, decimal, at most 16 digits."""
@@ -63,13 +62,13 @@ def encode(context: DeadlineContext, remaining: float, mesh_token: str) -> Metad
     )
 
 
-def decode(metadata: Pairs) -> tuple[float | None, Identity, str | None]:
+def decode(metadata: Pairs) -> tuple[float | None, str, str | None]:
     """Read a call's metadata, believing nothing yet.
 
-    Returns the exact rest in seconds, None where the caller sent none; who it says to be; and a `deadline-remaining-us` that is
-    not what it should be and is ignored, else None.
+    Returns the exact rest in seconds, None where the caller sent none; the identity as it was sent, empty where none was; and a
+    `deadline-remaining-us` that is not what it should be and is ignored, else None.
     """
-    exact, identity, malformed = None, _NOBODY, None
+    exact, identity, malformed = None, "", None
     for pair in metadata:  # unpacked only where wanted: grpc.aio's pairs are slow at it
         key = pair[0]
         if key == REMAINING_US:
@@ -81,25 +80,20 @@ def decode(metadata: Pairs) -> tuple[float | None, Identity, str | None]:
                 malformed = repr(value)
         elif key == IDENTITY:
             value = pair[1]
-            identity = _remembered(value) if len(value) <= _LONGEST_REMEMBERED else _identity(value)
+            identity = value if isinstance(value, str) else ""
     return exact, identity, malformed
 
 
 _NOBODY = Identity(b"", "", "", "", "")
 
 
-def _identity(value: str | bytes) -> Identity:
-    match = isinstance(value, str) and _IDENTITY.fullmatch(value)
+def identity_of(value: str) -> Identity:
+    """Who an identity's header says is calling, and for whom. Nobody, if it is not one."""
+    match = _IDENTITY.fullmatch(value)
     if not match:
         return _NOBODY
     token, *whose = match.groups("")
     return Identity(token.encode(), *whose)
-
-
-# A run's calls all carry the same: reading it once is enough. Strangers may send any, and must not fill the memory with them.
-_remembered = lru_cache(4096)(_identity)
-_LONGEST_REMEMBERED = 512
-"""Characters."""
 
 
 def trace_id_of(traceparent: str) -> str:
