@@ -1,21 +1,24 @@
 """What the mesh's transport costs a call, against plain grpc.aio: latency one at a time, throughput at concurrency 32.
 
-Each round has fresh server processes: where the system happens to put one's threads and memory moves a stream by 15%, far more than
-the transport costs it. So mesh and plain are served by the same process, whose event loop neither slows for the other, and
-within a round they take turns, so that a machine that is now slow and now fast slows both; the median of the rounds is reported.
+`mesh` is a process as `dmesh serve` sets it up, `plain` one as Python and asyncio set it up. Beside it, `same_loop`: plain grpc.aio
+in the mesh's own process, on its event loop. That is what the transport costs by itself.
+
+Where the system happens to put threads and memory moves a call by more than the transport costs it, and for seconds on end. So
+servers and client stay on a core each, each round has fresh processes, and within a round each call of the mesh is paired with a
+plain one just before it, and each burst with a plain one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, NamedTuple
 
 import grpc
 
-from benchmarks.process import started
+from benchmarks.process import cores, started, stay_on
 from benchmarks.relay import SERVICE, channel_to, traced
 from benchmarks.report import Options, Result, bar, median, result
 from deadlinemesh.deadline import DeadlineContext, entered
@@ -23,25 +26,29 @@ from deadlinemesh.deadline import DeadlineContext, entered
 __all__ = ["overhead"]
 
 CONCURRENCY = 32
-TURNS = 6
+TURNS = 8
 CALLS = {"unary": 40, "stream": 20}
-BURST = {"unary": 384, "stream": 32}
-"""Calls of each kind in a turn of one peer, one at a time and 32 at once."""
+"""Pairs of calls of each kind in a turn, one call at a time."""
+BURST = {"unary": 192, "stream": 32}
+"""Calls of each kind in a burst, 32 at once."""
 MESSAGES = {"latency": b"10", "throughput": b"100"}
+AGAINST_PLAIN = {"mesh": "plain", "traced": "plain", "same_loop": "plain_on_that_loop"}
 
 Call = Callable[[bytes], Awaitable[None]]
 
 
 async def overhead(options: Options) -> Result:
     """Measure unary and streaming calls, with tracing off and, beside them, on."""
-    rounds = options.repetitions or 15
-    measured: list[_Round] = []
+    rounds = options.repetitions or 9
+    measured: dict[str, list[dict[str, _Compared]]] = {kind: [] for kind in CALLS}
     now = time.monotonic()
-    with entered(DeadlineContext("bench", now + 3600, "enterprise", f"{1:032x}", "run", now)):
+    with entered(DeadlineContext("bench", now + 3600, "enterprise", f"{1:032x}", "run", now)), _a_core_each() as core:
         for _ in range(rounds):
-            async with _peers() as peers:
-                measured.append({kind: await _compare(peers, kind) for kind in CALLS})
-    figures = {kind: _figures([one[kind] for one in measured]) for kind in CALLS}
+            async with _peers(core) as peers:
+                for kind, rows in measured.items():
+                    calls = {name: each[kind] for name, each in peers.items()}
+                    rows.append({it: await _compare(calls[it], calls[to], kind) for it, to in AGAINST_PLAIN.items()})
+    figures = {kind: _figures(rows) for kind, rows in measured.items()}
     bars = []
     for kind, found in figures.items():
         bars.append(bar(f"{kind}: added at p50, µs a hop", found["added_us_p50"], 60.0))
@@ -49,77 +56,104 @@ async def overhead(options: Options) -> Result:
     return result("overhead", rounds, figures, bars)
 
 
-class _Measured(NamedTuple):
-    """What one peer did in one round."""
+class _Compared(NamedTuple):
+    """One peer beside a plain one, in one round."""
 
-    latency_us: float
-    per_s: float
-
-
-_Round = dict[str, dict[str, _Measured]]
-"""By kind of call and name of peer."""
+    added_us: float
+    ratio: float
+    plain_us: float
+    plain_per_s: float
 
 
-async def _compare(peers: dict[str, dict[str, Call]], kind: str) -> dict[str, _Measured]:
-    latency: dict[str, list[float]] = {name: [] for name in peers}
-    rates: dict[str, list[float]] = {name: [] for name in peers}
+async def _compare(call: Call, plain: Call, kind: str) -> _Compared:
+    pairs: list[tuple[float, float]] = []
+    bursts: list[tuple[float, float]] = []
     for turn in range(TURNS + 1):
-        for name, calls in peers.items():
-            taken = await _latency(calls[kind], CALLS[kind])
-            rate = await _throughput(calls[kind], BURST[kind])
-            if turn:  # the first warms up
-                latency[name] += taken
-                rates[name].append(rate)
-    return {name: _Measured(1e6 * median(latency[name]), median(rates[name])) for name in peers}
+        one_by_one = [(await _seconds(plain), await _seconds(call)) for _ in range(CALLS[kind])]
+        rates = (await _throughput(plain, BURST[kind]), await _throughput(call, BURST[kind]))
+        if turn:  # the first warms up
+            pairs += one_by_one
+            bursts.append(rates)
+    return _Compared(
+        added_us=1e6 * median([seconds - plain_seconds for plain_seconds, seconds in pairs]),
+        ratio=median([rate / plain_rate for plain_rate, rate in bursts]),
+        plain_us=1e6 * median([plain_seconds for plain_seconds, _ in pairs]),
+        plain_per_s=median([plain_rate for plain_rate, _ in bursts]),
+    )
 
 
-def _figures(rounds: list[dict[str, _Measured]]) -> dict[str, Any]:
-    def added(name: str) -> float:
-        return round(median([peers[name].latency_us - peers["plain"].latency_us for peers in rounds]), 1)
+def _figures(rounds: list[dict[str, _Compared]]) -> dict[str, Any]:
+    def of(name: str) -> dict[str, Any]:
+        added, ratios = [one[name].added_us for one in rounds], [one[name].ratio for one in rounds]
+        return {
+            "added_us_p50": round(median(added), 1),
+            "added_us_range": [round(min(added), 1), round(max(added), 1)],
+            "throughput_ratio": round(median(ratios), 3),
+            "throughput_range": [round(min(ratios), 3), round(max(ratios), 3)],
+        }
 
-    def ratio(name: str) -> float:
-        return round(median([peers[name].per_s / peers["plain"].per_s for peers in rounds]), 3)
-
+    plain = [one["mesh"] for one in rounds]
     return {
-        "added_us_p50": added("mesh"),
-        "throughput_ratio": ratio("mesh"),
-        "plain_us_p50": round(median([peers["plain"].latency_us for peers in rounds]), 1),
-        "plain_per_s": round(median([peers["plain"].per_s for peers in rounds]), 1),
-        "traced": {"added_us_p50": added("traced"), "throughput_ratio": ratio("traced")},
+        **of("mesh"),
+        "plain_us_p50": round(median([one.plain_us for one in plain]), 1),
+        "plain_per_s": round(median([one.plain_per_s for one in plain]), 1),
+        "traced": of("traced"),
+        "same_loop": of("same_loop"),
     }
 
 
-async def _latency(call: Call, calls: int) -> list[float]:
-    """Seconds of each call while there is no other."""
-    taken = []
-    for _ in range(calls):
-        began = time.perf_counter()
-        await call(MESSAGES["latency"])
-        taken.append(time.perf_counter() - began)
-    return taken
+async def _seconds(call: Call) -> float:
+    """How long one call takes while there is no other."""
+    began = time.perf_counter()
+    await call(MESSAGES["latency"])
+    return time.perf_counter() - began
 
 
 async def _throughput(call: Call, calls: int) -> float:
-    """Calls a second at concurrency 32."""
-    pending = iter(range(calls))
+    """Calls a second at concurrency 32, once as many have warmed up what serves them."""
 
-    async def caller() -> None:
-        for _ in pending:
-            await call(MESSAGES["throughput"])
+    async def burst() -> None:
+        pending = iter(range(calls))
 
+        async def caller() -> None:
+            for _ in pending:
+                await call(MESSAGES["throughput"])
+
+        await asyncio.gather(*(caller() for _ in range(CONCURRENCY)))
+
+    await burst()
     began = time.perf_counter()
-    await asyncio.gather(*(caller() for _ in range(CONCURRENCY)))
+    await burst()
     return calls / (time.perf_counter() - began)
 
 
+@contextmanager
+def _a_core_each() -> Iterator[list[str]]:
+    """Keep this process on a core of its own, where there are two; gives the option that keeps a server on the other."""
+    mine = cores()
+    if len(mine) < 2:
+        yield []
+        return
+    stay_on(mine[1])
+    try:
+        yield [f"--core={mine[0]}"]
+    finally:
+        stay_on(*mine)
+
+
 @asynccontextmanager
-async def _peers() -> AsyncIterator[dict[str, dict[str, Call]]]:
+async def _peers(core: list[str]) -> AsyncIterator[dict[str, dict[str, Call]]]:
     async with AsyncExitStack() as stack:
-        off = await stack.enter_async_context(started("benchmarks.relay"))
-        on = await stack.enter_async_context(started("benchmarks.relay", "--traced"))
+
+        async def relay(*options: str) -> Any:
+            return await stack.enter_async_context(started("benchmarks.relay", *core, *options))
+
+        plain, mesh, on = await relay("--plain"), await relay(), await relay("--traced")
         yield {
-            "plain": await stack.enter_async_context(_plain(off["plain"])),
-            "mesh": await stack.enter_async_context(_mesh(off["mesh"], None)),
+            "plain": await stack.enter_async_context(_plain(plain["plain"])),
+            "plain_on_that_loop": await stack.enter_async_context(_plain(mesh["plain"])),
+            "mesh": (unloaded := await stack.enter_async_context(_mesh(mesh["mesh"], None))),
+            "same_loop": unloaded,
             "traced": await stack.enter_async_context(_mesh(on["mesh"], traced())),
         }
 

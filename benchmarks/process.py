@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["started"]
+__all__ = ["cores", "started", "stay_on"]
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -40,3 +40,14 @@ async def started(module: str, *arguments: str, environment: Mapping[str, str] |
             except TimeoutError:
                 process.kill()
                 await process.wait()
+
+
+def cores() -> list[int]:
+    """The processor cores that this process may use, where the system says so and lets a process choose; else none."""
+    return sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
+
+
+def stay_on(*chosen: int) -> None:
+    """Keep this process, and those it starts, on these cores from now on."""
+    if sys.platform == "linux":
+        os.sched_setaffinity(0, chosen)

@@ -1,7 +1,8 @@
 """A process with two servers, one behind the mesh's transport and one of plain grpc.aio, with the same methods.
 
 `Echo` and `Stream` answer; `Relay` passes the call on to the next process and adds its own deadline to what comes back.
-A message is JSON in bytes, so that no generated code is measured. The process is set up as a service's is, for both alike.
+A message is JSON in bytes, so that no generated code is measured. The process is set up as a service's is, for both alike, or, to
+serve plain grpc.aio alone, as Python and asyncio set it up.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import grpc
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
+from benchmarks.process import stay_on
+from deadlinemesh.cli.event_loop import event_loop
 from deadlinemesh.cli.interpreter import keep_memory_together, spare_the_event_loop
 from deadlinemesh.deadline import current
 from deadlinemesh.transport import DeadlineInterceptor, MeshChannel, MeshGate, MeshServer, ServerSettings, mesh_channel
@@ -89,13 +92,25 @@ def channel_to(port: int, tracer: Any = None) -> MeshChannel:
     return mesh_channel(f"127.0.0.1:{port}", mesh_token=TOKEN, message_bytes=MESSAGE_BYTES, tracer=tracer)
 
 
-async def main() -> None:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--next-plain", type=int, help="port of the next plain relay")
     parser.add_argument("--next-mesh", type=int, help="port of the next mesh relay")
     parser.add_argument("--traced", action="store_true", help="trace the mesh's side")
+    parser.add_argument("--plain", action="store_true", help="set nothing up as a service does")
+    parser.add_argument("--core", type=int, help="the processor core to stay on")
     options = parser.parse_args()
+    if options.core is not None:
+        stay_on(options.core)
+    if options.plain:
+        asyncio.run(_serve(options))
+        return
     keep_memory_together()
+    with asyncio.Runner(loop_factory=event_loop) as runner:
+        runner.run(_serve(options))
+
+
+async def _serve(options: argparse.Namespace) -> None:
     tracer = traced() if options.traced else None
     plain = mesh = None
     if options.next_plain:
@@ -110,10 +125,11 @@ async def main() -> None:
         ServerSettings("127.0.0.1:0", MESSAGE_BYTES), door, [(SERVICE, _registration(_MeshRelay(mesh)))]
     )
     mesh_port = await mesh_server.start()
-    spare_the_event_loop()
+    if not options.plain:
+        spare_the_event_loop()
     print(json.dumps({"plain": plain_port, "mesh": mesh_port}), flush=True)
     await plain_server.wait_for_termination()
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    main()

@@ -6,17 +6,15 @@ import asyncio
 import json
 import logging
 import sys
-from collections.abc import Awaitable, Generator
 from contextlib import AsyncExitStack
-from typing import Any, TypeVar
+from typing import Any
 
+from deadlinemesh.cli.event_loop import event_loop
 from deadlinemesh.cli.hops import assemble
 from deadlinemesh.cli.interpreter import keep_memory_together, spare_the_event_loop
 from deadlinemesh.cli.settings import HopSettings
 
 __all__ = ["serve"]
-
-T = TypeVar("T")
 
 _LOG = logging.getLogger("deadlinemesh")
 
@@ -28,26 +26,8 @@ def serve(name: str, settings: HopSettings, *, announce: bool = False) -> None:
     """
     keep_memory_together()
     _log_to_stderr(settings)
-    with asyncio.Runner(loop_factory=Undeterred) as runner:
+    with asyncio.Runner(loop_factory=event_loop) as runner:
         runner.run(_serve(name, settings, announce))
-
-
-class Undeterred(asyncio.SelectorEventLoop):
-    """An event loop that no task but the main one can end.
-
-    A SystemExit ends asyncio's own, wherever it comes from: by `sys.exit()` in a task of its own, one tenant's tool would end
-    the calls of all.
-    """
-
-    def run_until_complete(self, future: Generator[Any, None, T] | Awaitable[T]) -> T:
-        main = asyncio.ensure_future(future, loop=self)  # type: ignore[arg-type]  # asyncio itself does so
-        while True:
-            try:
-                return super().run_until_complete(main)
-            except SystemExit:
-                if main.done():
-                    raise
-                _LOG.exception("a task tried to exit the process")  # whoever awaits it is told as well
 
 
 async def _serve(name: str, settings: HopSettings, announce: bool) -> None:

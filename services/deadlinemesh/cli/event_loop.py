@@ -1,0 +1,74 @@
+"""The event loop that services run on: uvloop's where there is one, else asyncio's own.
+
+uvloop gives a unary call back more than the mesh's transport takes (docs/decisions.md has the figures).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Generator
+from contextvars import Context
+from math import ceil
+from typing import Any, TypeVar, TypeVarTuple
+
+__all__ = ["event_loop"]
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+_LOG = logging.getLogger("deadlinemesh")
+
+
+class _Undeterred(asyncio.AbstractEventLoop):
+    """No task but the main one can end it.
+
+    A SystemExit ends other event loops, wherever it comes from: by `sys.exit()` in a task of its own, one tenant's tool would end
+    the calls of all.
+    """
+
+    def run_until_complete(self, future: Generator[Any, None, T] | Awaitable[T]) -> T:
+        main = asyncio.ensure_future(future, loop=self)  # type: ignore[arg-type]  # asyncio itself does so
+        while True:
+            try:
+                return super().run_until_complete(main)
+            except SystemExit:
+                if main.done():
+                    raise
+                _LOG.exception("a task tried to exit the process")  # whoever awaits it is told as well
+
+
+class _OnAsyncio(_Undeterred, asyncio.SelectorEventLoop):
+    pass
+
+
+event_loop: Callable[[], asyncio.AbstractEventLoop]
+"""Makes one."""
+
+try:
+    import uvloop
+except ImportError:  # as on Windows and PyPy
+    event_loop = _OnAsyncio
+else:
+
+    class _OnUvloop(_Undeterred, uvloop.Loop):  # type: ignore[misc]  # its stub does not say that it is an AbstractEventLoop
+        """Its timers never come early, and less than a millisecond late, as asyncio's do: uvloop would set them to the millisecond
+        that is nearest, on a clock that leaves the rest out.
+        """
+
+        def time(self) -> float:
+            return time.monotonic()
+
+        def call_at(
+            self, when: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
+        ) -> asyncio.TimerHandle:
+            milliseconds = ceil(when * 1000) - int(time.monotonic() * 1000)
+            return super().call_later(max(milliseconds, 0) / 1000, callback, *args, context=context)
+
+        def call_later(
+            self, delay: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
+        ) -> asyncio.TimerHandle:
+            return self.call_at(time.monotonic() + delay, callback, *args, context=context)
+
+    event_loop = _OnUvloop
