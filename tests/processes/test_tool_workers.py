@@ -428,6 +428,34 @@ async def test_nothing_outlives_a_keeper_that_is_killed_and_the_next_call_has_an
         assert keeper not in children()
 
 
+async def test_a_keeper_that_a_tool_has_stopped_holds_up_no_kill_and_the_next_call_has_another() -> None:
+    before = children()
+    async with running() as runner:
+        call = runner.begin("stay", how="setsid")
+        await call.told.wait()
+        (keeper,) = children() - before
+        os.kill(keeper, signal.SIGSTOP)
+        async with asyncio.TaskGroup() as ends:
+            for pid in call.pids:
+                ends.create_task(ended(pid))
+            await asyncio.sleep(0)  # until each is watched
+            await call.stopped(Cause.CLIENT_CANCELLED)
+        assert keeper not in children()
+        assert (await runner.call("count")).content == "[1,2]"
+
+
+async def test_a_keeper_that_stands_still_is_no_reason_not_to_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deadlinemesh.tool_runner.workers.keeper.CLOSES_WITHIN", 0.1)
+    before = children()
+    async with running() as runner:
+        worker = asyncio.ensure_future(ended(await runner.pid()))
+        await asyncio.sleep(0)  # until it is watched
+        (keeper,) = children() - before
+        os.kill(keeper, signal.SIGSTOP)
+    await worker
+    assert children() == before
+
+
 _TOOL_RUNNER = """
 import asyncio
 from tests.processes.test_tool_workers import running

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import secrets
 import signal
@@ -12,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from contextvars import Context
 from itertools import count
 from pathlib import Path
 
@@ -19,6 +21,14 @@ from deadlinemesh.tool_runner.workers.keeper_main import COMMAND, ENDED, KILL, S
 from deadlinemesh.tool_runner.workers.worker import Worker
 
 __all__ = ["Keeper"]
+
+_LOG = logging.getLogger("deadlinemesh.tool_runner")
+
+KILLS_WITHIN = 0.5
+"""Seconds after which a keeper that was told to kill a worker, and has not, is taken to stand still: a tool may have stopped it."""
+
+CLOSES_WITHIN = 5.0
+"""The same, for one that was told to end every worker and itself."""
 
 _PROGRAM = """
 import json, sys
@@ -75,12 +85,30 @@ class Keeper:
         if not self.lost:
             self._closing = True
             self._control.shutdown(socket.SHUT_WR)
-            await asyncio.shield(self._gone)
+            try:
+                async with asyncio.timeout(CLOSES_WITHIN):
+                    await asyncio.shield(self._gone)
+            except TimeoutError:
+                self._closing = False
+                self._give_up()
 
     def _kill(self, number: int) -> None:
         try:
             self._control.send(COMMAND.pack(KILL, number))
         except OSError:
+            self._lose()
+        else:
+            self._loop.call_later(KILLS_WITHIN, self._see_killed, number, context=Context())
+
+    def _see_killed(self, number: int) -> None:
+        if number in self._workers:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        if not self.lost:
+            _LOG.error(
+                "the process that keeps the workers, %d, stands still: it is killed, with them", self._process.pid
+            )
             self._lose()
 
     def _listen(self) -> None:
