@@ -14,7 +14,9 @@ from typing import Any
 
 import grpc
 
+from benchmarks.process import run_as_service
 from deadlinemesh.admission import Bulkhead
+from deadlinemesh.cli.interpreter import spare_the_event_loop
 from deadlinemesh.deadline import current
 from deadlinemesh.transport import DeadlineInterceptor, MeshGate, MeshServer, ServerSettings
 
@@ -68,35 +70,44 @@ def _mesh(work: Work) -> Callable[[bytes, Any], Any]:
     return execute
 
 
-async def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("peer", choices=("mesh", "plain"))
-    parser.add_argument("--cpu-ms", type=float, required=True)
-    options = parser.parse_args()
-    work = Work(options.cpu_ms / 1000)
-    execute = {"mesh": _mesh, "plain": _plain}[options.peer](work)
+async def _serve_mesh(work: Work) -> None:
+    door = DeadlineInterceptor("work", MeshGate("work", TOKEN))
+    server = MeshServer(ServerSettings("127.0.0.1:0"), door, [(SERVICE, _registration(work, _mesh(work)))])
+    port = await server.start()
+    spare_the_event_loop()
+    print(json.dumps({"port": port}), flush=True)
+    await server.serve_until_signalled()
+
+
+async def _serve_plain(work: Work) -> None:
+    server = grpc.aio.server()
+    _registration(work, _plain(work))(server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    print(json.dumps({"port": port}), flush=True)
+    await server.wait_for_termination()
+
+
+def _registration(work: Work, execute: Callable[[bytes, Any], Any]) -> Callable[[grpc.aio.Server], None]:
     handlers: dict[str, Any] = {
         "Execute": grpc.unary_unary_rpc_method_handler(execute),
         "Stats": grpc.unary_unary_rpc_method_handler(work.stats),
     }
     generic = grpc.method_handlers_generic_handler(SERVICE, handlers)
+    return lambda server: server.add_generic_rpc_handlers((generic,))
 
-    def register(server: grpc.aio.Server) -> None:
-        server.add_generic_rpc_handlers((generic,))
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("peer", choices=("mesh", "plain"))
+    parser.add_argument("--cpu-ms", type=float, required=True)
+    options = parser.parse_args()
+    work = Work(options.cpu_ms / 1000)
     if options.peer == "mesh":
-        door = DeadlineInterceptor("work", MeshGate("work", TOKEN))
-        mesh = MeshServer(ServerSettings("127.0.0.1:0"), door, [(SERVICE, register)])
-        print(json.dumps({"port": await mesh.start()}), flush=True)
-        await mesh.serve_until_signalled()
+        run_as_service(_serve_mesh(work))
     else:
-        plain = grpc.aio.server()
-        register(plain)
-        port = plain.add_insecure_port("127.0.0.1:0")
-        await plain.start()
-        print(json.dumps({"port": port}), flush=True)
-        await plain.wait_for_termination()
+        asyncio.run(_serve_plain(work))
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    main()

@@ -6,12 +6,15 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["cores", "started", "stay_on"]
+from deadlinemesh.cli.event_loop import event_loop
+from deadlinemesh.cli.interpreter import keep_memory_together
+
+__all__ = ["cores", "run_as_service", "started", "stay_on"]
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -51,3 +54,10 @@ def stay_on(*chosen: int) -> None:
     """Keep this process, and those it starts, on these cores from now on."""
     if sys.platform == "linux":
         os.sched_setaffinity(0, chosen)
+
+
+def run_as_service(work: Coroutine[Any, Any, None]) -> None:
+    """Run `work` in a process set up as `dmesh serve` sets one up, but for `spare_the_event_loop`, once all is loaded."""
+    keep_memory_together()
+    with asyncio.Runner(loop_factory=event_loop) as runner:
+        runner.run(work)

@@ -18,9 +18,8 @@ import grpc
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
-from benchmarks.process import stay_on
-from deadlinemesh.cli.event_loop import event_loop
-from deadlinemesh.cli.interpreter import keep_memory_together, spare_the_event_loop
+from benchmarks.process import run_as_service, stay_on
+from deadlinemesh.cli.interpreter import spare_the_event_loop
 from deadlinemesh.deadline import current
 from deadlinemesh.transport import DeadlineInterceptor, MeshChannel, MeshGate, MeshServer, ServerSettings, mesh_channel
 
@@ -102,12 +101,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.core is not None:
         stay_on(options.core)
-    if options.plain:
-        asyncio.run(_serve(options))
-        return
-    keep_memory_together()
-    with asyncio.Runner(loop_factory=event_loop) as runner:
-        runner.run(_serve(options))
+    (asyncio.run if options.plain else run_as_service)(_serve(options))
 
 
 async def _serve(options: argparse.Namespace) -> None:
