@@ -8,7 +8,7 @@ import pytest
 from tests.virtual import in_virtual_time, now, with_seconds
 
 from deadlinemesh.admission import Bulkhead
-from deadlinemesh.admission.breath import AFTER, LONGEST, QUIET
+from deadlinemesh.admission.breath import AFTER, LONGEST, QUIET, Breath
 from deadlinemesh.deadline import entered
 from deadlinemesh.testing import virtual_time
 
@@ -74,3 +74,15 @@ async def test_work_that_waits_holds_nothing_up() -> None:
     loop = Loop()
     await asyncio.gather(*(loop.wait(1.0) for _ in range(4)))
     assert loop.began_at == pytest.approx([0.0, 1.0, 2.0, 3.0])
+
+
+async def test_a_breath_needs_no_timer_where_time_goes_on_by_itself() -> None:
+    loop, over = asyncio.get_running_loop(), asyncio.Event()
+    timers = len(loop._scheduled)  # type: ignore[attr-defined]  # there is no public way to ask
+    breath = Breath(over.set)
+    breath.held_up(AFTER)
+    assert breath.taken
+    while not over.is_set():
+        assert len(loop._scheduled) == timers  # type: ignore[attr-defined]
+        await asyncio.sleep(0)
+    assert not breath.taken

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from contextvars import Context
 
 import pytest
+import uvloop
 
+from deadlinemesh.cli.event_loop import event_loop
 from deadlinemesh.deadline import SYSTEM_CLOCK, DeadlineContext, Scopes
-from deadlinemesh.deadline.lag import ASK_EVERY, LAGS_AFTER, Lag, LagWatch
+from deadlinemesh.deadline.lag import ASK_EVERY, LAGS_AFTER, Lag, LagWatch, _waits
 
 STALL = 2 * (ASK_EVERY + LAGS_AFTER)
 
@@ -103,3 +107,24 @@ async def test_a_loop_without_work_is_asked_nothing_and_one_that_is_closed_ends_
 
     await asyncio.to_thread(run)
     assert asked == []
+
+
+@pytest.mark.parametrize("loop", [event_loop, uvloop.new_event_loop, asyncio.new_event_loop])
+def test_a_loop_that_waits_is_known_by_where_it_stands(loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    async def main() -> None:
+        running, found = asyncio.get_running_loop(), asyncio.Event()
+        thread = threading.get_ident()
+        assert not _waits(sys._current_frames()[thread])
+
+        def look() -> None:
+            while not _waits(sys._current_frames()[thread]):
+                time.sleep(0)
+            running.call_soon_threadsafe(found.set)
+
+        looking = threading.Thread(target=look)
+        looking.start()
+        await found.wait()
+        looking.join()
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(main())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 
 __all__ = ["Breath"]
 
@@ -42,14 +43,22 @@ class Breath:
         if self._held_up >= AFTER and not self.taken:
             self.taken, self._held_up = True, 0.0
             loop = asyncio.get_running_loop()
-            self._wait(loop, loop.time() + LONGEST)
+            began_at = loop.time()
+            self._look(loop, self._claims, began_at, began_at, began_at + LONGEST)
 
-    def _wait(self, loop: asyncio.AbstractEventLoop, until: float) -> None:
-        loop.call_later(QUIET, self._look, loop, until, self._claims)
-
-    def _look(self, loop: asyncio.AbstractEventLoop, until: float, claims: int) -> None:
-        if self._claims != claims and loop.time() < until:
-            self._wait(loop, until)
-        else:
+    def _look(
+        self, loop: asyncio.AbstractEventLoop, claims: int, quiet_since: float, looked_at: float, until: float
+    ) -> None:
+        now = loop.time()
+        if self._claims != claims:
+            quiet_since = now
+        if now >= min(quiet_since + QUIET, until):
             self.taken = False
             self._over()
+            return
+        look_again = partial(self._look, loop, self._claims, quiet_since, now, until)
+        # Turn after turn, as timers are a millisecond late. Only a clock that stands still between two turns needs one.
+        if now > looked_at:
+            loop.call_soon(look_again)
+        else:
+            loop.call_later(QUIET, look_again)

@@ -93,7 +93,14 @@ class LagWatch:
 
 def _waits(frame: FrameType | None) -> bool:
     """Whether the loop waits for something to happen. It is not woken up to be asked, where its frame tells as much."""
-    return frame is not None and frame.f_code.co_name == "select" and frame.f_globals.get("__name__") == "selectors"
+    if frame is None:
+        return False
+    where = (frame.f_globals.get("__name__"), frame.f_code.co_name)
+    return where in _WAITING or where[1] == "run_until_complete"
+
+
+_WAITING = {("selectors", "select"), ("asyncio.runners", "run")}
+"""Where asyncio's own loop waits, and the last that is Python's of one that waits elsewhere, as uvloop's: that, or what runs it."""
 
 
 def _innermost(frame: FrameType | None) -> str:
