@@ -9,7 +9,6 @@ reported, and cancelled on.
 from __future__ import annotations
 
 import asyncio
-from asyncio import current_task
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
 from contextvars import Context, Token, copy_context
@@ -131,10 +130,10 @@ class Scope:
             owner._closed(self)
             raise self.stopped()
         # Told the loop, it need not ask the system whether this process was forked.
-        task = current_task(owner._loop)
+        task = asyncio.current_task(owner._loop)
         if task is None or owner._loop is None:
             owner._live_on(asyncio.get_running_loop())
-            task = current_task()
+            task = asyncio.current_task()
             assert task is not None
         outer = _HERE.get()[1]
         if outer is not None and outer._task is task:
