@@ -55,6 +55,7 @@ class Client:
         return await getattr(self.stub, method)(message, timeout=1.0, metadata=self.mesh.credentials(tenant))
 
     def seen(self, kind: type) -> list[Any]:
+        self.mesh.flush()
         return [event for event in self.mesh.events.events if isinstance(event, kind)]
 
 
@@ -198,6 +199,7 @@ def test_two_calls_with_one_request_id_are_one_run() -> None:
         assert sorted(events[0].started.attached for events in told) == [False, True]
         assert len({events[0].started.run_id for events in told}) == 1
         assert told[0][-1].finished == told[1][-1].finished
+        await client.mesh.idle()
         assert client.mesh.events.counts["RunEnded"] == 1
 
     in_memory(test)

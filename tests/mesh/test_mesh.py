@@ -130,6 +130,7 @@ def test_a_second_call_with_the_request_id_attaches_to_the_same_run() -> None:
         )
         assert {events[0].started.run_id for events in both} == {both[0][0].started.run_id}
         assert both[0][-1].finished == both[1][-1].finished
+        await client.mesh.idle()
         assert client.mesh.events.counts["RunEnded"] == 1
 
     in_memory(test)
@@ -325,6 +326,7 @@ def test_a_run_whose_time_is_spent_before_it_begins_is_answered_with_its_ledger(
         assert finished.answer
         (waited,) = (one for one in finished.ledger.phases if one.phase == common_pb2.PHASE_ADMISSION)
         assert waited.spent_us == pytest.approx(finished.ledger.elapsed_us, abs=2000)
+        client.mesh.flush()
         assert client.mesh.events.counts["RunEnded"] == 1
         known = await client.stub.GetRun(
             orchestrator_pb2.GetRunRequest(run_id=events[0].started.run_id), metadata=client.mesh.credentials(ACME)

@@ -16,7 +16,7 @@ from deadlinemesh.cli.settings import HopSettings
 from deadlinemesh.errors import choices
 from deadlinemesh.llm_proxy import servicer as llm_proxy
 from deadlinemesh.policy import SHARED, Policy, PolicyFile, Use, default_policy, refuse_what_stands
-from deadlinemesh.telemetry import JsonLinesSink, LogSink, MetricsSink, Sink, Telemetry
+from deadlinemesh.telemetry import JsonLinesSink, LogSink, MetricsSink, Sink, Telemetry, WhenIdle
 from deadlinemesh.telemetry.tracing import tracing_to
 from deadlinemesh.tool_runner import servicer as tool_runner
 from deadlinemesh.transport import DeadlineInterceptor, Gate, MeshChannel, MeshGate, MeshServer, mesh_channel
@@ -48,11 +48,13 @@ def assemble(name: str, settings: HopSettings, stack: AsyncExitStack) -> Hop:
         lines = JsonLinesSink(settings.events_file)
         stack.callback(lines.close)
         sinks.append(lines)
+    told = WhenIdle(sinks)
+    stack.callback(told.flush)
     traces = tracing_to(settings.traces, name)
     if traces is not None:
         stack.callback(traces.shutdown)
     tracer = None if traces is None else traces.get_tracer("deadlinemesh")
-    parts = _Parts(settings, policy, Telemetry(sinks), tracer, stack)
+    parts = _Parts(settings, policy, Telemetry([told]), tracer, stack)
     build = {"orchestrator": _orchestrator, "llm-proxy": _llm_proxy, "tool-runner": _tool_runner, "edge": _edge}[name]
     server, use = build(parts)
 
@@ -156,6 +158,7 @@ def _orchestrator(parts: _Parts) -> _Built:
         orchestrator.GrpcTools(parts.channel(parts.settings.tool_runner, _TOOL_RUNNER)),
         parts.telemetry,
     )
+    parts.stack.callback(servicer.flush)
     register = partial(orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server, servicer)
 
     def use(policy: Policy) -> None:

@@ -245,6 +245,10 @@ class Runs:
         """Keep finished runs by these limits."""
         self._limits = limits
 
+    def flush(self) -> None:
+        """Do now what could wait: remember and tell of every run that has ended."""
+        self._when_idle.flush()
+
     def known(self, tenant_id: str, request_id: str) -> AgentRun | None:
         """The tenant's run of this request id, if it is known."""
         self._forget(tenant_id)
@@ -337,9 +341,8 @@ class Runs:
 
     def _let_go(self, run: AgentRun) -> None:
         run.let_go()
-        if self._by_id.get(run.run_id) is run:
-            self._sizes[run.context.tenant_id] += run.size
-            self._forget(run.context.tenant_id)
+        if run.finished is not None:
+            self._remember(run, run.finished)
 
     def _refuse(self, run: AgentRun, error: MeshError) -> None:
         del self._by_id[run.run_id], self._by_request[run.context.tenant_id][run.request_id]
@@ -348,15 +351,16 @@ class Runs:
     def _finish(
         self, run: AgentRun, outcome: Outcome, cause: Cause | None, detail: str, answer: str, partial: bool
     ) -> None:
-        self._remember(run, run.finish(outcome, cause, detail, answer, partial))
+        run.finish(outcome, cause, detail, answer, partial)
 
     def _remember(self, run: AgentRun, finished: RunFinished) -> None:
         context = run.context
-        now = context.clock.monotonic()
-        self._ended.setdefault(context.tenant_id, deque()).append((now, run))
+        ended_at = context.started_at + finished.elapsed
+        self._ended.setdefault(context.tenant_id, deque()).append((ended_at, run))
+        self._sizes[context.tenant_id] += run.size
         self._forget(context.tenant_id)
-        if now - self._swept_at >= self._limits.keep_finished_runs / 10:
-            self._swept_at = now
+        if ended_at - self._swept_at >= self._limits.keep_finished_runs / 10:
+            self._swept_at = ended_at
             for tenant_id in tuple(self._ended):
                 self._forget(tenant_id)
         self._telemetry.record(
@@ -367,7 +371,7 @@ class Runs:
                 run_id=run.run_id,
                 started_at=context.started_at,
                 due_at=run.due_at,
-                ended_at=now,
+                ended_at=ended_at,
                 outcome=finished.outcome,
                 cause=finished.cause or "",
                 phases={str(phase): seconds for phase, seconds in finished.phases.items()},

@@ -80,6 +80,10 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         self._runs.use(policy.limits)
         self._places.resize(policy.admission.runs, shares=policy.shares(), most_waiting=policy.admission.most_waiting)
 
+    def flush(self) -> None:
+        """Tell now of every run that has ended: what of that could wait is done."""
+        self._runs.flush()
+
     async def Run(
         self, request: orchestrator_pb2.RunRequest, context: Any
     ) -> AsyncIterator[orchestrator_pb2.RunResponse]:

@@ -23,7 +23,7 @@ from deadlinemesh.telemetry.events import (
     Sink,
     Telemetry,
 )
-from deadlinemesh.telemetry.sinks import CountingSink, JsonLinesSink, LogSink, MetricsSink
+from deadlinemesh.telemetry.sinks import CountingSink, JsonLinesSink, LogSink, MetricsSink, WhenIdle
 
 __all__ = [
     "CacheUsed",
@@ -45,4 +45,5 @@ __all__ = [
     "RunEnded",
     "Sink",
     "Telemetry",
+    "WhenIdle",
 ]

@@ -7,6 +7,7 @@ makes all the others end later.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context
@@ -18,26 +19,29 @@ class Deferred:
     """Does what it is given, in order: in small pieces, and not while more keeps coming or the event loop is behind."""
 
     def __init__(self) -> None:
-        self._work: deque[tuple[Callable[..., object], tuple[object, ...]]] = deque()
+        self._work: deque[tuple[float, Callable[..., object], tuple[object, ...]]] = deque()
+        """With the instant at which each came."""
         self._waiting: asyncio.TimerHandle | None = None
-        self._patient_until = 0.0
+        self._now: Callable[[], float]
         self._left = 0
         """How much there was to do when it last looked."""
 
     def __call__(self, work: Callable[..., object], *arguments: object) -> None:
         """Do `work(*arguments)` soon. What it raises goes to the event loop's exception handler."""
         if self._waiting is None:
-            loop = asyncio.get_running_loop()
-            self._patient_until = loop.time() + _PATIENCE
+            loop = (
+                asyncio.get_running_loop()
+            )  # which asks the system whether this process was forked: not for each piece
+            self._now = loop.time
             self._wait(loop)
-        self._work.append((work, arguments))
+        self._work.append((self._now(), work, arguments))
 
     def flush(self) -> None:
         """Do now all that is left."""
         if self._waiting is not None:
             self._waiting.cancel()
             self._waiting = None
-        self._do(len(self._work))
+        self._do(len(self._work), came_by=math.inf)
 
     def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
         # In a context of its own: a copy of one call's would be passed on from turn to turn.
@@ -49,17 +53,18 @@ class Deferred:
         now = loop.time()
         try:
             calm = len(self._work) == self._left and now - waiting.when() < _BEHIND
-            if calm or now > self._patient_until:
-                # The longer the queue, the larger the pieces: it cannot grow for ever.
-                self._do(max(_PIECE, len(self._work) // 16))
+            # The longer the queue, the larger the pieces: it cannot grow for ever.
+            self._do(max(_PIECE, len(self._work) // 16), came_by=now if calm else now - _PATIENCE)
         finally:
             self._left = len(self._work)
             if self._work:
                 self._wait(loop)
 
-    def _do(self, count: int) -> None:
-        for _ in range(min(count, len(self._work))):
-            work, arguments = self._work.popleft()
+    def _do(self, most: int, came_by: float) -> None:
+        for _ in range(min(most, len(self._work))):
+            if self._work[0][0] > came_by:
+                break
+            _, work, arguments = self._work.popleft()
             work(*arguments)
 
 
@@ -68,6 +73,6 @@ _PAUSE = 0.01
 _BEHIND = 0.003
 """Seconds that a timer is late by when the event loop has much else to do."""
 _PATIENCE = 0.5
-"""Seconds after which it goes on even so."""
+"""Seconds after which what has waited for so long is done even so."""
 _PIECE = 16
 """Spans or lines that are done at once: about half a millisecond's work."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -23,9 +24,10 @@ from deadlinemesh.telemetry.events import (
     OrphanReported,
     Retried,
     RetryRefused,
+    Sink,
 )
 
-__all__ = ["CountingSink", "JsonLinesSink", "LogSink", "MetricsSink"]
+__all__ = ["CountingSink", "JsonLinesSink", "LogSink", "MetricsSink", "WhenIdle"]
 
 _LOG = logging.getLogger("deadlinemesh")
 
@@ -53,28 +55,44 @@ class LogSink:
 
 
 class JsonLinesSink:
-    """Appends every event to a file, one JSON object a line with its kind as `event`, when there is time for it."""
+    """Appends every event to a file, one JSON object a line with its kind as `event`."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a", encoding="utf-8", buffering=1)
-        self._deferred = Deferred()
 
     def record(self, event: Event) -> None:
-        self._deferred(self._write, event)
+        self._file.write(_line(event))
 
     def close(self) -> None:
-        """Write what is left, and close the file."""
-        self._deferred.flush()
+        """Close the file."""
         self._file.close()
-
-    def _write(self, event: Event) -> None:
-        self._file.write(_line(event))
 
 
 def _line(event: Event) -> str:
     # dataclasses.asdict would copy deeply what is flat and frozen.
     values = {field.name: getattr(event, field.name) for field in fields(event)}
     return json.dumps({"event": type(event).__name__, **values}) + "\n"
+
+
+class WhenIdle:
+    """Hands each event to every one of `sinks` when the event loop has nothing more urgent: they all read it in their own way,
+    and when hundreds of runs end together, that would hold up the end of the others.
+    """
+
+    def __init__(self, sinks: Sequence[Sink]) -> None:
+        self._sinks = tuple(sinks)
+        self._deferred = Deferred()
+
+    def record(self, event: Event) -> None:
+        self._deferred(self._hand_on, event)
+
+    def flush(self) -> None:
+        """Hand on now what is left."""
+        self._deferred.flush()
+
+    def _hand_on(self, event: Event) -> None:
+        for sink in self._sinks:
+            sink.record(event)
 
 
 class CountingSink:

@@ -53,6 +53,7 @@ class MemoryMesh:
         self.hops: dict[str, DeadlineInterceptor] = {}
         """By name; those of a dedicated pool are called `orchestrator:POOL` and `tool-runner:POOL`."""
         channels: dict[str, MemoryChannel] = {}
+        self._servicers: list[orchestrator.OrchestratorServicer] = []
 
         def serve(name: str, hop: str, gate: Gate) -> tuple[DeadlineInterceptor, Any]:
             interceptor = self.hops[name] = DeadlineInterceptor(hop, gate, clock=clock, telemetry=telemetry)
@@ -78,6 +79,7 @@ class MemoryMesh:
                 clock,
             )
             orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server(servicer, server)
+            self._servicers.append(servicer)
             return name
 
         _, server = serve(llm_proxy.HOP, llm_proxy.HOP, MeshGate(llm_proxy.HOP, _TOKEN, clock))
@@ -104,7 +106,13 @@ class MemoryMesh:
         return (("authorization", f"Bearer {self.keys[tenant_id]}"),)
 
     async def idle(self) -> None:
-        """Return once no hop has anything at work."""
+        """Return once no hop has anything at work, and all is told of what was."""
         while any(len(interceptor.scopes) for interceptor in self.hops.values()):
             for interceptor in self.hops.values():
                 await interceptor.scopes.emptied()
+        self.flush()
+
+    def flush(self) -> None:
+        """Tell now of every run that has ended."""
+        for servicer in self._servicers:
+            servicer.flush()

@@ -41,22 +41,21 @@ __all__ = ["DOMAIN", "code_of", "error_from", "status_of"]
 
 DOMAIN = "deadlinemesh"
 
-# The most derived classes come first.
-_CODES: tuple[tuple[type[MeshError], grpc.StatusCode], ...] = (
-    (NotFound, grpc.StatusCode.NOT_FOUND),
-    (InvalidRequest, grpc.StatusCode.INVALID_ARGUMENT),
-    (Unauthenticated, grpc.StatusCode.UNAUTHENTICATED),
-    (NoDeadline, grpc.StatusCode.FAILED_PRECONDITION),
-    (TooLarge, grpc.StatusCode.RESOURCE_EXHAUSTED),
-    (DeadlineSpent, grpc.StatusCode.DEADLINE_EXCEEDED),
-    (DeadlineSpentUpstream, grpc.StatusCode.DEADLINE_EXCEEDED),
-    (Doomed, grpc.StatusCode.DEADLINE_EXCEEDED),
-    (ClientCancelled, grpc.StatusCode.CANCELLED),
-    (Shed, grpc.StatusCode.RESOURCE_EXHAUSTED),
-    (Draining, grpc.StatusCode.UNAVAILABLE),
-    (UpstreamFailed, grpc.StatusCode.UNAVAILABLE),
-    (MeshError, grpc.StatusCode.INTERNAL),
-)
+_CODES: dict[type, grpc.StatusCode] = {
+    NotFound: grpc.StatusCode.NOT_FOUND,
+    InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    NoDeadline: grpc.StatusCode.FAILED_PRECONDITION,
+    TooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    DeadlineSpent: grpc.StatusCode.DEADLINE_EXCEEDED,
+    DeadlineSpentUpstream: grpc.StatusCode.DEADLINE_EXCEEDED,
+    Doomed: grpc.StatusCode.DEADLINE_EXCEEDED,
+    ClientCancelled: grpc.StatusCode.CANCELLED,
+    Shed: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Draining: grpc.StatusCode.UNAVAILABLE,
+    UpstreamFailed: grpc.StatusCode.UNAVAILABLE,
+    MeshError: grpc.StatusCode.INTERNAL,
+}
 
 _BY_REASON: dict[str, type[MeshError]] = {
     kind.reason: kind
@@ -83,7 +82,7 @@ _VIOLATION_BYTES = 500
 
 def code_of(error: MeshError) -> grpc.StatusCode:
     """The gRPC status code of `error`."""
-    return next(code for kind, code in _CODES if isinstance(error, kind))
+    return next(_CODES[kind] for kind in type(error).__mro__ if kind in _CODES)
 
 
 def status_of(error: MeshError, context: DeadlineContext | None = None) -> grpc.Status:
