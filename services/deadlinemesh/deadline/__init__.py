@@ -8,6 +8,7 @@
     threads.py      what runs in the event loop's threads has an owner too
     lag.py          how late the event loop is, and whose work made it so
     narrowed.py     `narrowed_at` / `narrowed_after`: a share of the current time for one block
+    deferred.py     what can wait until the event loop has nothing more urgent
     background.py   work that outlives its caller, with its owner's tenant and a deadline of its own
     allotment.py    how much of what remains a model turn may have
     ledger.py       where the time went, by phase, without overlap
@@ -23,6 +24,7 @@ from deadlinemesh.deadline.allotment import Allotment, Pace, allot
 from deadlinemesh.deadline.background import Background, BackgroundTask
 from deadlinemesh.deadline.clock import SYSTEM_CLOCK, Clock, SystemClock, VirtualClock
 from deadlinemesh.deadline.context import DeadlineContext, current, current_or_none, entered
+from deadlinemesh.deadline.deferred import Deferred
 from deadlinemesh.deadline.ledger import Ledger, Phase, Successive
 from deadlinemesh.deadline.narrowed import Narrowed, narrowed_after, narrowed_at
 from deadlinemesh.deadline.patience import GivenUp, Patience
@@ -38,6 +40,7 @@ __all__ = [
     "BackgroundTask",
     "Clock",
     "DeadlineContext",
+    "Deferred",
     "GivenUp",
     "Ledger",
     "Narrowed",

@@ -12,7 +12,16 @@ from typing import Any
 
 from deadlinemesh.admission import Bulkhead, Lease
 from deadlinemesh.conversation import Message
-from deadlinemesh.deadline import Background, BackgroundTask, DeadlineContext, Ledger, Phase, current, narrowed_at
+from deadlinemesh.deadline import (
+    Background,
+    BackgroundTask,
+    DeadlineContext,
+    Deferred,
+    Ledger,
+    Phase,
+    current,
+    narrowed_at,
+)
 from deadlinemesh.deadline.scope import current_scope
 from deadlinemesh.errors import (
     Cause,
@@ -41,7 +50,7 @@ from deadlinemesh.orchestrator.events import (
 from deadlinemesh.orchestrator.ports import ModelPort, ToolPort
 from deadlinemesh.orchestrator.upstreams import Upstreams
 from deadlinemesh.policy import Limits
-from deadlinemesh.telemetry import Deferred, RunEnded, Telemetry
+from deadlinemesh.telemetry import RunEnded, Telemetry
 
 __all__ = ["AgentRun", "Runs", "Timed"]
 

@@ -2,11 +2,9 @@
 
 events.py       the events and `Telemetry`, which hands them to sinks
 sinks.py        the sinks
-deferred.py     what of that can wait until the event loop has time
 tracing.py      switches OpenTelemetry's tracing on
 """
 
-from deadlinemesh.telemetry.deferred import Deferred
 from deadlinemesh.telemetry.events import (
     CacheUsed,
     CacheWritten,
@@ -31,7 +29,6 @@ __all__ = [
     "CallEnded",
     "CallStarted",
     "CountingSink",
-    "Deferred",
     "Event",
     "FellBack",
     "JsonLinesSink",

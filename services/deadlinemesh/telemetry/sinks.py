@@ -12,7 +12,7 @@ from pathlib import Path
 from opentelemetry import metrics
 
 from deadlinemesh.admission import Wait
-from deadlinemesh.telemetry.deferred import Deferred
+from deadlinemesh.deadline import Deferred
 from deadlinemesh.telemetry.events import (
     CacheUsed,
     CacheWritten,

@@ -21,9 +21,8 @@ from opentelemetry.instrumentation.grpc._aio_server import OpenTelemetryAioServe
 from opentelemetry.propagate import extract, inject
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
-from deadlinemesh.deadline import DeadlineContext
+from deadlinemesh.deadline import DeadlineContext, Deferred
 from deadlinemesh.errors import Cause
-from deadlinemesh.telemetry import Deferred
 from deadlinemesh.transport.ended import code_of_ended
 
 __all__ = ["ClientSpan", "ClientSpans", "ServerSpan", "ServerSpans"]

@@ -9,7 +9,7 @@ from contextvars import ContextVar
 import pytest
 from tests.virtual import in_virtual_time, now
 
-from deadlinemesh.telemetry import CountingSink, Deferred, LoopLagged, WhenIdle
+from deadlinemesh.deadline import Deferred
 from deadlinemesh.testing import virtual_time
 
 
@@ -134,18 +134,3 @@ async def test_work_that_never_ends_keeps_nothing_of_the_call_that_brought_the_f
         deferred(list)
         await asyncio.sleep(0.005)
     assert (left(), len(deferred._work) > 0) == (None, True)
-
-
-@in_virtual_time
-async def test_events_that_can_wait_reach_every_sink_in_order_and_at_the_latest_with_a_flush() -> None:
-    first, second = CountingSink(), CountingSink()
-    told = WhenIdle([first, second])
-    lags = [LoopLagged("hop-a", "", "", float(number), "here") for number in range(3)]
-    told.record(lags[0])
-    told.record(lags[1])
-    assert first.events == []
-    await asyncio.sleep(1.0)
-    assert first.events == second.events == lags[:2]
-    told.record(lags[2])
-    told.flush()
-    assert first.events == second.events == lags

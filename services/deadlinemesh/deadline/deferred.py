@@ -1,7 +1,7 @@
 """Work that can wait until the event loop has nothing more urgent.
 
-When hundreds of runs end together, each has its spans to end and its events to write, and whatever is done of that in between
-makes all the others end later.
+When hundreds of runs end together, each has its spans to end, its events to write and its memory to give back, and whatever is
+done of that in between makes all the others end later.
 """
 
 from __future__ import annotations
@@ -36,6 +36,10 @@ class Deferred:
             self._wait(loop)
         self._work.append((self._now(), work, arguments))
 
+    def free(self, *things: object) -> None:
+        """Let go of `things` soon: where freeing what nobody else has takes long."""
+        self(_nothing, *things)
+
     def flush(self) -> None:
         """Do now all that is left."""
         if self._waiting is not None:
@@ -68,6 +72,10 @@ class Deferred:
             work(*arguments)
 
 
+def _nothing(*_: object) -> None:
+    pass
+
+
 _PAUSE = 0.01
 """Seconds before the first piece, and between two."""
 _BEHIND = 0.003
@@ -75,4 +83,4 @@ _BEHIND = 0.003
 _PATIENCE = 0.5
 """Seconds after which what has waited for so long is done even so."""
 _PIECE = 16
-"""Spans or lines that are done at once: about half a millisecond's work."""
+"""Spans, lines or runs' memory that is done with at once: about half a millisecond's work."""
