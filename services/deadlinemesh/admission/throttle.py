@@ -40,11 +40,11 @@ class Throttle:
             return False
         return True
 
-    def accepted(self, now: float) -> None:
-        """Count a call that was accepted, whatever becomes of it."""
+    def accepted(self, now: float, calls: int = 1) -> None:
+        """Count a call that was accepted, whatever becomes of it; or as many as it stands for."""
         self._fade(now)
-        self._attempts += 1
-        self._accepts += 1
+        self._attempts += calls
+        self._accepts += calls
 
     def shed(self, now: float) -> None:
         """Count a call that was shed."""
