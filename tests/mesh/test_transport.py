@@ -47,7 +47,7 @@ from deadlinemesh.errors import (
     UpstreamFailed,
     Violation,
 )
-from deadlinemesh.telemetry import CallEnded, CallStarted, MalformedRemaining, OrphanReported
+from deadlinemesh.telemetry import CallEnded, CallRefused, CallStarted, MalformedRemaining, OrphanReported
 from deadlinemesh.transport import (
     DeadlineInterceptor,
     MeshChannel,
@@ -369,6 +369,9 @@ async def test_a_stranger_is_refused_before_the_handler_runs(arity: str, token: 
     assert error.code() is grpc.StatusCode.UNAUTHENTICATED
     assert isinstance(error_from(error, "hop-a"), Unauthenticated)
     assert not asleep.began.is_set()
+    (refused,) = hop.facts.seen(CallRefused)
+    assert (refused.hop, refused.code, refused.reason) == ("hop-a", "UNAUTHENTICATED", "UNAUTHENTICATED")
+    assert hop.facts.seen(CallStarted) == hop.facts.seen(CallEnded) == []
 
 
 @pytest.mark.parametrize("token", ["", "a;b", "geheimni\u00df", "two\nlines"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import subprocess
 import sys
 import time
@@ -81,6 +82,19 @@ def test_no_timer_comes_early(loop: Loop, timer: Callable[[float], Awaitable[flo
 def test_a_timer_whose_time_is_over_fires_at_once(loop: Loop) -> None:
     async def main() -> None:
         assert await at(-5.0) >= 5.0
+
+    run(loop, main())
+
+
+@both
+def test_a_timer_may_be_endless(loop: Loop) -> None:
+    async def main() -> None:
+        endless = asyncio.ensure_future(asyncio.sleep(math.inf))
+        async with asyncio.timeout(math.inf):
+            await asyncio.sleep(0)
+        endless.cancel()
+        await asyncio.wait({endless})
+        assert endless.cancelled()
 
     run(loop, main())
 

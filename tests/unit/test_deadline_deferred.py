@@ -134,3 +134,19 @@ async def test_work_that_never_ends_keeps_nothing_of_the_call_that_brought_the_f
         deferred(list)
         await asyncio.sleep(0.005)
     assert (left(), len(deferred._work) > 0) == (None, True)
+
+
+def test_what_an_event_loop_left_undone_is_done_on_the_next_one() -> None:
+    deferred, done = Deferred(), list[int]()
+
+    async def leave(number: int) -> None:
+        deferred(done.append, number)
+
+    async def stay() -> None:
+        deferred(done.append, 3)
+        await asyncio.sleep(1.0)
+
+    virtual_time.run(leave(1))
+    virtual_time.run(leave(2))
+    virtual_time.run(stay())
+    assert done == [1, 2, 3]

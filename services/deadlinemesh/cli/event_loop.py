@@ -39,6 +39,10 @@ class _Undeterred(asyncio.AbstractEventLoop):
                 _LOG.exception("a task tried to exit the process")  # whoever awaits it is told as well
 
 
+_NEVER = 1e10
+"""An instant that no clock will show, as infinity has no milliseconds."""
+
+
 class _OnAsyncio(_Undeterred, asyncio.SelectorEventLoop):
     pass
 
@@ -62,7 +66,7 @@ else:
         def call_at(
             self, when: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
         ) -> asyncio.TimerHandle:
-            milliseconds = ceil(when * 1000) - int(time.monotonic() * 1000)
+            milliseconds = ceil(min(when, _NEVER) * 1000) - int(time.monotonic() * 1000)
             return super().call_later(max(milliseconds, 0) / 1000, callback, *args, context=context)
 
         def call_later(

@@ -22,19 +22,18 @@ class Deferred:
         self._work: deque[tuple[float, Callable[..., object], tuple[object, ...]]] = deque()
         """With the instant at which each came."""
         self._waiting: asyncio.TimerHandle | None = None
-        self._now: Callable[[], float]
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._left = 0
         """How much there was to do when it last looked."""
 
     def __call__(self, work: Callable[..., object], *arguments: object) -> None:
         """Do `work(*arguments)` soon. What it raises goes to the event loop's exception handler."""
-        if self._waiting is None:
-            loop = (
-                asyncio.get_running_loop()
-            )  # which asks the system whether this process was forked: not for each piece
-            self._now = loop.time
+        loop = self._loop
+        if self._waiting is None or loop is None or loop.is_closed():  # one that is closed has dropped its timers
+            # Which asks the system whether this process was forked: not for each piece.
+            self._loop = loop = asyncio.get_running_loop()
             self._wait(loop)
-        self._work.append((self._now(), work, arguments))
+        self._work.append((loop.time(), work, arguments))
 
     def free(self, *things: object) -> None:
         """Let go of `things` soon: where freeing what nobody else has takes long."""

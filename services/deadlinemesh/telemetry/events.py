@@ -15,6 +15,7 @@ __all__ = [
     "CacheUsed",
     "CacheWritten",
     "CallEnded",
+    "CallRefused",
     "CallStarted",
     "Event",
     "FellBack",
@@ -55,6 +56,19 @@ class CallEnded:
     code: str
     cause: str
     """The name of the `Cause`; empty when the call was not stopped."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallRefused:
+    """A hop has refused a call at its door: nothing of what it says of itself is believed, and its handler never began."""
+
+    hop: str
+    method: str
+    started_at: float
+    ended_at: float
+    code: str
+    reason: str
+    """As in the status: SHED, DRAINING, UNAUTHENTICATED and so on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +197,7 @@ class FellBack:
 Event = (
     CallStarted
     | CallEnded
+    | CallRefused
     | OrphanReported
     | LoopLagged
     | MalformedRemaining

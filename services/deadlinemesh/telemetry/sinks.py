@@ -17,6 +17,7 @@ from deadlinemesh.telemetry.events import (
     CacheUsed,
     CacheWritten,
     CallEnded,
+    CallRefused,
     Event,
     FellBack,
     LoopLagged,
@@ -76,7 +77,7 @@ def _line(event: Event) -> str:
 
 class WhenIdle:
     """Hands each event to every one of `sinks` when the event loop has nothing more urgent: they all read it in their own way,
-    and when hundreds of runs end together, that would hold up the end of the others.
+    and when hundreds of runs end together, that would hold up the end of the others. What is wrong is told at once.
     """
 
     def __init__(self, sinks: Sequence[Sink]) -> None:
@@ -84,7 +85,10 @@ class WhenIdle:
         self._deferred = Deferred()
 
     def record(self, event: Event) -> None:
-        self._deferred(self._hand_on, event)
+        if type(event) in _URGENT:
+            self._hand_on(event)
+        else:
+            self._deferred(self._hand_on, event)
 
     def flush(self) -> None:
         """Hand on now what is left."""
@@ -93,6 +97,9 @@ class WhenIdle:
     def _hand_on(self, event: Event) -> None:
         for sink in self._sinks:
             sink.record(event)
+
+
+_URGENT = frozenset({OrphanReported, LoopLagged, MalformedRemaining})
 
 
 class CountingSink:
@@ -147,6 +154,10 @@ class MetricsSink:
             labels["rpc.status_code"] = event.code
             if event.code != "OK":
                 labels["error.type"] = event.cause or event.code
+            self._duration.record(event.ended_at - event.started_at, labels)
+        elif isinstance(event, CallRefused):
+            labels = {"rpc.system.name": "grpc", "rpc.method": event.method.lstrip("/"), "mesh.tier": ""}
+            labels |= {"rpc.status_code": event.code, "error.type": event.reason}
             self._duration.record(event.ended_at - event.started_at, labels)
         elif isinstance(event, OrphanReported):
             self._orphans.add(1, {"mesh.hop": event.hop})

@@ -26,7 +26,15 @@ from deadlinemesh.errors import (
     Stopped,
     Unauthenticated,
 )
-from deadlinemesh.telemetry import CallEnded, CallStarted, LoopLagged, MalformedRemaining, OrphanReported, Telemetry
+from deadlinemesh.telemetry import (
+    CallEnded,
+    CallRefused,
+    CallStarted,
+    LoopLagged,
+    MalformedRemaining,
+    OrphanReported,
+    Telemetry,
+)
 from deadlinemesh.transport import wire
 from deadlinemesh.transport.answer import Answer
 from deadlinemesh.transport.backlog import Backlog, Backlogs
@@ -292,7 +300,7 @@ class _Method:
                 error = self._error_of(raised, scope)
             finally:
                 if span is not None or hop._recording:
-                    self._conclude(context, deadline, error, span)
+                    self._conclude(context, at, deadline, error, span)
             if error is not None:
                 await self._refuse(error, scope, answer)
             return result
@@ -319,14 +327,26 @@ class _Method:
         return InternalFailure(f"{self._hop.hop} failed; its log says why", hop=self._hop.hop)
 
     def _conclude(
-        self, context: Any, deadline: DeadlineContext | None, error: MeshError | None, span: ServerSpan | None
+        self,
+        context: Any,
+        arrived_at: float,
+        deadline: DeadlineContext | None,
+        error: MeshError | None,
+        span: ServerSpan | None,
     ) -> None:
         hop = self._hop
         code = _written(context) if error is None else code_of(error)
         cause = error.cause.value if isinstance(error, Stopped) else ""
         if span is not None:
             span.end(code, cause, "" if error is None else str(error))
-        if deadline is not None and hop._recording:
+        if not hop._recording:
+            return
+        if deadline is None:
+            reason = "" if error is None else error.reason
+            hop._telemetry.record(
+                CallRefused(hop.hop, self._name, arrived_at, hop._clock.monotonic(), code.name, reason)
+            )
+        else:
             hop._telemetry.record(
                 CallEnded(
                     hop=hop.hop,
