@@ -6,7 +6,7 @@ import random
 
 from deadlinemesh.deadline import DeadlineContext, VirtualClock
 from deadlinemesh.errors import Shed
-from deadlinemesh.transport.throttling import MOST_KNOWN, Throttling
+from deadlinemesh.transport.throttling import MOST_KNOWN, Throttling, Watch
 
 
 class Caller:
@@ -29,11 +29,20 @@ class Caller:
             except Shed:
                 continue
             sent += 1
-            if watch is not None and accepted:
-                watch.answered()
-            elif not accepted:
-                self.throttling.shed((tenant_id, ""), self._clock.monotonic())
+            self._ends(watch, accepted)
         return sent
+
+    def burst(self, calls: int, *, accepted: int) -> None:
+        """Make so many calls at once, of which the first are accepted."""
+        context = DeadlineContext("acme", 1e9, "free", f"{1:032x}", "run", 0.0, self._clock)
+        for number, watch in enumerate([self.throttling.admit(context, "") for _ in range(calls)]):
+            self._ends(watch, number < accepted)
+
+    def _ends(self, watch: Watch | None, accepted: bool) -> None:
+        if watch is not None and accepted:
+            watch.answered()
+        elif watch is not None:
+            watch.shed()
 
 
 def test_a_burst_of_refusals_among_many_accepted_calls_holds_nothing_back() -> None:
@@ -41,6 +50,19 @@ def test_a_burst_of_refusals_among_many_accepted_calls_holds_nothing_back() -> N
     caller.run(200, accepted=True)
     assert caller.run(20, accepted=False) == 20
     assert caller.run(200, accepted=True) == 200
+
+
+def test_a_burst_of_which_little_is_accepted_is_believed_though_one_call_in_eight_is_watched() -> None:
+    caller = Caller(rate=200)
+    caller.burst(200, accepted=20)
+    assert caller.run(50, accepted=False) < 20
+
+
+def test_one_refusal_of_a_caller_that_seldom_calls_says_as_little_as_it_is() -> None:
+    caller = Caller(rate=1)
+    for _ in range(20):
+        caller.run(8, accepted=False)
+    assert caller.run(100, accepted=True) > 80
 
 
 def test_who_has_had_nothing_accepted_is_held_back_from_the_first_refusal() -> None:

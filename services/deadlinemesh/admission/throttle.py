@@ -46,10 +46,10 @@ class Throttle:
         self._attempts += calls
         self._accepts += calls
 
-    def shed(self, now: float) -> None:
-        """Count a call that was shed."""
+    def shed(self, now: float, calls: int = 1) -> None:
+        """Count a call that was shed, or as many as it stands for."""
         self._fade(now)
-        self._attempts += 1
+        self._attempts += calls
 
     def calm(self, now: float) -> bool:
         """Whether next to nothing is remembered of calls that were refused."""

@@ -66,14 +66,16 @@ class Throttling:
             throttle = self._calm[key] = Throttle(now)
         throttle.accepted(now, calls)
 
-    def shed(self, key: tuple[str, str], now: float) -> None:
-        """A watched call was shed."""
+    def shed(self, key: tuple[str, str], now: float, calls: int) -> None:
+        """A watched call was shed, and so many are taken to have been; but of a caller that nothing is known of, one."""
         throttle = self._throttles.get(key)
         if throttle is None:
             self._throttles = {one: other for one, other in self._throttles.items() if not other.calm(now)}
-            known = self._calm.pop(key, None)
-            throttle = self._throttles[key] = known or Throttle(now)
-        throttle.shed(now)
+            throttle = self._calm.pop(key, None)
+            if throttle is None:
+                throttle, calls = Throttle(now), 1
+            self._throttles[key] = throttle
+        throttle.shed(now, calls)
 
 
 class Watch:
@@ -102,5 +104,9 @@ class Watch:
         elif code is grpc.StatusCode.RESOURCE_EXHAUSTED and isinstance(
             error_of_ended(call, self._throttling.method), Shed
         ):
-            self._over = True
-            self._throttling.shed(self._key, self._clock.monotonic())
+            self.shed()
+
+    def shed(self) -> None:
+        """The call was shed."""
+        self._over = True
+        self._throttling.shed(self._key, self._clock.monotonic(), self._stands_for)
