@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable
 import grpc
 import pytest
 
-from deadlinemesh.orchestrator.runs import MOST_KEPT, AgentRun
+from deadlinemesh.orchestrator.events import TextDelta
+from deadlinemesh.orchestrator.runs import MOST_KEPT, OBJECT, AgentRun
 from deadlinemesh.policy import default_policy
 from deadlinemesh.testing import virtual_time
 from deadlinemesh.testing.mesh import MemoryMesh
@@ -73,6 +74,27 @@ def test_what_is_kept_of_a_tenants_runs_has_a_bound_however_few_they_are() -> No
         assert [one.request_id for one in listed.runs] == ["2", "1"]
 
     in_memory(test, message_bytes=4096)
+
+
+def test_of_a_run_that_its_client_left_no_piece_of_text_is_kept_by_itself() -> None:
+    async def test(mesh: MemoryMesh) -> None:
+        stub = orchestrator_pb2_grpc.OrchestratorServiceStub(mesh.channel)
+        request = orchestrator_pb2.RunRequest(prompt="Tell me a long story about deadlines")
+        pieces = 0
+        call = stub.Run(request, metadata=mesh.credentials("acme"))
+        async for event in call:
+            pieces += event.HasField("text")
+            if pieces == 20:
+                call.cancel()
+                break
+        await mesh.idle()
+        (left,) = (one for one in gc.get_objects() if isinstance(one, AgentRun))
+        texts = [timed.event.text for timed in left._events if isinstance(timed.event, TextDelta)]
+        assert (pieces, len(texts)) == (20, 1)
+        assert left.size > len(texts[0]) + OBJECT * len(left._events)
+
+    gc.collect()
+    in_memory(test)
 
 
 def test_the_runs_of_a_tenant_that_does_not_come_back_are_forgotten_in_their_time() -> None:

@@ -52,8 +52,8 @@ def test_a_run_whose_history_fits_into_no_message_is_told_so_and_listed_all_the_
 def test_a_page_of_runs_has_as_many_as_fit_and_none_is_left_out() -> None:
     async def test(mesh: MemoryMesh, stub: orchestrator_pb2_grpc.OrchestratorServiceAsyncStub) -> None:
         credentials = mesh.credentials(TENANT)
-        for number in range(30):
-            request = orchestrator_pb2.RunRequest(prompt="Calculate 2 * 21", request_id=f"run-{number}")
+        for number in range(15):
+            request = orchestrator_pb2.RunRequest(prompt="Calculate 2 * 21", request_id=f"run-{number:0100}")
             async for _ in stub.Run(request, metadata=credentials):
                 pass
         found: list[str] = []
@@ -67,7 +67,7 @@ def test_a_page_of_runs_has_as_many_as_fit_and_none_is_left_out() -> None:
             token = page.next_page_token
             if not token:
                 break
-        assert found == [f"run-{number}" for number in reversed(range(30))]
+        assert found == [f"run-{number:0100}" for number in reversed(range(15))]
         assert len(sizes) > 1
         assert max(sizes) <= MOST
 

@@ -136,6 +136,30 @@ def test_a_second_call_with_the_request_id_attaches_to_the_same_run() -> None:
     in_memory(test)
 
 
+@pytest.mark.parametrize(
+    ("history", "instructions", "begins_with"),
+    [
+        ([], "", None),
+        ([], "Be brief.", "Be brief."),
+        (["Be kind."], "", "Be kind."),
+        (["Be kind."], "Be brief.", "Be brief."),
+    ],
+)
+def test_a_run_goes_by_its_own_instructions_then_by_its_historys_then_by_policys(
+    history: list[str], instructions: str, begins_with: str | None
+) -> None:
+    async def test(client: Client) -> None:
+        said = [common_pb2.Message(role=common_pb2.ROLE_SYSTEM, content=content) for content in history]
+        events = await client.run(ACME, "What is 2+2?", history=said, instructions=instructions)
+        run = await client.stub.GetRun(
+            orchestrator_pb2.GetRunRequest(run_id=events[0].started.run_id), metadata=client.mesh.credentials(ACME)
+        )
+        first = [one.content for one in run.messages if one.role == common_pb2.ROLE_SYSTEM]
+        assert first == [begins_with or client.mesh.policy.instructions]
+
+    in_memory(test)
+
+
 def test_a_run_ends_with_its_last_watcher() -> None:
     async def test(client: Client) -> None:
         call = client.call(ACME, LONG_TASK.format(60))

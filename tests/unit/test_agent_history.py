@@ -31,3 +31,12 @@ async def test_calls_of_one_turn_may_have_one_name_and_each_gets_its_own_result(
     started = [event.call for event in world.events if isinstance(event, ToolCallStarted)]
     finished = [event.call for event in world.events if isinstance(event, ToolCallFinished)]
     assert (started, finished) == (list(asked), list(asked))
+
+
+@in_virtual_time
+async def test_a_tool_that_the_run_may_not_use_is_not_called_however_the_model_came_by_its_name() -> None:
+    tools = Tools(QUICK)
+    agent = await World().run(Models(main=[asks_for("refund"), ANSWER]), tools)
+    ((call, result),) = agent.finished_calls
+    assert (call.name, result.status, tools.began) == ("refund", ToolStatus.UNKNOWN_TOOL, [])
+    assert result.content == "there is no tool 'refund'; one of look, pay"

@@ -30,6 +30,7 @@ from deadlinemesh.errors import (
     Stopped,
     UpstreamFailed,
     UpstreamRefused,
+    choices,
 )
 from deadlinemesh.orchestrator.events import (
     RunEvent,
@@ -320,15 +321,17 @@ class Agent:
 
     async def _result_of(self, call: ToolCall) -> ToolResult:
         spec = self._specs.get(call.name)
-        # The names of tools that are not offered have no bound.
-        upstream = self._upstreams.of("tool " + ("" if spec is None else call.name))
+        if spec is None:  # the tenant's it may be, but not this run's
+            unknown = f"there is no tool {call.name!r}; {choices(sorted(self._specs))}"
+            return ToolResult(ToolStatus.UNKNOWN_TOOL, unknown)
+        upstream = self._upstreams.of(f"tool {call.name}")
         try:
             return await upstream.retried(
                 partial(self._attempt, call, upstream),
                 self._assignment.tool_retries,
                 is_transient=lambda error: isinstance(error, _Transient),
                 waiting=partial(self._ledger.phase, Phase.RETRY_BACKOFF),
-                idempotent=spec is not None and spec.idempotent,
+                idempotent=spec.idempotent,
             )
         except _Transient as failed:
             return failed.result

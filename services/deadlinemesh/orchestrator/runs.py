@@ -45,6 +45,7 @@ from deadlinemesh.orchestrator.events import (
     RunStarted,
     TextDelta,
     ToolCallFinished,
+    ToolCallProgress,
     Usage,
 )
 from deadlinemesh.orchestrator.ports import ModelPort, ToolPort
@@ -57,6 +58,9 @@ __all__ = ["AgentRun", "Runs", "Timed"]
 
 MOST_KEPT = 16
 """So many times the largest message is what may be kept of a tenant's finished runs: a thousand runs need not be small."""
+
+OBJECT = 200
+"""About the bytes that an event or a message takes beside its text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +95,7 @@ class AgentRun:
         self._place: Lease | None = None
         self._said: tuple[Message, ...] = ()
         self.size = 0
-        """About the characters that are kept of it, once it has been let go."""
+        """About the bytes that are kept of it, once it has been let go."""
 
     @property
     def run_id(self) -> str:
@@ -204,7 +208,10 @@ class AgentRun:
         self._said, self.agent, self._task = self.history, None, None
         self._changed = None  # all that is kept is small but this: it would pin down pages among gRPC's
         self.ledger.close()
-        self.size = sum(_characters(one) for one in self._said) + sum(_characters(one.event) for one in self._events)
+        if not self._watchers:  # the last may have left before it was over
+            self._events = _compacted(self._events)
+        kept = (*self._said, *(timed.event for timed in self._events))
+        self.size = sum(map(_characters, kept)) + OBJECT * len(kept)
 
     def _phase_changed(self, phase: Phase) -> None:
         if phase is Phase.RESPONSE:
@@ -244,7 +251,7 @@ class Runs:
         """Each tenant's runs by their request ids, in the order of their beginnings."""
         self._ended: dict[str, deque[tuple[float, AgentRun]]] = {}
         self._sizes: Counter[str] = Counter()
-        """About the characters that are kept of each tenant's."""
+        """About the bytes that are kept of each tenant's."""
         self._swept_at = 0.0
         """When the runs of all tenants were last looked through: one that does not come back is forgotten all the same."""
         self._count = 0
@@ -447,6 +454,8 @@ def _characters(kept: Message | RunEvent) -> int:
             return len(kept.content) + sum(len(call.arguments_json) for call in kept.tool_calls)
         case TextDelta():
             return len(kept.text)
+        case ToolCallProgress():
+            return len(kept.message)
         case ToolCallFinished():
             return len(kept.content) + len(kept.call.arguments_json)
     return 0

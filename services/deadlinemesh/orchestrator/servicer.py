@@ -142,8 +142,10 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         if request.model and request.model not in tenant.models:
             raise NotFound([Violation("model", f"{request.model!r} is unknown or not yours: {choices(tenant.models)}")])
         messages = [message_from_wire(message) for message in request.history]
+        if request.instructions and messages and messages[0].role is Role.SYSTEM:
+            del messages[0]  # an earlier run's, as a run's messages begin with its instructions
         instructions = request.instructions or policy.instructions
-        if instructions and not any(message.role is Role.SYSTEM for message in messages):
+        if instructions and (request.instructions or not any(message.role is Role.SYSTEM for message in messages)):
             messages.insert(0, Message(Role.SYSTEM, instructions))
         messages.append(Message(Role.USER, request.prompt))
         model = request.model or tenant.models[0]
