@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import signal
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -79,6 +80,8 @@ def serve(
     """
     if service not in HOPS:
         _wrong(f"{service!r} is no service: {choices(HOPS)}")
+    # The kernel keeps from a container's first process every signal that it has no handler for, and importing takes a while.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     from deadlinemesh.cli.serve import serve as run_service
 
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import signal
 import sys
 from contextlib import AsyncExitStack
 from typing import Any
@@ -27,10 +28,16 @@ def serve(name: str, settings: HopSettings, *, announce: bool = False) -> None:
     keep_memory_together()
     _log_to_stderr(settings)
     with asyncio.Runner(loop_factory=event_loop) as runner:
-        runner.run(_serve(name, settings, announce))
+        try:
+            runner.run(_serve(name, settings, announce))
+        except asyncio.CancelledError:
+            _LOG.info("%s was told to stop before it served", name)
 
 
 async def _serve(name: str, settings: HopSettings, announce: bool) -> None:
+    starting = asyncio.current_task()
+    assert starting is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, starting.cancel)  # until the server takes it over
     async with AsyncExitStack() as stack:
         hop = assemble(name, settings, stack)
         server = hop.server
