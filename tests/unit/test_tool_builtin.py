@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import math
 import re
+import tracemalloc
+from contextlib import suppress
 from datetime import datetime
 
 import pytest
@@ -23,6 +25,9 @@ from deadlinemesh.tool_runner.builtin import calculate, current_time, long_task,
         ("(-1) ** 1001", "-1"),
         ("sqrt(2) + max(1, pi)", str(math.sqrt(2) + math.pi)),
         ("  round(2.567, 1) ", "2.6"),
+        ("round(2.5)", "2"),
+        ("round(12345, -2)", "12300"),
+        ("round(5, -400) + round(5, 400)", "5"),
     ],
 )
 async def test_arithmetic_is_calculated(expression: str, value: str) -> None:
@@ -54,11 +59,35 @@ async def test_arithmetic_is_calculated(expression: str, value: str) -> None:
         "(" * 400 + "1" + ")" * 400,
         "-" * 490 + "1j",
         "max()",
+        "round(5, -401)",
+        "round(5, -999999)",
+        "round(0.5, 401)",
+        "round(5, 1.0)",
+        "round(5, 1, 1)",
     ],
 )
 async def test_what_has_no_value_or_is_no_arithmetic_is_explained(expression: str) -> None:
     with pytest.raises(ToolError):
         await calculate(expression)
+
+
+SIGNS = ("+", "-", "*", "/", "//", "%", "**", "<<", ">>", "|", "<")
+NAMES = ("abs", "ceil", "cos", "exp", "floor", "log", "max", "min", "round", "sin", "sqrt", "tan", "factorial", "pow")
+LARGE = ("(10 ** 7)", "(-(10 ** 7))", "2 ** 8190", "1e308", "5e-324")
+
+
+@pytest.mark.parametrize("form", [*(f"{{}} {sign} {{}}" for sign in SIGNS), *(f"{name}({{}}, {{}})" for name in NAMES)])
+async def test_nothing_on_the_way_to_a_result_takes_more_memory_than_the_largest_number(form: str) -> None:
+    one_less = form.replace(", {}", "")
+    expressions = [*(form.format(a, b) for a in LARGE for b in LARGE), *(one_less.format(a, a) for a in LARGE)]
+    tracemalloc.start()
+    try:
+        for expression in expressions:
+            with suppress(ToolError):
+                await calculate(expression)
+        assert tracemalloc.get_traced_memory()[1] < 200_000
+    finally:
+        tracemalloc.stop()
 
 
 @settings(deadline=None)  # how long an example takes says only how busy the machine is

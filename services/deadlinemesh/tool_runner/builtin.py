@@ -22,6 +22,9 @@ __all__ = ["calculate", "current_time", "long_task", "text_stats"]
 MOST_BITS = 8192
 """Of any whole number on the way to a result: more is no arithmetic but an attack on the event loop."""
 
+MOST_DIGITS = 400
+"""To either side of the point, that `round` rounds to: no float has more, and of a whole number it computes 10 ** digits first."""
+
 
 @tool(idempotent=True)
 async def calculate(
@@ -81,6 +84,13 @@ async def long_task(
 
 Number = int | float
 
+
+def _rounded(number: Number, digits: Number | None = None) -> Number:
+    if digits is not None and abs(digits) > MOST_DIGITS:
+        raise ValueError(f"round takes at most {MOST_DIGITS} digits, before the point or after it")
+    return round(number, digits)  # type: ignore[arg-type]  # of digits that are no whole number it says so itself
+
+
 _BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -99,7 +109,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "log": math.log,
     "max": max,
     "min": min,
-    "round": round,
+    "round": _rounded,
     "sin": math.sin,
     "sqrt": math.sqrt,
     "tan": math.tan,
