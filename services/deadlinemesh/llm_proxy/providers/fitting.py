@@ -37,45 +37,66 @@ def fitted(messages: Sequence[Message], room: int) -> tuple[Message, ...]:
     """`messages` within `room` tokens: first the oldest tool results are shortened, then the oldest exchanges left out,
     and at last whatever is longest is shortened too. The system's messages and the last question always stay.
     """
-    kept = list(messages)
-    for index, message in enumerate(kept):
+    kept = _Kept(messages, room)
+    for index, message in enumerate(messages):
         if message.role is Role.TOOL:
-            _shorten(kept, index, room)
-    while _total(kept) > room and (oldest := _oldest_exchange(kept)):
-        del kept[oldest]
-    for index in sorted(range(len(kept)), key=lambda i: len(kept[i].content), reverse=True):
-        _shorten(kept, index, room)
-    return tuple(kept)
+            kept.shorten(index)
+    kept.leave_out_oldest()
+    for index in sorted(range(len(kept.messages)), key=lambda i: len(kept.messages[i].content), reverse=True):
+        kept.shorten(index)
+    return tuple(kept.messages)
 
 
-def _total(messages: Sequence[Message]) -> int:
-    return sum(map(_size, messages))
+class _Kept:
+    """Messages, and by how many tokens they are too many. Each is measured once, and again when it was shortened: there may be
+    thousands, and all of this is done on the event loop.
+    """
+
+    def __init__(self, messages: Sequence[Message], room: int) -> None:
+        self.messages = list(messages)
+        self._sizes = [_size(message) for message in messages]
+        self._excess = sum(self._sizes) - room
+
+    def shorten(self, index: int) -> None:
+        """Take as much out of the middle of one message as is too much in all."""
+        message = self.messages[index]
+        if self._excess <= 0 or len(message.content) <= _SHORTEST:
+            return
+        excess = self._excess * _BYTES_PER_TOKEN
+        length = max(_SHORTEST, len(message.content) - excess - len(_MARK.encode()))
+        head = length * 2 // 3
+        content = message.content[:head] + _MARK + message.content[head - length :]
+        self.messages[index] = replace(message, content=content)
+        size = _size(self.messages[index])
+        self._excess += size - self._sizes[index]
+        self._sizes[index] = size
+
+    def leave_out_oldest(self) -> None:
+        """Leave out the oldest messages that may go, each with the results of the calls it makes, while there is too much."""
+        left: list[int] = []
+        last_question = max((i for i, m in enumerate(self.messages) if m.role is Role.USER), default=None)
+        start = 0
+        while self._excess > 0 and start < len(self.messages):
+            if self.messages[start].role is Role.SYSTEM or start == last_question:
+                left.append(start)
+                start += 1
+                continue
+            end = self._end_of_exchange(start)
+            if end == len(self.messages):
+                break  # the end of the history is what the model is to answer
+            self._excess -= sum(self._sizes[start:end])
+            start = end
+        left += range(start, len(self.messages))
+        self.messages = [self.messages[index] for index in left]
+        self._sizes = [self._sizes[index] for index in left]
+
+    def _end_of_exchange(self, start: int) -> int:
+        end = start + 1
+        while self.messages[start].tool_calls and end < len(self.messages) and self.messages[end].role is Role.TOOL:
+            end += 1
+        return end
 
 
 def _size(message: Message) -> int:
     calls = "".join(call.name + call.arguments_json for call in message.tool_calls)
     return _TOKENS_PER_MESSAGE + tokens_at_most(message.content + calls)
-
-
-def _shorten(messages: list[Message], index: int, room: int) -> None:
-    """Take as much out of the middle of one message as is too much in all."""
-    excess = (_total(messages) - room) * _BYTES_PER_TOKEN
-    content = messages[index].content
-    if excess <= 0 or len(content) <= _SHORTEST:
-        return
-    length = max(_SHORTEST, len(content) - excess - len(_MARK.encode()))
-    head = length * 2 // 3
-    messages[index] = replace(messages[index], content=content[:head] + _MARK + content[head - length :])
-
-
-def _oldest_exchange(messages: Sequence[Message]) -> slice | None:
-    """The oldest message that may go, with the results of the calls it makes; None when none may."""
-    last_question = max((i for i, m in enumerate(messages) if m.role is Role.USER), default=len(messages))
-    for start, message in enumerate(messages):
-        if message.role is Role.SYSTEM or start == last_question:
-            continue
-        end = start + 1
-        while message.tool_calls and end < len(messages) and messages[end].role is Role.TOOL:
-            end += 1
-        return None if end >= len(messages) else slice(start, end)
-    return None
