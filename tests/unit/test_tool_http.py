@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import random
 import time
 import tracemalloc
 import zlib
@@ -41,6 +42,10 @@ class Upstream:
 
     port: int = 0
     answer: bytes = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+    goes_on: bytes = b""
+    """Follows an answer again and again, until the client has closed or far too much was sent."""
+    sent_on: int = 0
+    """Bytes that followed."""
     silent: bool = False
     """Whether it reads requests and never answers."""
     received: list[Received] = field(default_factory=list)
@@ -63,6 +68,12 @@ class Upstream:
                 if not self.silent:
                     writer.write(self.answer)
                     await writer.drain()
+                while self.goes_on and self.sent_on < 32_000_000:
+                    writer.write(self.goes_on)
+                    await writer.drain()
+                    self.sent_on += len(self.goes_on)
+                if self.goes_on:
+                    break
         except (asyncio.IncompleteReadError, ConnectionError):
             self.closed.set()
         finally:
@@ -330,6 +341,63 @@ async def test_an_answer_that_is_packed_unasked_is_unpacked_no_further_than_it_i
         tracemalloc.stop()
     upstream.answer = answer("200 OK", b"not packed at all", Content_Encoding=encoding)
     assert "DecodingError" in (await tools.call()).content
+
+
+def packed(body: bytes) -> bytes:
+    """An answer's head without a length, and the beginning of its body: what may follow has no end."""
+    return b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n" + body
+
+
+NO_END_OF_ITS_NAME = b"\x1f\x8b\x08\x08" + bytes(5) + b"\x03"
+EMPTY_BLOCKS = gzip.compress(b"")[:10] + b"\0\0\0\xff\xff" * 13_107
+
+
+@pytest.mark.parametrize(
+    ("begins", "goes_on", "found"),
+    [
+        (gzip.compress(b"found"), bytes(65_536), "found"),
+        (gzip.compress(b"found"), gzip.compress(b"") * 3000, "found"),
+        (NO_END_OF_ITS_NAME, b"n" * 65_536, "DecodingError: it unpacks"),
+        (EMPTY_BLOCKS, b"\0\0\0\xff\xff" * 13_107, "DecodingError: it unpacks"),
+    ],
+    ids=["what-follows-the-end", "more-members", "a-name-without-end", "empty-blocks"],
+)
+async def test_of_a_packed_answer_that_goes_on_for_ever_and_unpacks_to_nothing_little_is_read(
+    upstream: Upstream, begins: bytes, goes_on: bytes, found: str
+) -> None:
+    upstream.answer, upstream.goes_on = packed(begins), goes_on
+    assert found in (await Tools(upstream.port, max_response_bytes=100_000).call()).content
+    await soon(upstream.closed)
+    assert upstream.sent_on < 16_000_000  # most of it lies in the sockets' buffers
+
+
+@pytest.mark.parametrize(("encoding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
+async def test_a_packed_answer_that_breaks_off_is_not_taken_for_a_whole_one(
+    upstream: Upstream, encoding: str, pack: Callable[[bytes], bytes]
+) -> None:
+    whole = pack(b"one, two, three")
+    upstream.answer = answer("200 OK", whole[:-6], Content_Encoding=encoding)
+    found = await Tools(upstream.port).call()
+    assert (found.status, "breaks off" in found.content) == (ToolStatus.FAILED, True)
+    upstream.answer = answer("200 OK", b"", Content_Encoding=encoding)
+    assert await Tools(upstream.port).call() == ToolOutcome(ToolStatus.OK, "")
+
+
+async def test_of_several_packed_members_the_first_is_the_answer_and_its_connection_is_used_again(
+    upstream: Upstream,
+) -> None:
+    upstream.answer = answer("200 OK", gzip.compress(b"first") + gzip.compress(b"second"), Content_Encoding="gzip")
+    tools = Tools(upstream.port)
+    assert [(await tools.call()).content for _ in range(2)] == ["first", "first"]
+    assert upstream.connections == 1
+
+
+async def test_what_cannot_be_packed_any_smaller_is_read_up_to_its_limit(upstream: Upstream) -> None:
+    body = random.Random(1).randbytes(1_000_000)
+    upstream.answer = answer(
+        "200 OK", gzip.compress(body), Content_Encoding="gzip", Content_Type="a/b; charset=latin-1"
+    )
+    assert (await Tools(upstream.port, max_response_bytes=1_000_000).call()).content == body.decode("latin-1")
 
 
 async def test_an_answer_that_just_fits_is_not_cut(upstream: Upstream) -> None:

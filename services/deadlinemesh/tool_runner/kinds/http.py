@@ -114,7 +114,7 @@ async def _text(response: httpx.Response, most_bytes: int, *, mark: bool = True)
     """The body as text, cut after `most_bytes`; nothing beyond is read."""
     parts: list[bytes] = []
     room = most_bytes
-    async for chunk in _unpacked(response):
+    async for chunk in _unpacked(response, most_bytes):
         parts.append(chunk[:room])
         room -= len(chunk)
         if room < 0:
@@ -123,19 +123,31 @@ async def _text(response: httpx.Response, most_bytes: int, *, mark: bool = True)
     return _decoded(b"".join(parts), response.encoding)
 
 
-async def _unpacked(response: httpx.Response) -> AsyncGenerator[bytes, None]:
-    """The body. Nothing packed was asked for. Where it still is, few bytes may stand for very many, and are unpacked in pieces."""
-    packed = response.headers.get("content-encoding", "").strip().lower() in ("gzip", "x-gzip", "deflate")
+async def _unpacked(response: httpx.Response, most_bytes: int) -> AsyncGenerator[bytes, None]:
+    """The body. Nothing packed was asked for. Where it still is, few bytes may stand for very many, and are unpacked in pieces;
+    or very many for none, and are given up once they are more than `most_bytes` and a piece.
+    """
+    if response.headers.get("content-encoding", "").strip().lower() not in ("gzip", "x-gzip", "deflate"):
+        async for chunk in response.aiter_raw():
+            yield chunk
+        return
     unpacking = zlib.decompressobj(zlib.MAX_WBITS | 32)  # which knows one form from the other
-    async for chunk in response.aiter_raw():
-        while chunk:
-            try:
-                yield unpacking.decompress(chunk, _PIECE) if packed else chunk
-            except zlib.error as error:
-                raise httpx.DecodingError(str(error)) from error
-            chunk = unpacking.unconsumed_tail
-    if packed:
+    read = 0
+    try:
+        async for chunk in response.aiter_raw():
+            if unpacking.eof:
+                return  # What follows the end is not of the answer. One look for it, as its absence leaves the connection in use.
+            read += len(chunk)
+            while chunk and not unpacking.eof:
+                yield unpacking.decompress(chunk, _PIECE)
+                chunk = unpacking.unconsumed_tail
+            if read > most_bytes + _PIECE:
+                raise httpx.DecodingError(f"it unpacks {read} bytes to no more than {most_bytes}")
         yield unpacking.flush()
+    except zlib.error as error:
+        raise httpx.DecodingError(str(error)) from error
+    if read and not unpacking.eof:
+        raise httpx.DecodingError("what is packed breaks off in the middle")
 
 
 def _decoded(body: bytes, encoding: str | None, *, whole: bool = True) -> str:
