@@ -105,6 +105,12 @@ def test_a_failure_that_is_json_is_recognised() -> None:
     assert text == "I could not find this out. crm_lookup (customer Globex) gave no result: CRM is down."
 
 
+def test_a_long_result_without_words_is_told_at_once() -> None:
+    """It took three minutes of the event loop."""
+    text, _, _ = said(answered(turn("Look up customer Globex"), "-" * 200_000))
+    assert text.startswith("Here is what I found. crm_lookup (customer Globex): -")
+
+
 def test_it_takes_the_steps_of_a_task_one_after_the_other() -> None:
     request = turn("Look up customer Globex, then run the long task for 2 seconds")
     assert [call.name for call in said(request)[1]] == ["crm_lookup"]
