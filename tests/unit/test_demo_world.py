@@ -65,7 +65,7 @@ async def test_the_same_seed_and_request_give_the_same_answer(fast: httpx.AsyncC
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"[]", b'{"query": 3}', b'{"query": "x", "top_k": 0}', b'{"query": "x", "top_k": "y"}']
+    "body", [b"", b"[]", b'{"query": 3}', b'{"query": "x", "top_k": 0}', b'{"query": "x", "top_k": "y"}', b"[" * 9999]
 )
 async def test_a_search_that_cannot_be_read_is_refused_with_what_would_be_right(
     fast: httpx.AsyncClient, body: bytes

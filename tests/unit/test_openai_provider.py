@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
@@ -25,6 +26,7 @@ from deadlinemesh.llm_proxy.conversation import (
     TurnRequest,
 )
 from deadlinemesh.llm_proxy.providers import openai, provider_of
+from deadlinemesh.llm_proxy.providers.choosing import chosen
 from deadlinemesh.llm_proxy.providers.openai import OpenAIProvider
 from deadlinemesh.policy.model import OpenAIModel
 
@@ -268,9 +270,11 @@ async def test_a_call_that_the_token_limit_cut_is_left_out() -> None:
         assert [type(event) for event in await all_of(provider, turn(tools=(LOOK,)))] == [TurnEnded]
 
 
-async def test_a_call_whose_arguments_are_no_object_is_a_failure() -> None:
-    chunks = (chunk(tool_calls=[part(0, '{"a": ', "c1", "look")]), chunk(reason="tool_calls"))
-    assert "look" in str(await failure(streams(*chunks)))
+@pytest.mark.parametrize("arguments", ['{"a": ', "[]", "[" * 20_000, '{"a": ' * 20_000], ids=lambda given: given[:9])
+async def test_a_call_whose_arguments_are_no_object_is_a_failure(arguments: str) -> None:
+    chunks = (chunk(tool_calls=[part(0, arguments, "c1", "look")]), chunk(reason="tool_calls"))
+    error = await failure(streams(*chunks))
+    assert "look with arguments that are not a JSON object" in str(error)
 
 
 async def test_tools_are_not_offered_where_they_may_not_be_used() -> None:
@@ -366,6 +370,9 @@ async def test_a_refusal_tells_what_to_check(status: str, advice: str) -> None:
         streams("data: {not json\n\n"),
         streams('data: {"no": "choices"}\n\n'),
         streams("data: []\n\n"),
+        streams(f"data: {'[' * 20_000}\n\n"),
+        streams(f'data: {{"choices": {"[" * 950}{"]" * 950}}}\n\n'),
+        says("500 Oops", "[" * 20_000),
         streams('data: {"choices": [{}]}\n\n'),
         streams('data: {"choices": 3}\n\n'),
         streams('data: {"error": {"message": "out of memory"}}\n\n'),
@@ -378,6 +385,9 @@ async def test_a_refusal_tells_what_to_check(status: str, advice: str) -> None:
         "no-json",
         "no-choices",
         "a-list",
+        "too-deep",
+        "nearly-too-deep",
+        "too-deep-a-refusal",
         "no-delta",
         "bad-choices",
         "error",
@@ -490,6 +500,34 @@ async def test_what_never_ends_is_given_up_and_its_connection_closed(head: str, 
         await fake.left()
 
 
+PACKED = gzip.compress(bytes(200_000)).decode("latin-1")
+
+
+@pytest.mark.parametrize("status", ["200 OK", "302 Found", "429 Too Many Requests", "500 Oops"])
+@pytest.mark.parametrize("coding", ["gzip", "DEFLATE", "br", "identity, gzip", "identity\r\nContent-Encoding: zstd"])
+async def test_a_packed_answer_is_refused_before_it_is_unpacked(status: str, coding: str) -> None:
+    async with endpoint(says(status, PACKED, f"Content-Encoding: {coding}", "Location: /v1")) as (fake, provider):
+        with pytest.raises(
+            UpstreamFailed, match=rf"answered {status[:3]} with a body packed by \w+, though"
+        ) as refused:
+            await all_of(provider)
+        await fake.left()
+    assert coding.rpartition(" ")[2] in str(refused.value)
+    assert "accept-encoding: identity\r\n" in fake.headers[0].lower()
+
+
+@pytest.mark.parametrize("coding", ["identity", "Identity", ""])
+async def test_an_answer_that_says_it_is_not_packed_is_read(coding: str) -> None:
+    async def answer(endpoint: Endpoint, writer: asyncio.StreamWriter) -> None:
+        head = STREAM.replace("\r\n\r\n", f"\r\nContent-Encoding: {coding}\r\n\r\n")
+        writer.write(
+            head.encode() + framed(chunk(content="a", reason="stop")) + framed("data: [DONE]\n\n") + b"0\r\n\r\n"
+        )
+
+    async with endpoint(answer) as (_, provider):
+        assert await all_of(provider) == [TextDelta("a"), TurnEnded(FinishReason.STOP, 11, 1)]
+
+
 async def test_a_long_stream_of_short_events_is_read_to_its_end_however_it_is_cut() -> None:
     async def answer(endpoint: Endpoint, writer: asyncio.StreamWriter) -> None:
         writer.write(STREAM.encode())
@@ -539,7 +577,11 @@ async def test_a_choice_in_constrained_form_becomes_a_tool_call() -> None:
     assert "look(a): Looks." in sent["messages"][-1]["content"]
 
 
-@pytest.mark.parametrize("choice", ['{"tool": "answer"}', '{"tool": "look", "argum', '{"tool": "other"}', "[]"])
+@pytest.mark.parametrize(
+    "choice",
+    ['{"tool": "answer"}', '{"tool": "look", "argum', '{"tool": "other"}', "[]", "[" * 20_000],
+    ids=lambda it: it[:9],
+)
 async def test_any_other_choice_is_followed_by_a_plain_answer(choice: str) -> None:
     first = streams(chunk(content=choice), chunk(reason="stop"), chunk(usage=(10, 5)))
     second = streams(chunk(content="hi"), chunk(reason="stop"), chunk(usage=(7, 1)))
@@ -569,6 +611,15 @@ async def test_a_call_that_was_made_is_not_made_again_and_history_is_spelled_out
             {"role": "assistant", "content": 'Let me see.\n{"tool": "look", "arguments": {"a": 1}}'},
             {"role": "user", "content": "Result of look: 42"},
         ]
+
+
+def test_a_choice_is_read_or_left_however_deeply_it_and_the_history_are_nested() -> None:
+    for depth in range(880, 1000):  # each of reading, comparing and writing ends at a depth of its own
+        arguments = '{"a": ' * depth + "7" + "}" * depth
+        asks = Message(Role.ASSISTANT, "", (ToolCall("c1", "look", arguments),))
+        again = turn(*HELLO, asks, Message(Role.TOOL, "42", (), "c1"), tools=(LOOK,))
+        assert chosen(f'{{"tool": "look", "arguments": {arguments}}}', again) is None
+        assert chosen('{"tool": "look", "arguments": {"a": 1}}', turn(tools=(LOOK,))) is not None
 
 
 async def test_closing_while_the_choice_is_written_closes_the_connection() -> None:

@@ -111,6 +111,22 @@ def test_a_long_result_without_words_is_told_at_once() -> None:
     assert text.startswith("Here is what I found. crm_lookup (customer Globex): -")
 
 
+@pytest.mark.parametrize("depth", [20, 60, 500, 990, 20_000])
+def test_a_result_is_told_however_deeply_it_is_nested(depth: int) -> None:
+    for opening, closing in (("[", "]"), ('{"error": ', "}")):
+        text, _, ended = said(answered(turn("Look up customer Globex"), opening * depth + "7" + closing * depth))
+        assert "crm_lookup (customer Globex)" in text
+        assert ended.finish_reason is FinishReason.STOP
+
+
+@pytest.mark.parametrize("depth", [20, 500, 940, 20_000])
+def test_an_answered_call_is_told_however_deeply_its_arguments_are_nested(depth: int) -> None:
+    arguments = '{"customer": ' * depth + "7" + "}" * depth
+    asks = Message(Role.ASSISTANT, "", (ToolCall("1", "crm_lookup", arguments),))
+    text, _, _ = said(turn("Hm.", asks, Message(Role.TOOL, "gold", (), "1")))
+    assert "gold" in text
+
+
 def test_it_takes_the_steps_of_a_task_one_after_the_other() -> None:
     request = turn("Look up customer Globex, then run the long task for 2 seconds")
     assert [call.name for call in said(request)[1]] == ["crm_lookup"]

@@ -19,7 +19,7 @@ from deadlinemesh.testing import virtual_time
 from deadlinemesh.tool_runner import ToolError, tool
 from deadlinemesh.tool_runner.cache import MOST_WRITES, CacheKey, KeptResults, MemoryCache, ResultCache
 from deadlinemesh.tool_runner.kinds.python import PythonTool
-from deadlinemesh.tool_runner.outcome import ToolStatus
+from deadlinemesh.tool_runner.outcome import ToolOutcome, ToolSpec, ToolStatus
 from deadlinemesh.tool_runner.registry import Registry
 from deadlinemesh.tool_runner.service import Finished, Started, ToolService
 from deadlinemesh.tool_runner.tool import definition_of
@@ -33,7 +33,7 @@ class Hop:
         self.memory = MemoryCache(1_000_000, virtual_time.clock())
         self.sink = CountingSink()
         self.scopes = Scopes("tool-runner")
-        kept = KeptResults(
+        self.kept = KeptResults(
             self.memory if cache is None else cache,
             Background(self.scopes),
             ToolsPolicy(**tools_policy),
@@ -46,7 +46,7 @@ class Hop:
             assert definition is not None
             tools[definition.spec.name] = PythonTool(definition)
         registry = Registry(tools, {"acme": (), "bolt": ()})
-        self.service = ToolService(registry, 1_000_000, virtual_time.clock(), kept)
+        self.service = ToolService(registry, 1_000_000, virtual_time.clock(), self.kept)
 
     def _functions(self) -> tuple[Callable[..., Any], ...]:
         ran = self.ran
@@ -168,6 +168,22 @@ async def test_failures_wrong_arguments_and_tools_that_did_not_ask_for_it_are_no
         await hop.call("fresh")
         await hop.call("look", '{"wrong": 1}')
     assert hop.ran == ["fail", "fresh"] * 2
+    assert len(hop.memory) == 0
+
+
+@in_virtual_time
+async def test_arguments_that_are_nested_too_deeply_to_be_written_are_kept_nowhere_and_fail_no_call() -> None:
+    hop = Hop()
+    spec = ToolSpec("deep", "Takes anything.", {"type": "object"}, idempotent=True, cache_for=60.0)
+    deep: dict[str, Any] = {}
+    for _ in range(2000):
+        deep = {"a": deep}
+
+    async def keep_and_find() -> ToolOutcome | None:
+        hop.kept.keep(spec, deep, ToolOutcome(ToolStatus.OK, "found"))
+        return await hop.kept.find(spec, deep)
+
+    assert await hop.scopes.open(with_seconds(30.0)).run(keep_and_find()) is None
     assert len(hop.memory) == 0
 
 

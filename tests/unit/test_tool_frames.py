@@ -64,6 +64,7 @@ async def test_an_end_in_the_middle_of_a_frame_is_an_end(ends: Ends, sent: bytes
         b"\0\0\0\x03\0\0\0\0abc",
         b"\0\0\0\x02\0\0\0\0[]",
         b"\0\0\0\x02\0\0\0\0\xff\xff",
+        b"\0\0\x07\xd0\0\0\0\0" + b"[" * 2000,
         b"\xff" * 8,
     ],
 )

@@ -145,12 +145,12 @@ class KeptResults:
         if not _may_be_kept(spec):
             return None
         context = current()
+        if (key := _key(context.tenant_id, spec.name, arguments)) is None:
+            return None
         began_at = context.clock.monotonic()
         patience = min(self._read_budget, context.remaining * READ_SHARE)
         # A task of its own, as a store that holds on to its cancellation must not hold the call. The scope ends what is left of it.
-        read = asyncio.get_running_loop().create_task(
-            self._read(_key(context.tenant_id, spec.name, arguments), patience), name=f"cache read {spec.name}"
-        )
+        read = asyncio.get_running_loop().create_task(self._read(key, patience), name=f"cache read {spec.name}")
         try:
             await asyncio.wait([read], timeout=patience)
             content, problem = read.result() if read.done() else (None, "slow")
@@ -168,7 +168,8 @@ class KeptResults:
             return
         owner = current()
         tenant_id, asked_at = owner.tenant_id, owner.clock.monotonic()
-        key = _key(tenant_id, spec.name, arguments)
+        if (key := _key(tenant_id, spec.name, arguments)) is None:
+            return
         if self._writing[tenant_id] >= MOST_WRITES:
             self._tell(owner, spec.name, asked_at, "crowded")
             return
@@ -228,5 +229,8 @@ def _may_be_kept(spec: ToolSpec) -> bool:
     return spec.idempotent and spec.cache_for > 0
 
 
-def _key(tenant_id: str, tool: str, arguments: Mapping[str, Any]) -> CacheKey:
-    return CacheKey(tenant_id, tool, json.dumps(arguments, sort_keys=True, separators=(",", ":")))
+def _key(tenant_id: str, tool: str, arguments: Mapping[str, Any]) -> CacheKey | None:
+    try:
+        return CacheKey(tenant_id, tool, json.dumps(arguments, sort_keys=True, separators=(",", ":")))
+    except RecursionError:  # long arguments are read in a thread, where there is more room for their nesting than here
+        return None

@@ -46,9 +46,13 @@ def chosen(text: str, turn: TurnRequest) -> ToolCall | None:
     A call that the history answers is not made again: small models ask for the same for ever.
     """
     try:
-        choice = json.loads(text)
-    except ValueError:
+        return _chosen(text, turn)
+    except (ValueError, RecursionError):  # no JSON, or nested too deeply to be read, compared or written
         return None
+
+
+def _chosen(text: str, turn: TurnRequest) -> ToolCall | None:
+    choice = json.loads(text)
     if not isinstance(choice, dict) or choice.get("tool") not in {tool.name for tool in turn.tools}:
         return None
     arguments = choice.get("arguments", {})

@@ -121,7 +121,7 @@ class Completion:
         call.id, call.name = _sound(call.id), _sound(call.name)
         try:
             complete = isinstance(json.loads(arguments), dict) and bool(call.name)
-        except ValueError:
+        except (ValueError, RecursionError):
             complete = False
         if complete:
             self._called = True

@@ -60,11 +60,14 @@ prompt, which may take many seconds. The other servers of models that ignore too
 _LONGEST_EVENT = 4 * 1024 * 1024
 """Bytes of an event of the stream, or of a refusal. The SDK gathers one in memory, and copies it with each piece that comes."""
 
+_LONGEST_NAME = 80
+"""Characters of what a provider calls something, in our words about it."""
+
 COUNTED_WITHIN = 1.0
 """Seconds after an answer's last word in which its provider's count of tokens may come. Some send none, nor end the stream."""
 
-_MALFORMED = (AttributeError, IndexError, KeyError, TypeError, ValueError)
-"""What reading an unvalidated chunk raises, and the SDK itself where a chunk is not JSON."""
+_MALFORMED = (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError)
+"""What reading an unvalidated chunk raises, and the SDK itself where a chunk is not JSON, or nested too deeply."""
 
 
 class OpenAIProvider:
@@ -163,6 +166,13 @@ class OpenAIProvider:
         yield completion.end()
 
     async def _bound(self, response: httpx2.Response) -> None:
+        # Whatever was asked for, httpx unpacks what says that it is packed, behind the bound: few bytes may stand for very many.
+        codings = response.headers.get_list("content-encoding", split_commas=True)
+        if packed := [coding for coding in codings if coding.strip().lower() not in ("", "identity")]:
+            raise UpstreamFailed(
+                f"the model provider of {self._model.model} answered {response.status_code} with a body packed by"
+                f" {', '.join(packed)[:_LONGEST_NAME]}, though only `Accept-Encoding: identity` was offered"
+            )
         assert isinstance(response.stream, httpx2.AsyncByteStream)
         response.stream = _Bounded(response.stream, self._model.model)
 

@@ -27,7 +27,7 @@ from deadlinemesh.llm_proxy.conversation import (
     estimated_tokens,
 )
 from deadlinemesh.llm_proxy.providers.intent import Wish, wishes
-from deadlinemesh.llm_proxy.providers.wording import Result, announcement, direct, summary
+from deadlinemesh.llm_proxy.providers.wording import Result, announcement, direct, parsed, summary
 from deadlinemesh.policy.model import ScriptedModel
 
 __all__ = ["ScriptedProvider"]
@@ -120,7 +120,8 @@ def _results(turn: TurnRequest, start: int, end: int) -> dict[tuple[str, str], R
     for message in messages:
         if message.role is Role.TOOL and message.tool_call_id in calls:
             call = calls[message.tool_call_id]
-            arguments = json.loads(call.arguments_json)
+            given = parsed(call.arguments_json)
+            arguments = given if isinstance(given, dict) else {}  # too deep for any wish of its own
             found[Wish(call.name, arguments, 0).key] = Result(call.name, arguments, message.content)
     return found
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from deadlinemesh.llm_proxy.providers.intent import Wish
 
-__all__ = ["Result", "announcement", "direct", "summary"]
+__all__ = ["Result", "announcement", "direct", "parsed", "summary"]
+
+_MOST_NESTED = 50
+"""Levels of JSON that is told as such. What is nested more deeply is text: it is all read and told by recursion."""
 
 _MOST_FACTS = 10
 _LONGEST_FACT = 240
@@ -60,7 +63,7 @@ class Result:
     @property
     def failed(self) -> bool:
         """Whether it tells of a failure or a cut, as far as can be read."""
-        value = _parsed(self.content)
+        value = parsed(self.content)
         if isinstance(value, dict):
             return "error" in value or str(value.get("status", "")).lower() in ("failed", "error", "cut")
         return isinstance(value, str) and bool(_FAILED.match(value[:_LONGEST_FACT]))
@@ -124,7 +127,7 @@ def _call(tool: str, arguments: Mapping[str, Any]) -> str:
 
 
 def _facts(content: str) -> str:
-    value = _parsed(content)
+    value = parsed(content)
     facts = list(_flat(value, ""))
     more = f", and {len(facts) - _MOST_FACTS} more" if len(facts) > _MOST_FACTS else ""
     return ", ".join(facts[:_MOST_FACTS]) + more or "nothing"
@@ -139,15 +142,24 @@ def _flat(value: Any, name: str) -> list[str]:
     return [f"{name} {said}".strip()] if said else []
 
 
-def _parsed(content: str) -> Any:
+def parsed(content: str) -> Any:
+    """The JSON that `content` holds; `content` itself where it holds none, or such as is nested too deeply to be told."""
     try:
-        return json.loads(content)
-    except ValueError:
+        value = json.loads(content)
+    except (ValueError, RecursionError):
         return content
+    level = [value]
+    for _ in range(_MOST_NESTED):
+        level = [inner for one in level if isinstance(one, (dict, list)) for inner in _inner(one)]
+    return content if level else value
+
+
+def _inner(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
 
 
 def _plain(content: str) -> str:
-    value = _parsed(content)
+    value = parsed(content)
     if isinstance(value, dict):
         value = value.get("error", value)
         return str(value.get("message", value)) if isinstance(value, dict) else str(value)

@@ -106,7 +106,7 @@ class DemoWorld:
         try:
             wanted = await request.json()
             query, top_k = wanted["query"], wanted.get("top_k", 3)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
             query, top_k = None, None
         if not isinstance(query, str) or not isinstance(top_k, int) or top_k < 1:
             return _problem(422, 'send {"query": "some text", "top_k": 3}')

@@ -79,7 +79,7 @@ def receive_blocking(sock: socket.socket) -> tuple[dict[str, Any], bytes] | None
 def _parsed(encoded: bytes) -> dict[str, Any]:
     try:
         head = json.loads(encoded)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Broken("a head that is not JSON") from error
     if not isinstance(head, dict):
         raise Broken("a head that is no object")
