@@ -1,8 +1,8 @@
 """Renders k8s/ as `kubectl apply -k` would and says everything that is wrong with the result.
 
 Each document is held against Kubernetes' own schema and against what this mesh needs to keep its promises: a pod that
-drains for as long as the longest run, probes that ask gRPC health, peers that are found one by one, no privileges, and
-for each dedicated tenant or tier of the policy a pool that an edge finds.
+drains for as long as the longest run, and only when clients have turned to others, probes that ask gRPC health, peers that
+are found one by one, no privileges, and for each dedicated tenant or tier of the policy a pool that an edge finds.
 
 Exit code 0: all good. 1: problems, each on a line of its own. 2: kustomize could not be run (1 where CI=true).
 """
@@ -239,7 +239,7 @@ def _rollout(document: Document, documents: Sequence[Document]) -> Iterator[Prob
     if document.at("spec", "strategy", "rollingUpdate", "maxUnavailable") not in (0, "0%"):
         yield document.problem("strategy.rollingUpdate.maxUnavailable is not 0: a rollout would take capacity away")
     for container in document.containers:
-        yield from (document.problem(reason) for reason in _known_in_time(container, document))
+        yield from (document.problem(reason) for reason in _known_in_time(container, document, documents))
     labels = document.at("spec", "template", "metadata", "labels")
     budgets = [other for other in documents if other.kind == "PodDisruptionBudget"]
     selecting = sum(_selects(budget.at("spec", "selector", "matchLabels"), labels) for budget in budgets)
@@ -251,8 +251,8 @@ def _rollout(document: Document, documents: Sequence[Document]) -> Iterator[Prob
         yield document.problem("its selector does not select its own pods and no others")
 
 
-def _known_in_time(container: Mapping[str, Any], document: Document) -> Iterator[str]:
-    """Whether a new pod's address has been looked up by all before a rollout lets an old pod go."""
+def _known_in_time(container: Mapping[str, Any], document: Document, documents: Sequence[Document]) -> Iterator[str]:
+    """Whether all have looked a name up again before a rollout lets an old pod go, and before that pod refuses clients."""
     ready = document.at("spec", "minReadySeconds") or 0
     try:
         age = float(_env(container).get("DMESH_CONNECTION_AGE_SECONDS", "0"))
@@ -260,8 +260,28 @@ def _known_in_time(container: Mapping[str, Any], document: Document) -> Iterator
         age = 0.0
     if not 0 < age < math.inf:
         yield "DMESH_CONNECTION_AGE_SECONDS is no number of seconds above 0: peers would not look for new pods"
-    elif ready < (known := age * 1.1 + LOOKED_UP_EVERY):  # an age is kept to a tenth
+        return
+    known = age * 1.1 + LOOKED_UP_EVERY  # an age is kept to a tenth
+    if ready < known:
         yield f"minReadySeconds {ready} is less than the {known:g} s in which peers come to know a new pod"
+    sleep = _pre_stop(container)
+    if _clients_call(container, documents) and sleep < known:
+        yield (
+            f"lifecycle.preStop sleeps for {sleep} s, less than the {known:g} s in which clients come to know that a pod leaves: "
+            "their calls would be refused"
+        )
+
+
+def _pre_stop(container: Mapping[str, Any]) -> int:
+    """Seconds that the container serves on before it gets SIGTERM."""
+    seconds = at(container, "lifecycle", "preStop", "sleep", "seconds")
+    return seconds if isinstance(seconds, int) else 0
+
+
+def _clients_call(container: Mapping[str, Any], documents: Sequence[Document]) -> bool:
+    """Whether it is the outermost: the edge, and where there is none the orchestrator. Hops watch health, clients need not."""
+    running = {_service_of(other) for document in documents for other in document.containers}
+    return _service_of(container) == ("edge" if "edge" in running else "orchestrator")
 
 
 def _pod(document: Document, pod: Mapping[str, Any], documents: Sequence[Document]) -> Iterator[Problem]:
@@ -390,8 +410,10 @@ def _drain(container: Mapping[str, Any], pod: Mapping[str, Any], documents: Sequ
     except ValueError:
         yield "DMESH_DRAIN_SECONDS is not a number of seconds"
         return
-    if not drain < grace:  # written so that "nan" does not pass
-        yield f"drain of {drain:g} s is not shorter than terminationGracePeriodSeconds {grace}: runs would be killed"
+    sleep = _pre_stop(container)
+    leaving = f"preStop of {sleep} s and drain of {drain:g} s are" if sleep else f"drain of {drain:g} s is"
+    if not sleep + drain < grace:  # written so that "nan" does not pass
+        yield f"{leaving} not shorter than terminationGracePeriodSeconds {grace}: runs would be killed"
     for tier, budget in _budgets(container, documents).items():
         if drain <= budget:
             yield f"drain of {drain:g} s is not longer than tier {tier}'s budget of {budget:g} s"

@@ -115,14 +115,14 @@ def test_readiness_asks_for_the_services_that_the_protos_define() -> None:
         ),
         pytest.param(
             lambda body: set_env(body, "DMESH_DRAIN_SECONDS", "345"),
-            "container orchestrator: drain of 345 s is not shorter than terminationGracePeriodSeconds 345: "
-            "runs would be killed",
-            id="drain as long as grace",
+            "container orchestrator: preStop of 60 s and drain of 345 s are not shorter than "
+            "terminationGracePeriodSeconds 405: runs would be killed",
+            id="preStop and drain as long as grace",
         ),
         pytest.param(
             lambda body: pod(body).pop("terminationGracePeriodSeconds"),
-            "container orchestrator: drain of 330 s is not shorter than terminationGracePeriodSeconds 30: "
-            "runs would be killed",
+            "container orchestrator: preStop of 60 s and drain of 330 s are not shorter than "
+            "terminationGracePeriodSeconds 30: runs would be killed",
             id="Kubernetes' default grace",
         ),
         pytest.param(
@@ -209,12 +209,24 @@ def test_readiness_asks_for_the_services_that_the_protos_define() -> None:
             id="connections that stay for ever",
         ),
         pytest.param(
+            lambda body: container(body).pop("lifecycle"),
+            "lifecycle.preStop sleeps for 0 s, less than the 57.5 s in which clients come to know that a pod leaves: "
+            "their calls would be refused",
+            id="no preStop where clients call",
+        ),
+        pytest.param(
+            lambda body: container(body)["lifecycle"]["preStop"]["sleep"].update(seconds=57),
+            "lifecycle.preStop sleeps for 57 s, less than the 57.5 s in which clients come to know that a pod leaves: "
+            "their calls would be refused",
+            id="preStop that is too short",
+        ),
+        pytest.param(
             lambda body: body["spec"].update(replicas="two"),
             "schema: spec.replicas: 'two' is not of type 'integer', 'null'",
             id="value of a wrong type",
         ),
         pytest.param(
-            lambda body: pod(body).update(terminationGracePeriod=345),
+            lambda body: pod(body).update(terminationGracePeriod=405),
             "schema: spec.template.spec: Additional properties are not allowed "
             "('terminationGracePeriod' was unexpected)",
             id="misspelled field",
@@ -296,6 +308,14 @@ POOL = '{"acme": "dns:///orchestrator-acme:50051"}'
             *("Deployment", "edge", lambda body: set_env(body, "DMESH_DRAIN_SECONDS", "200")),
             ["Deployment/edge: container edge: drain of 200 s is not longer than tier enterprise's budget of 300 s"],
             id="an edge that leaves before the runs behind it",
+        ),
+        pytest.param(
+            *("Deployment", "edge", lambda body: container(body).pop("lifecycle")),
+            [
+                "Deployment/edge: lifecycle.preStop sleeps for 0 s, less than the 57.5 s in which clients come to know "
+                "that a pod leaves: their calls would be refused"
+            ],
+            id="an edge that refuses clients as it leaves",
         ),
         pytest.param(
             *("Deployment", "edge", lambda body: set_env(body, "DMESH_DEDICATED", "{}")),
@@ -436,6 +456,12 @@ def test_a_pool_drains_for_longer_than_its_own_longest_run_and_not_than_anybodys
                 f"container {service}: drain of 150 s is not longer than tier enterprise's budget of 300 s",
             )
         ]
+
+
+@pytest.mark.parametrize("name", ["orchestrator", "orchestrator-acme"])
+def test_behind_an_edge_an_orchestrator_may_leave_at_once(dedicated: list[Any], name: str) -> None:
+    at_once = mutated(dedicated, "Deployment", name, lambda body: container(body).pop("lifecycle"))
+    assert manifests.check(at_once) == []
 
 
 def test_a_second_pool_is_a_folder_and_two_names(dedicated: list[Any], tmp_path: Path) -> None:
