@@ -19,6 +19,9 @@ import (
 	pb "deadlinemesh.dev/clients/go/gen/deadlinemesh/v1"
 )
 
+// spread is gRPC's configuration of calls in turn to all addresses of a name. By its default all calls go to one of them.
+const spread = `{"loadBalancingConfig": [{"round_robin": {}}]}`
+
 // Client speaks to an orchestrator on behalf of one tenant. It is safe for concurrent use.
 //
 // GetRun, ListRuns and CancelRun are those of the generated stub; their errors are *[Error] too.
@@ -29,8 +32,8 @@ type Client struct {
 
 // Dial prepares a client for the orchestrator at addr, whose calls carry the tenant's API key. It connects when first used.
 //
-// The connection is TLS, except to a loopback address, where it is plain. An option, such as
-// [grpc.WithTransportCredentials], overrides what Dial has chosen.
+// Calls are spread over all addresses that addr stands for. The connection is TLS, except to a loopback address, where it is
+// plain. An option, such as [grpc.WithTransportCredentials] or [grpc.WithDefaultServiceConfig], overrides what Dial has chosen.
 func Dial(addr, apiKey string, opts ...grpc.DialOption) (*Client, error) {
 	transport := credentials.NewTLS(nil)
 	if isLoopback(addr) {
@@ -40,6 +43,7 @@ func Dial(addr, apiKey string, opts ...grpc.DialOption) (*Client, error) {
 		grpc.WithTransportCredentials(transport),
 		grpc.WithPerRPCCredentials(bearer(apiKey)),
 		grpc.WithChainUnaryInterceptor(typedErrors),
+		grpc.WithDefaultServiceConfig(spread),
 	}, opts...)...)
 	if err != nil {
 		return nil, err

@@ -11,7 +11,10 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/resolver"
+	"google.golang.org/grpc/resolver/manual"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/protoadapt"
@@ -34,14 +37,21 @@ func (o *orchestrator) GetRun(context.Context, *pb.GetRunRequest) (*pb.GetRunRes
 	return nil, status.Error(codes.NotFound, "no such run")
 }
 
-// dial serves run in memory and gives a client of it.
-func dial(t *testing.T, run func(*pb.RunRequest, stream) error) *Client {
+// serve serves run in memory.
+func serve(t *testing.T, run func(*pb.RunRequest, stream) error) *bufconn.Listener {
 	t.Helper()
 	listener := bufconn.Listen(1 << 16)
 	server := grpc.NewServer()
 	pb.RegisterOrchestratorServiceServer(server, &orchestrator{run: run})
 	go server.Serve(listener)
 	t.Cleanup(server.Stop)
+	return listener
+}
+
+// dial serves run in memory and gives a client of it.
+func dial(t *testing.T, run func(*pb.RunRequest, stream) error) *Client {
+	t.Helper()
+	listener := serve(t, run)
 	inMemory := func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }
 	client, err := Dial("localhost", "s3cret", grpc.WithContextDialer(inMemory))
 	if err != nil {
@@ -211,6 +221,57 @@ func TestUnaryCallsFailWithTheSameError(t *testing.T) {
 	_, err := client.GetRun(t.Context(), &pb.GetRunRequest{RunId: "gone"})
 	if got := new(Error); !errors.As(err, &got) || got.Code != codes.NotFound {
 		t.Errorf("got %#v, want an *Error with %v", err, codes.NotFound)
+	}
+}
+
+// twoPods serves at two addresses behind one name, and gives a client of the name and who has served how often.
+func twoPods(t *testing.T, opts ...grpc.DialOption) (*Client, map[string]int) {
+	t.Helper()
+	served := map[string]int{}
+	pods := map[string]*bufconn.Listener{}
+	addresses := manual.NewBuilderWithScheme("test")
+	var state resolver.State
+	for _, name := range []string{"a", "b"} {
+		pods[name] = serve(t, func(_ *pb.RunRequest, s stream) error {
+			served[name]++ // one call at a time
+			return s.Send(finished(name))
+		})
+		state.Addresses = append(state.Addresses, resolver.Address{Addr: name})
+	}
+	addresses.InitialState(state)
+	inMemory := func(ctx context.Context, name string) (net.Conn, error) { return pods[name].DialContext(ctx) }
+	client, err := Dial("test:///pods", "s3cret", append([]grpc.DialOption{
+		grpc.WithResolvers(addresses),
+		grpc.WithContextDialer(inMemory),
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+	}, opts...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { client.Close() })
+	return client, served
+}
+
+func TestCallsAreSpreadOverAllAddressesOfAName(t *testing.T) {
+	client, served := twoPods(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	for len(served) < 2 { // all go to the first until there is a connection to the second
+		if _, err := drain(ctx, client); err != nil {
+			t.Fatalf("served = %v, err = %v", served, err)
+		}
+	}
+}
+
+func TestAnOptionOverridesHowCallsAreSpread(t *testing.T) {
+	client, served := twoPods(t, grpc.WithDefaultServiceConfig(`{"loadBalancingConfig": [{"pick_first": {}}]}`))
+	for range 20 {
+		if _, err := drain(t.Context(), client); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(served) != 1 {
+		t.Errorf("served = %v, want all by one", served)
 	}
 }
 

@@ -19,6 +19,9 @@ import {
   type RunResponse,
 } from "./gen/deadlinemesh/v1/orchestrator.js";
 
+/** gRPC's configuration of calls in turn to all addresses of a name. By its default all calls go to one of them. */
+const SPREAD = { "grpc.service_config": JSON.stringify({ loadBalancingConfig: [{ round_robin: {} }] }) };
+
 export interface DeadlineMeshOptions {
   /** The orchestrator's `host:port`, or any target that gRPC understands. */
   address: string;
@@ -26,7 +29,7 @@ export interface DeadlineMeshOptions {
   apiKey: string;
   /** How to connect. Left out: TLS, except to a loopback address, where the connection is plain. */
   credentials?: ChannelCredentials | undefined;
-  /** Settings of the gRPC channel. */
+  /** Settings of the gRPC channel. Unless they have a `grpc.service_config`, calls are spread over all addresses of a name. */
   channelOptions?: ChannelOptions | undefined;
 }
 
@@ -43,7 +46,8 @@ export class DeadlineMesh {
   readonly #metadata = new Metadata();
 
   constructor({ address, apiKey, credentials: chosen, channelOptions }: DeadlineMeshOptions) {
-    this.#stub = new OrchestratorServiceClient(address, chosen ?? defaultCredentials(address), channelOptions);
+    const options = { ...SPREAD, ...channelOptions };
+    this.#stub = new OrchestratorServiceClient(address, chosen ?? defaultCredentials(address), options);
     // Not call credentials: gRPC refuses those on a plain connection.
     this.#metadata.set("authorization", `Bearer ${apiKey}`);
   }

@@ -3,12 +3,14 @@ import { once } from "node:events";
 import { type TestContext, test } from "node:test";
 
 import {
+  type ChannelOptions,
   Metadata,
   Server,
   ServerCredentials,
   type ServerWritableStream,
   type ServiceError,
   type UntypedServiceImplementation,
+  credentials,
   status,
 } from "@grpc/grpc-js";
 
@@ -185,6 +187,33 @@ test("another domain's ErrorInfo is no reason", async (t) => {
 test("unary calls fail with the same error", async (t) => {
   const mesh = await serve(t, () => {});
   assert.equal((await failure(mesh.getRun("gone"))).code, status.NOT_FOUND);
+});
+
+/** Serves at two addresses, and gives a client of both and who has served. */
+async function twoPods(t: TestContext, channelOptions?: ChannelOptions): Promise<[DeadlineMesh, Set<string>]> {
+  const served = new Set<string>();
+  const pod = (name: string) =>
+    listen(t, (call) => {
+      served.add(name);
+      call.end();
+    });
+  const address = `ipv4:${await pod("a")},${await pod("b")}`;
+  const mesh = new DeadlineMesh({ address, apiKey: "s3cret", credentials: credentials.createInsecure(), channelOptions });
+  t.after(() => mesh.close());
+  return [mesh, served];
+}
+
+test("calls are spread over all addresses of a name", async (t) => {
+  const [mesh, served] = await twoPods(t, { "grpc.keepalive_time_ms": 20_000 });
+  // All go to the first until there is a connection to the second.
+  while (served.size < 2) await collect(mesh.run({}));
+});
+
+test("channelOptions override how calls are spread", async (t) => {
+  const config = JSON.stringify({ loadBalancingConfig: [{ pick_first: {} }] });
+  const [mesh, served] = await twoPods(t, { "grpc.service_config": config });
+  for (let calls = 0; calls < 20; calls++) await collect(mesh.run({}));
+  assert.equal(served.size, 1);
 });
 
 test("only a loopback address is spoken to without TLS by default", async (t) => {
