@@ -14,8 +14,9 @@ help: ## what there is to make
 
 setup: $(SETUP) ## make .venv with the package and all that developing it needs
 
+# The redirection has GNU make up to 4.2.1 use a shell: without one there is no `command`.
 $(SETUP): pyproject.toml constraints.txt
-	$(if $(shell command -v $(PYTHON)),$(PYTHON),python3) -m venv .venv
+	$(if $(shell command -v $(PYTHON) 2>/dev/null),$(PYTHON),python3) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 

@@ -1,11 +1,13 @@
 #!/bin/sh
-# Writes src/gen/ again from ../../protos. Needs `npm ci` and a Python with grpcio-tools, whose protoc is used, and
+# Writes src/gen/ again from ../../protos. Needs npm and a Python with grpcio-tools, whose protoc is used, and
 # grpcio-status, which brings google.rpc.
 set -eu
 cd "$(dirname "$0")"
 
 python=${PYTHON:-../../.venv/bin/python}
 google=$("$python" -c 'import google.rpc; print(google.rpc.__path__[0])')
+# Before the stubs are removed, so that they stay where it fails.
+[ -x node_modules/.bin/protoc-gen-ts_proto ] || npm ci
 
 rm -rf src/gen
 mkdir -p src/gen
