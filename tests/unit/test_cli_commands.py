@@ -16,6 +16,7 @@ import deadlinemesh.cli
 from deadlinemesh.cli import bench as benches
 from deadlinemesh.cli.app import _seconds, app
 from deadlinemesh.cli.output import EXIT_CODES
+from deadlinemesh.cli.settings import HopSettings
 from deadlinemesh.policy import hash_key
 
 
@@ -84,6 +85,18 @@ def test_settings_that_are_wrong_are_named_by_their_variables(monkeypatch: pytes
     code, _, err = dmesh("serve", "tool-runner")
     assert code == 2
     assert [line.split(": ")[1] for line in err.splitlines()] == ["DMESH_DRAIN_SECONDS", "DMESH_LOG_LEVEL"]
+
+
+def test_the_token_is_the_files_where_there_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DMESH_MESH_TOKEN", "stray")
+    assert HopSettings().token() == "stray"
+    file = tmp_path / "token"
+    monkeypatch.setenv("DMESH_MESH_TOKEN_FILE", str(file))
+    file.write_text("mounted\n")
+    assert HopSettings().token() == "mounted"
+    file.write_text("\n")
+    with pytest.raises(ValueError, match="is empty"):
+        HopSettings().token()
 
 
 def test_a_service_does_not_start_with_a_wrong_policy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -42,7 +42,8 @@ class HopSettings(BaseSettings):
     """The policy; the embedded one if absent."""
     mesh_token: str = ""
     mesh_token_file: Path | None = None
-    """The secret that peers of the mesh share; one of the two is needed."""
+    """The secret that peers of the mesh share; one of the two is needed. The file wins: a variable may come from anywhere, such as
+    a Kubernetes secret that is there for other keys."""
     llm_proxy: str = "dns:///llm-proxy:50052"
     tool_runner: str = "dns:///tool-runner:50053"
     """Where the orchestrator finds the other two."""
@@ -77,7 +78,7 @@ class HopSettings(BaseSettings):
 
     def token(self) -> str:
         """The mesh token. Raises OSError where its file cannot be read and ValueError where it is empty."""
-        token = self.mesh_token or (self.mesh_token_file.read_text().strip() if self.mesh_token_file else "")
+        token = self.mesh_token if self.mesh_token_file is None else self.mesh_token_file.read_text().strip()
         if not token:
             raise ValueError(f"the mesh token in {self.mesh_token_file} is empty")
         return token
