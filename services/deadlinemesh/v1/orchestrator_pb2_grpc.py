@@ -69,14 +69,16 @@ class OrchestratorServiceServicer:
         answer. The run is cancelled when the last client that watches it goes away.
 
         Errors: UNAUTHENTICATED without a known key; INVALID_ARGUMENT and NOT_FOUND with BadRequest, naming the valid choices;
-        DEADLINE_EXCEEDED at once when the call's deadline is too short for any work; UNAVAILABLE while draining.
+        DEADLINE_EXCEEDED at once when the call's deadline is too short for any work; RESOURCE_EXHAUSTED (SHED) with RetryInfo
+        when there is too much to do for this run to get a place in time; UNAVAILABLE while draining.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetRun(self, request, context):
-        """GetRun tells what is known of a run. NOT_FOUND when it is unknown, forgotten, or another tenant's.
+        """GetRun tells what is known of a run. NOT_FOUND when it is unknown, forgotten, or another tenant's; RESOURCE_EXHAUSTED
+        (TOO_LARGE) when its history does not fit into one message: ListRuns has the rest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -41,10 +41,13 @@ class OrchestratorServiceStub:
     answer. The run is cancelled when the last client that watches it goes away.
 
     Errors: UNAUTHENTICATED without a known key; INVALID_ARGUMENT and NOT_FOUND with BadRequest, naming the valid choices;
-    DEADLINE_EXCEEDED at once when the call's deadline is too short for any work; UNAVAILABLE while draining.
+    DEADLINE_EXCEEDED at once when the call's deadline is too short for any work; RESOURCE_EXHAUSTED (SHED) with RetryInfo
+    when there is too much to do for this run to get a place in time; UNAVAILABLE while draining.
     """
     GetRun: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.GetRunRequest, _orchestrator_pb2.GetRunResponse]
-    """GetRun tells what is known of a run. NOT_FOUND when it is unknown, forgotten, or another tenant's."""
+    """GetRun tells what is known of a run. NOT_FOUND when it is unknown, forgotten, or another tenant's; RESOURCE_EXHAUSTED
+    (TOO_LARGE) when its history does not fit into one message: ListRuns has the rest.
+    """
     ListRuns: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.ListRunsRequest, _orchestrator_pb2.ListRunsResponse]
     """ListRuns lists the tenant's known runs, newest first."""
     CancelRun: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.CancelRunRequest, _orchestrator_pb2.CancelRunResponse]
@@ -63,10 +66,13 @@ class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
     answer. The run is cancelled when the last client that watches it goes away.
 
     Errors: UNAUTHENTICATED without a known key; INVALID_ARGUMENT and NOT_FOUND with BadRequest, naming the valid choices;
-    DEADLINE_EXCEEDED at once when the call's deadline is too short for any work; UNAVAILABLE while draining.
+    DEADLINE_EXCEEDED at once when the call's deadline is too short for any work; RESOURCE_EXHAUSTED (SHED) with RetryInfo
+    when there is too much to do for this run to get a place in time; UNAVAILABLE while draining.
     """
     GetRun: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.GetRunRequest, _orchestrator_pb2.GetRunResponse]  # type: ignore[assignment]
-    """GetRun tells what is known of a run. NOT_FOUND when it is unknown, forgotten, or another tenant's."""
+    """GetRun tells what is known of a run. NOT_FOUND when it is unknown, forgotten, or another tenant's; RESOURCE_EXHAUSTED
+    (TOO_LARGE) when its history does not fit into one message: ListRuns has the rest.
+    """
     ListRuns: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.ListRunsRequest, _orchestrator_pb2.ListRunsResponse]  # type: ignore[assignment]
     """ListRuns lists the tenant's known runs, newest first."""
     CancelRun: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.CancelRunRequest, _orchestrator_pb2.CancelRunResponse]  # type: ignore[assignment]
@@ -88,7 +94,8 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
         answer. The run is cancelled when the last client that watches it goes away.
 
         Errors: UNAUTHENTICATED without a known key; INVALID_ARGUMENT and NOT_FOUND with BadRequest, naming the valid choices;
-        DEADLINE_EXCEEDED at once when the call's deadline is too short for any work; UNAVAILABLE while draining.
+        DEADLINE_EXCEEDED at once when the call's deadline is too short for any work; RESOURCE_EXHAUSTED (SHED) with RetryInfo
+        when there is too much to do for this run to get a place in time; UNAVAILABLE while draining.
         """
 
     @_abc_1.abstractmethod
@@ -97,7 +104,9 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _orchestrator_pb2.GetRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_orchestrator_pb2.GetRunResponse, _abc.Awaitable[_orchestrator_pb2.GetRunResponse]]:
-        """GetRun tells what is known of a run. NOT_FOUND when it is unknown, forgotten, or another tenant's."""
+        """GetRun tells what is known of a run. NOT_FOUND when it is unknown, forgotten, or another tenant's; RESOURCE_EXHAUSTED
+        (TOO_LARGE) when its history does not fit into one message: ListRuns has the rest.
+        """
 
     @_abc_1.abstractmethod
     def ListRuns(

@@ -146,7 +146,8 @@ type RunRequest struct {
 	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// What the user asks; not empty.
 	Prompt string `protobuf:"bytes,2,opt,name=prompt,proto3" json:"prompt,omitempty"`
-	// Instructions put before the conversation. Empty leaves them to policy.
+	// Instructions put before the conversation. They take the place of a system message that `history` begins with; where
+	// there is neither, policy's apply.
 	Instructions string `protobuf:"bytes,3,opt,name=instructions,proto3" json:"instructions,omitempty"`
 	// The conversation before the prompt, such as the `messages` of an earlier run; a valid history.
 	History []*Message `protobuf:"bytes,4,rep,name=history,proto3" json:"history,omitempty"`

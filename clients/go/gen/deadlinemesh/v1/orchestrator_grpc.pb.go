@@ -39,9 +39,11 @@ type OrchestratorServiceClient interface {
 	// answer. The run is cancelled when the last client that watches it goes away.
 	//
 	// Errors: UNAUTHENTICATED without a known key; INVALID_ARGUMENT and NOT_FOUND with BadRequest, naming the valid choices;
-	// DEADLINE_EXCEEDED at once when the call's deadline is too short for any work; UNAVAILABLE while draining.
+	// DEADLINE_EXCEEDED at once when the call's deadline is too short for any work; RESOURCE_EXHAUSTED (SHED) with RetryInfo
+	// when there is too much to do for this run to get a place in time; UNAVAILABLE while draining.
 	Run(ctx context.Context, in *RunRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RunResponse], error)
-	// GetRun tells what is known of a run. NOT_FOUND when it is unknown, forgotten, or another tenant's.
+	// GetRun tells what is known of a run. NOT_FOUND when it is unknown, forgotten, or another tenant's; RESOURCE_EXHAUSTED
+	// (TOO_LARGE) when its history does not fit into one message: ListRuns has the rest.
 	GetRun(ctx context.Context, in *GetRunRequest, opts ...grpc.CallOption) (*GetRunResponse, error)
 	// ListRuns lists the tenant's known runs, newest first.
 	ListRuns(ctx context.Context, in *ListRunsRequest, opts ...grpc.CallOption) (*ListRunsResponse, error)
@@ -118,9 +120,11 @@ type OrchestratorServiceServer interface {
 	// answer. The run is cancelled when the last client that watches it goes away.
 	//
 	// Errors: UNAUTHENTICATED without a known key; INVALID_ARGUMENT and NOT_FOUND with BadRequest, naming the valid choices;
-	// DEADLINE_EXCEEDED at once when the call's deadline is too short for any work; UNAVAILABLE while draining.
+	// DEADLINE_EXCEEDED at once when the call's deadline is too short for any work; RESOURCE_EXHAUSTED (SHED) with RetryInfo
+	// when there is too much to do for this run to get a place in time; UNAVAILABLE while draining.
 	Run(*RunRequest, grpc.ServerStreamingServer[RunResponse]) error
-	// GetRun tells what is known of a run. NOT_FOUND when it is unknown, forgotten, or another tenant's.
+	// GetRun tells what is known of a run. NOT_FOUND when it is unknown, forgotten, or another tenant's; RESOURCE_EXHAUSTED
+	// (TOO_LARGE) when its history does not fit into one message: ListRuns has the rest.
 	GetRun(context.Context, *GetRunRequest) (*GetRunResponse, error)
 	// ListRuns lists the tenant's known runs, newest first.
 	ListRuns(context.Context, *ListRunsRequest) (*ListRunsResponse, error)

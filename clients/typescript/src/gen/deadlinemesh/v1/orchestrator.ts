@@ -155,7 +155,10 @@ export interface RunRequest {
   requestId: string;
   /** What the user asks; not empty. */
   prompt: string;
-  /** Instructions put before the conversation. Empty leaves them to policy. */
+  /**
+   * Instructions put before the conversation. They take the place of a system message that `history` begins with; where
+   * there is neither, policy's apply.
+   */
   instructions: string;
   /** The conversation before the prompt, such as the `messages` of an earlier run; a valid history. */
   history: Message[];
@@ -2057,7 +2060,8 @@ export const OrchestratorServiceService = {
    * answer. The run is cancelled when the last client that watches it goes away.
    *
    * Errors: UNAUTHENTICATED without a known key; INVALID_ARGUMENT and NOT_FOUND with BadRequest, naming the valid choices;
-   * DEADLINE_EXCEEDED at once when the call's deadline is too short for any work; UNAVAILABLE while draining.
+   * DEADLINE_EXCEEDED at once when the call's deadline is too short for any work; RESOURCE_EXHAUSTED (SHED) with RetryInfo
+   * when there is too much to do for this run to get a place in time; UNAVAILABLE while draining.
    */
   run: {
     path: "/deadlinemesh.v1.OrchestratorService/Run" as const,
@@ -2068,7 +2072,10 @@ export const OrchestratorServiceService = {
     responseSerialize: (value: RunResponse): Buffer => Buffer.from(RunResponse.encode(value).finish()),
     responseDeserialize: (value: Buffer): RunResponse => RunResponse.decode(value),
   },
-  /** GetRun tells what is known of a run. NOT_FOUND when it is unknown, forgotten, or another tenant's. */
+  /**
+   * GetRun tells what is known of a run. NOT_FOUND when it is unknown, forgotten, or another tenant's; RESOURCE_EXHAUSTED
+   * (TOO_LARGE) when its history does not fit into one message: ListRuns has the rest.
+   */
   getRun: {
     path: "/deadlinemesh.v1.OrchestratorService/GetRun" as const,
     requestStream: false as const,
@@ -2107,10 +2114,14 @@ export interface OrchestratorServiceServer extends UntypedServiceImplementation 
    * answer. The run is cancelled when the last client that watches it goes away.
    *
    * Errors: UNAUTHENTICATED without a known key; INVALID_ARGUMENT and NOT_FOUND with BadRequest, naming the valid choices;
-   * DEADLINE_EXCEEDED at once when the call's deadline is too short for any work; UNAVAILABLE while draining.
+   * DEADLINE_EXCEEDED at once when the call's deadline is too short for any work; RESOURCE_EXHAUSTED (SHED) with RetryInfo
+   * when there is too much to do for this run to get a place in time; UNAVAILABLE while draining.
    */
   run: handleServerStreamingCall<RunRequest, RunResponse>;
-  /** GetRun tells what is known of a run. NOT_FOUND when it is unknown, forgotten, or another tenant's. */
+  /**
+   * GetRun tells what is known of a run. NOT_FOUND when it is unknown, forgotten, or another tenant's; RESOURCE_EXHAUSTED
+   * (TOO_LARGE) when its history does not fit into one message: ListRuns has the rest.
+   */
   getRun: handleUnaryCall<GetRunRequest, GetRunResponse>;
   /** ListRuns lists the tenant's known runs, newest first. */
   listRuns: handleUnaryCall<ListRunsRequest, ListRunsResponse>;
@@ -2125,11 +2136,15 @@ export interface OrchestratorServiceClient extends Client {
    * answer. The run is cancelled when the last client that watches it goes away.
    *
    * Errors: UNAUTHENTICATED without a known key; INVALID_ARGUMENT and NOT_FOUND with BadRequest, naming the valid choices;
-   * DEADLINE_EXCEEDED at once when the call's deadline is too short for any work; UNAVAILABLE while draining.
+   * DEADLINE_EXCEEDED at once when the call's deadline is too short for any work; RESOURCE_EXHAUSTED (SHED) with RetryInfo
+   * when there is too much to do for this run to get a place in time; UNAVAILABLE while draining.
    */
   run(request: RunRequest, options?: Partial<CallOptions>): ClientReadableStream<RunResponse>;
   run(request: RunRequest, metadata?: Metadata, options?: Partial<CallOptions>): ClientReadableStream<RunResponse>;
-  /** GetRun tells what is known of a run. NOT_FOUND when it is unknown, forgotten, or another tenant's. */
+  /**
+   * GetRun tells what is known of a run. NOT_FOUND when it is unknown, forgotten, or another tenant's; RESOURCE_EXHAUSTED
+   * (TOO_LARGE) when its history does not fit into one message: ListRuns has the rest.
+   */
   getRun(
     request: GetRunRequest,
     callback: (error: ServiceError | null, response: GetRunResponse) => void,
