@@ -10,7 +10,7 @@ RUN python3.11 -m venv /opt/pip && python3.11 -m venv --without-pip /opt/dmesh
 COPY pyproject.toml constraints.txt README.md ./
 COPY services services
 RUN /opt/pip/bin/pip --python /opt/dmesh/bin/python --no-cache-dir --disable-pip-version-check \
-    install --constraint constraints.txt ".[server]"
+    install --constraint constraints.txt ".[server,otlp]"
 
 FROM ${BASE}
 COPY --from=build /opt/dmesh /opt/dmesh

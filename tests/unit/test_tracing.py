@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,3 +55,9 @@ def test_it_is_closed_with_its_exporter() -> None:
 def test_a_destination_that_is_none_is_named(destination: str) -> None:
     with pytest.raises(ValueError, match="is not one of off, file:PATH, otlp"):
         tracing_to(destination, "hop-a")
+
+
+def test_without_the_exporter_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.grpc.trace_exporter", None)
+    with pytest.raises(ValueError, match=r'traces: otlp needs .*"deadline-mesh\[otlp\]"'):
+        tracing_to("otlp", "hop-a")

@@ -74,7 +74,10 @@ def _exporter(destination: str) -> SpanExporter:
         try:
             from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
         except ImportError:
-            raise ValueError("traces: otlp needs the package opentelemetry-exporter-otlp-proto-grpc") from None
+            raise ValueError(
+                "traces: otlp needs the package opentelemetry-exporter-otlp-proto-grpc: "
+                'pip install "deadline-mesh[otlp]"'
+            ) from None
         return Unhurried(OTLPSpanExporter(), piece=128)  # each is a request of its own
     raise ValueError(f"traces: {destination!r} is not one of off, file:PATH, otlp")
 
