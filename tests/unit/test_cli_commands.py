@@ -305,3 +305,12 @@ def test_a_pool_that_nobody_would_serve_is_told_before_anybody_calls(
     code, _, err = dmesh("serve", service)
     assert code == 2
     assert complaint in err
+
+
+@pytest.mark.parametrize("what", ["traces", "metrics"])
+def test_a_destination_that_is_none_is_told_before_anybody_calls(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    monkeypatch.setenv("DMESH_MESH_TOKEN", "t")
+    monkeypatch.setenv(f"DMESH_{what.upper()}", "jaeger:6831")
+    code, _, err = dmesh("serve", "llm-proxy")
+    assert code == 2
+    assert f"{what}: 'jaeger:6831' is not one of off, file:PATH, otlp" in err

@@ -17,6 +17,7 @@ from deadlinemesh.errors import choices
 from deadlinemesh.llm_proxy import servicer as llm_proxy
 from deadlinemesh.policy import SHARED, Policy, PolicyFile, Use, default_policy, refuse_what_stands
 from deadlinemesh.telemetry import JsonLinesSink, LogSink, MetricsSink, Sink, Telemetry, WhenIdle
+from deadlinemesh.telemetry.metering import LAST_EXPORT, metering_to
 from deadlinemesh.telemetry.tracing import tracing_to
 from deadlinemesh.tool_runner import servicer as tool_runner
 from deadlinemesh.transport import DeadlineInterceptor, Gate, MeshChannel, MeshGate, MeshServer, mesh_channel
@@ -43,7 +44,12 @@ def assemble(name: str, settings: HopSettings, stack: AsyncExitStack) -> Hop:
     """
     file = None if settings.policy_file is None else PolicyFile(settings.policy_file)
     policy = default_policy() if file is None else file.load()
-    sinks: list[Sink] = [LogSink(), MetricsSink()]
+    sinks: list[Sink] = [LogSink()]
+    # What is entered first is closed last: once everything has been told.
+    meters = metering_to(settings.metrics, name)
+    if meters is not None:
+        stack.callback(meters.shutdown, LAST_EXPORT)
+        sinks.append(MetricsSink(meters.get_meter("deadlinemesh")))
     if settings.events_file is not None:
         lines = JsonLinesSink(settings.events_file)
         stack.callback(lines.close)

@@ -63,6 +63,8 @@ class HopSettings(BaseSettings):
     addresses change."""
     traces: str = "off"
     """off, file:PATH or otlp."""
+    metrics: str = "off"
+    """Likewise."""
     events_file: Path | None = None
     """Where to append every event as a JSON line; nowhere if absent."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

@@ -3,6 +3,7 @@
 events.py       the events and `Telemetry`, which hands them to sinks
 sinks.py        the sinks
 tracing.py      switches OpenTelemetry's tracing on
+metering.py     switches OpenTelemetry's metrics on
 """
 
 from deadlinemesh.telemetry.events import (

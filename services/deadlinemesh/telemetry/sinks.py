@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from opentelemetry import metrics
+from opentelemetry.metrics import Meter
 
 from deadlinemesh.admission import Wait
 from deadlinemesh.deadline import Deferred
@@ -115,13 +115,12 @@ class CountingSink:
 
 
 class MetricsSink:
-    """Feeds OpenTelemetry's metrics API; without an SDK that costs next to nothing.
+    """Feeds instruments of OpenTelemetry that `meter` makes. docs/operating.md lists them.
 
     Names: RPC semantic conventions where they have one, ours under `mesh.`. Tenants are not labels: they have no bound.
     """
 
-    def __init__(self) -> None:
-        meter = metrics.get_meter("deadlinemesh")
+    def __init__(self, meter: Meter) -> None:
         self._duration = meter.create_histogram(
             "rpc.server.call.duration",
             unit="s",
