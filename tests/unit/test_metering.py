@@ -23,6 +23,7 @@ from deadlinemesh.telemetry import (
     CacheUsed,
     CacheWritten,
     CallEnded,
+    CallRefused,
     CallStarted,
     Event,
     FellBack,
@@ -60,6 +61,12 @@ LANDINGS: list[tuple[Event, str, float, dict[str, str]]] = [
         "rpc.server.call.duration",
         0.25,
         of_call("DEADLINE_EXCEEDED", **{"error.type": "DEADLINE_SPENT"}),
+    ),
+    (
+        CallRefused("llm-proxy", GENERATE, 1.0, 1.25, "RESOURCE_EXHAUSTED", "SHED"),
+        "rpc.server.call.duration",
+        0.25,
+        of_call("RESOURCE_EXHAUSTED", **{"mesh.tier": "", "error.type": "SHED"}),
     ),
     (
         ended("NOT_FOUND", ""),
