@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import logging
 import os
 import signal
 import statistics
 import sys
-from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,25 @@ async def ended(pid: int) -> None:
     finally:
         loop.remove_reader(process)
         os.close(process)
+
+
+@contextmanager
+def undying(pid: int) -> Iterator[None]:
+    """Have a process, once killed, be there until the block is left, as one is that hangs in a system call.
+
+    It is traced, and what is traced can be waited for by its parent only when its tracer has done so.
+    """
+    seize, any_child = 0x4206, 0x40000000  # PTRACE_SEIZE and __WALL
+    ptrace = ctypes.CDLL(None, use_errno=True).ptrace
+    ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+    if ptrace(seize, pid, None, None):
+        pytest.skip(f"no process may be traced here: {os.strerror(ctypes.get_errno())}")
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        while os.WIFSTOPPED(os.waitpid(pid, any_child)[1]):
+            pass
 
 
 def open_files() -> int:
@@ -442,6 +462,79 @@ async def test_a_keeper_that_a_tool_has_stopped_holds_up_no_kill_and_the_next_ca
             await call.stopped(Cause.CLIENT_CANCELLED)
         assert keeper not in children()
         assert (await runner.call("count")).content == "[1,2]"
+
+
+async def test_a_process_that_does_not_die_costs_no_other_tenant_its_processes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # A second, which is beyond the time that its keeper has to answer.
+    monkeypatch.setattr("deadlinemesh.tool_runner.workers.worker.PATIENCE", 20)
+    before = children()
+    async with running() as runner:
+        bolt, tasks = await runner.pid("bolt"), asyncio.all_tasks()
+        (keeper,) = children() - before
+        call = runner.begin("stay", "acme", how="sleep")
+        await call.told.wait()
+        (pid,) = call.pids
+        with undying(pid):
+            await call.stopped(Cause.DEADLINE_SPENT)
+            await asyncio.wait(asyncio.all_tasks() - tasks)  # until nobody waits for it any longer
+            assert alive(pid)
+            assert await runner.pid("bolt") == bolt
+            assert (await runner.call("count", "acme")).content == "[1,2]"
+            assert keeper in children()
+        await runner.pid("bolt")
+        assert keeper in children()
+
+
+async def test_the_end_of_a_call_does_not_wait_for_what_another_has_left() -> None:
+    before = children()
+    async with running() as runner:
+        acme, bolt = runner.begin("stay", "acme", how="setsid"), runner.begin("stay", "bolt", how="setsid")
+        await acme.told.wait()
+        await bolt.told.wait()
+        (keeper,) = children() - before
+        _, left = acme.pids
+        with undying(left):
+            killed = asyncio.create_task(ended(left))
+            await asyncio.sleep(0)  # until it is watched
+            acme.scope.stop(Cause.CLIENT_CANCELLED)
+            await killed  # so its worker's death is known, and its own is not
+            await bolt.stopped(Cause.CLIENT_CANCELLED)
+            assert not any(alive(pid) for pid in bolt.pids)
+            assert alive(left)
+            assert keeper in children()
+            assert {orphan.context.tenant_id for orphan in runner.orphans} <= {"acme"}
+        with pytest.raises(ClientCancelled):
+            await acme.task
+
+
+async def test_what_may_have_been_left_by_either_of_two_holds_up_both_but_not_for_ever() -> None:
+    before = children()
+    async with running() as runner:
+        calls = [runner.begin("stay", tenant, how="setsid") for tenant in ("acme", "bolt")]
+        for call in calls:
+            await call.told.wait()
+        (keeper,) = children() - before
+        workers, (left, _) = zip(*(call.pids for call in calls), strict=True)
+        with undying(left):
+            async with asyncio.TaskGroup() as ends:
+                for pid in workers:
+                    ends.create_task(ended(pid))
+                await asyncio.sleep(0)  # until each is watched
+                os.kill(keeper, signal.SIGSTOP)  # so that it learns of both deaths at once
+                for pid in workers:
+                    os.kill(pid, signal.SIGKILL)
+            os.kill(keeper, signal.SIGCONT)
+            for call in calls:
+                await call.task
+                finished = call.events[-1]
+                assert isinstance(finished, Finished)
+                assert "its process was killed by SIGKILL" in finished.outcome.content
+            assert alive(left)
+            assert keeper in children()
+        assert (await runner.call("count")).content == "[1,2]"
+        assert keeper in children()
 
 
 async def test_a_keeper_that_stands_still_is_no_reason_not_to_close(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,8 @@
     worker.py        one worker as the tool-runner sees it: a call goes in, progress and an answer come out
     worker_main.py   what a worker does
     keeper.py        the tool-runner's hold on its keeper, which starts workers and ends them
-    keeper_main.py   what the keeper does: fork, kill, reap
+    keeper_main.py   what the keeper does: fork, kill, reap; and what the two say to each other
+    leftovers.py     whose it is what dead workers have left
     frames.py        how both ends of a worker's socket talk
 
 The tool-runner itself never forks, since gRPC's threads would not survive it. It starts one small process, the keeper, which has no

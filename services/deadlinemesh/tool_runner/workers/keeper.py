@@ -11,13 +11,14 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from contextvars import Context
 from itertools import count
 from pathlib import Path
+from typing import Protocol
 
-from deadlinemesh.tool_runner.workers.keeper_main import COMMAND, ENDED, KILL, START
+from deadlinemesh.tool_runner.workers.keeper_main import COMMAND, KILL, OBEYED, REPORT, START
 from deadlinemesh.tool_runner.workers.worker import Worker
 
 __all__ = ["Keeper"]
@@ -25,7 +26,8 @@ __all__ = ["Keeper"]
 _LOG = logging.getLogger("deadlinemesh.tool_runner")
 
 KILLS_WITHIN = 0.5
-"""Seconds after which a keeper that was told to kill a worker, and has not, is taken to stand still: a tool may have stopped it."""
+"""Seconds after which a keeper that was told to kill a worker, and has not said that it obeyed, is taken to stand still: a tool may
+have stopped it. While the worker lives on, as one does that hangs in a system call, it is told again as often."""
 
 CLOSES_WITHIN = 5.0
 """The same, for one that was told to end every worker and itself."""
@@ -38,13 +40,34 @@ main(int(sys.argv[2]))
 """
 
 
+class Process(Protocol):
+    """What a keeper runs in, as `subprocess.Popen` has it."""
+
+    @property
+    def pid(self) -> int: ...
+    def kill(self) -> None: ...
+    def wait(self) -> int: ...
+
+
+def _launched(control: socket.socket, mark: str) -> Process:
+    """A process that keeps workers for the other end of `control`, with `mark` in its environment."""
+    return subprocess.Popen(
+        [sys.executable, "-c", _PROGRAM, json.dumps(_path()), str(control.fileno())],
+        stdin=subprocess.DEVNULL,
+        stdout=2,  # what a tool prints belongs to the log
+        pass_fds=[control.fileno()],
+        env=_environment(mark),
+        start_new_session=True,
+    )
+
+
 class Keeper:
     """A keeper process. Commands to it are queued from the moment it is started, so nobody waits for it to be ready.
 
-    Starting it takes the event loop about a millisecond. Raises OSError where it cannot be started.
+    Starting it takes the event loop about a millisecond. Raises OSError where it cannot be started. `launched` starts the process.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, launched: Callable[[socket.socket, str], Process] = _launched) -> None:
         self.lost = False
         """Whether the process is gone, and every worker with it."""
         self._loop = asyncio.get_running_loop()
@@ -53,19 +76,16 @@ class Keeper:
         self._workers: dict[int, Worker] = {}
         self._numbers = count(1)
         self._said = b""
+        self._kills = 0
+        """KILLs that it has been told."""
+        self._obeyed = 0
+        """How many of them it has obeyed, the first ones."""
         self._closing = False
         self._gone: asyncio.Future[None] = self._loop.create_future()
         self._control, theirs = socket.socketpair()
         self._control.setblocking(False)
         with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _PROGRAM, json.dumps(_path()), str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=2,  # what a tool prints belongs to the log
-                pass_fds=[theirs.fileno()],
-                env=_environment(self._mark),
-                start_new_session=True,
-            )
+            self._process = launched(theirs, self._mark)
         self._loop.add_reader(self._control, self._listen)
 
     def start(self, tenant_id: str) -> Worker:
@@ -98,11 +118,17 @@ class Keeper:
         except OSError:
             self._lose()
         else:
-            self._loop.call_later(KILLS_WITHIN, self._see_killed, number, context=Context())
+            self._kills += 1
+            self._loop.call_later(KILLS_WITHIN, self._see_obeyed, self._kills, number, context=Context())
 
-    def _see_killed(self, number: int) -> None:
-        if number in self._workers:
+    def _see_obeyed(self, kill: int, number: int) -> None:
+        if self.lost or self._closing:  # closing has a limit of its own, and no worker's end is told during it
+            return
+        if kill > self._obeyed:
             self._give_up()
+        elif number in self._workers:
+            # It may have obeyed and been stopped since; its answer to the next one tells.
+            self._kill(number)
 
     def _give_up(self) -> None:
         if not self.lost:
@@ -122,9 +148,12 @@ class Keeper:
             self._lose()
             return
         self._said += heard
-        whole = len(self._said) - len(self._said) % ENDED.size
-        for number, code in ENDED.iter_unpack(self._said[:whole]):
-            self._workers.pop(number).gone(code)
+        whole = len(self._said) - len(self._said) % REPORT.size
+        for what, number, code in REPORT.iter_unpack(self._said[:whole]):
+            if what == OBEYED:
+                self._obeyed += 1
+            else:
+                self._workers.pop(number).gone(code)
         self._said = self._said[whole:]
 
     def _lose(self) -> None:

@@ -2,6 +2,14 @@
 
 One process beside the tool-runner, with a single thread and without gRPC, so that it may fork. All workers are its children and
 it is the subreaper of their descendants, so a process below it that is not a worker was left by one that has ended.
+
+What the two say to each other on their socket, each in one fixed form:
+
+    START n      fork worker n; its end of its socket comes along
+    KILL n       kill worker n, if it is there; may be said again
+    OBEYED n     the answer to a KILL n, one for each and in their order: the signals are sent. It says that the keeper runs, and no
+                 more, as a process that hangs in a system call dies only when that returns
+    ENDED n, c   worker n is gone, with what it is known to have left
 """
 
 from __future__ import annotations
@@ -16,16 +24,21 @@ import sys
 import traceback
 from contextlib import suppress
 from select import select
+from time import monotonic
 from typing import NoReturn
 
-__all__ = ["COMMAND", "ENDED", "KILL", "START", "main"]
+from deadlinemesh.tool_runner.workers.leftovers import Leftovers
+
+__all__ = ["COMMAND", "ENDED", "KILL", "OBEYED", "REPORT", "START", "main"]
 
 COMMAND = struct.Struct("!cI")
 """From the tool-runner: what to do, and a worker's number. With START comes the worker's end of its socket."""
 START, KILL = b"S", b"K"
 
-ENDED = struct.Struct("!Ii")
-"""To the tool-runner: a worker's number, and its exit code or minus the number of the signal that killed it."""
+REPORT = struct.Struct("!cIi")
+"""To the tool-runner: what has been done or has happened, and a worker's number. With ENDED comes its exit code, or minus the
+number of the signal that killed it; with OBEYED, 0."""
+OBEYED, ENDED = b"O", b"E"
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -60,8 +73,13 @@ class _Keeper:
         control.set_inheritable(False)
         self._numbers: dict[int, int] = {}
         """Workers by process id."""
-        self._ending: list[tuple[int, int]] = []
-        """Workers that have ended, with their exit codes, but not yet all that they left behind."""
+        self._ended: dict[int, tuple[int, int]] = {}
+        """By number, the process ids and exit codes of workers that are dead, and whose end has not been told."""
+        self._left = Leftovers()
+        self._died: set[int] = set()
+        """Processes that have been waited for since what they may have left was last searched for."""
+        self._suspects: set[int] = set()
+        """The workers, by number, that they were, or were left by."""
         self._woken, self._waking = os.pipe()
         os.set_blocking(self._woken, False)
         os.set_blocking(self._waking, False)
@@ -70,14 +88,24 @@ class _Keeper:
 
     def run(self) -> None:
         while True:
-            ready, _, _ = select([self._control.fileno(), self._woken], [], [])
+            ready, _, _ = select([self._control.fileno(), self._woken], [], [], self._rest())
             if self._woken in ready:
                 with suppress(BlockingIOError):
                     os.read(self._woken, 4096)
-                self._reap()
-            if self._control.fileno() in ready and not self._obey():
-                self._end_all()
-                return
+            self._reap()
+            self._tell()
+            # All commands that are there, since a search among thousands of processes would else come before each of them.
+            while select([self._control], [], [], 0)[0]:
+                if not self._obey():
+                    self._end_all()
+                    return
+
+    def _rest(self) -> float | None:
+        """Seconds until there is something to do that nothing wakes it for."""
+        if self._died:
+            return 0.0
+        at = self._left.next_release_at
+        return None if at is None else max(0.0, at - monotonic())
 
     def _obey(self) -> bool:
         """Do what the tool-runner wants. False when it is gone."""
@@ -93,6 +121,7 @@ class _Keeper:
         else:
             for pid in [pid for pid, known in self._numbers.items() if known == number]:
                 _kill(pid)
+            self._report(OBEYED, number)
         return True
 
     def _start(self, number: int, fd: int) -> None:
@@ -101,8 +130,7 @@ class _Keeper:
             pid = os.fork()
         except OSError:  # no more processes, or no memory
             os.close(fd)
-            self._ending.append((number, _FAILED_TO_WORK))
-            self._tell()
+            self._report(ENDED, number, _FAILED_TO_WORK)
             return
         if pid == 0:
             self._be_a_worker(fd, keeper)
@@ -131,27 +159,49 @@ class _Keeper:
         os._exit(0)
 
     def _reap(self) -> None:
+        """Wait for what has died, and kill what that has left."""
+        self._wait()
+        if not self._died:
+            return
+        suspects = self._suspects
+        self._died, self._suspects = set(), set()
+        found = _children()
+        self._wait()  # what has died during the search may be what left some of the found
+        suspects = suspects | self._suspects | self._left.owners
+        sessions = self._numbers | {pid: number for number, (pid, _) in self._ended.items()}
+        for pid, session in found.items():
+            if pid in self._numbers or pid in self._left or pid in self._died:
+                continue
+            self._left.add(pid, {sessions[session]} if session in sessions else suspects, monotonic())
+            _kill(pid)
+
+    def _wait(self) -> None:
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
-                break
+                return
             if pid == 0:
-                break
+                return
+            self._died.add(pid)
             if pid in self._numbers:
-                self._ending.append((self._numbers.pop(pid), os.waitstatus_to_exitcode(status)))
-        if self._ending:
-            self._tell()
+                number = self._numbers.pop(pid)
+                self._ended[number] = pid, os.waitstatus_to_exitcode(status)
+                self._suspects.add(number)
+            else:
+                self._suspects |= self._left.gone(pid)
 
     def _tell(self) -> None:
-        """Tell who has ended, once nothing is left of them. What dies meanwhile wakes the keeper again."""
-        left = [pid for pid in _children() if pid not in self._numbers]
-        for pid in left:
-            _kill(pid)
-        if not left:
-            with suppress(ConnectionError):  # the tool-runner is gone, which the next turn finds out
-                self._control.sendall(b"".join(ENDED.pack(number, code) for number, code in self._ending))
-            self._ending.clear()
+        """Tell who has ended, of those of whom nothing is left."""
+        for pid in self._left.release(monotonic()):
+            print(f"process {pid}, left by a tool, was killed and does not end", file=sys.stderr, flush=True)
+        for number in [one for one in self._ended if one not in self._suspects and not self._left.hold(one)]:
+            _, code = self._ended.pop(number)
+            self._report(ENDED, number, code)
+
+    def _report(self, what: bytes, number: int, code: int = 0) -> None:
+        with suppress(ConnectionError):  # the tool-runner is gone, which the next turn finds out
+            self._control.sendall(REPORT.pack(what, number, code))
 
     def _end_all(self) -> None:
         while True:
@@ -172,19 +222,19 @@ def _kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def _children() -> list[int]:
-    """The children of this process. Where there is no /proc, none are known but those that were started here."""
-    own, found = os.getpid(), []
+def _children() -> dict[int, int]:
+    """The children of this process, with their sessions. Where there is no /proc, none are known but what was started here."""
+    own, found = os.getpid(), {}
     try:
         names = os.listdir("/proc")
     except OSError:
-        return []
+        return {}
     for name in names:
         if name.isdigit():
             with suppress(OSError, ValueError, IndexError):
                 with open(f"/proc/{name}/stat", "rb") as file:
-                    # The name of a process is in parentheses and may hold anything; its state and its parent follow.
+                    # The name of a process is in parentheses and may hold anything. State, parent, group and session follow.
                     after_name = file.read().rpartition(b") ")[2].split()
                 if int(after_name[1]) == own:
-                    found.append(int(name))
+                    found[int(name)] = int(after_name[3])
     return found
