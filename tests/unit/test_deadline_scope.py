@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import weakref
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
@@ -1120,3 +1121,25 @@ async def test_a_scope_that_is_over_is_gone_without_the_cycle_collector(
     finally:
         gc.set_debug(0)
         gc.garbage.clear()
+
+
+@pytest.mark.parametrize(("count", "at_once"), [(1, True), (300, False)])
+@in_virtual_time
+async def test_what_cut_work_held_is_freed_at_once_and_where_hundreds_end_together_soon(
+    count: int, at_once: bool
+) -> None:
+    hop, held = Hop(), list[weakref.ref[Stubborn]]()
+
+    async def hold() -> None:
+        thing = Stubborn()
+        held.append(weakref.ref(thing))
+        await asleep()
+
+    runs = [asyncio.create_task(hop.open().run(hold())) for _ in range(count)]
+    await asyncio.sleep(1.0)
+    hop.scopes.stop_all(Cause.CLIENT_CANCELLED)
+    await asyncio.wait(runs)
+    runs.clear()
+    assert all(thing() is None for thing in held) == at_once
+    await asyncio.sleep(2.0)
+    assert all(thing() is None for thing in held)

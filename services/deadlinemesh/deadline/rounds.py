@@ -17,6 +17,10 @@ CANCEL_AGAIN_AFTER = 0.05
 """Seconds between two rounds of cancellation: long enough for an orderly close, short beside any budget."""
 
 
+MANY = 64
+"""Ends within CANCEL_AGAIN_AFTER that are a burst."""
+
+
 class Round:
     """One round that is to come."""
 
@@ -45,6 +49,11 @@ class Rounds:
         self._to_come.append(one)
         self._time()
         return one
+
+    @property
+    def many(self) -> bool:
+        """Whether many are ending together."""
+        return len(self._to_come) > MANY
 
     def _time(self) -> None:
         while self._to_come and self._to_come[0].begin is None:

@@ -180,7 +180,8 @@ class Scope:
             self._task = None
             del task
             if isinstance(failure, asyncio.CancelledError):
-                self._owner._when_idle.free(failure.__traceback__)
+                if self._owner._rounds.many:
+                    self._owner._when_idle.free(failure.__traceback__)
                 failure.__traceback__ = None
             raise self.stopped() from (None if isinstance(failure, asyncio.CancelledError) else failure)
         if isinstance(failure, asyncio.CancelledError) and task.cancelling() == cancels:
