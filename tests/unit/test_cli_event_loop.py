@@ -34,11 +34,14 @@ async def exits() -> None:
 @both
 def test_a_task_that_exits_ends_itself_and_nothing_else(loop: Loop, caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> str:
-        bystander = asyncio.create_task(asyncio.sleep(0.01, "still here"))
+        over = asyncio.Event()
+        bystander = asyncio.create_task(over.wait())
         with pytest.raises(SystemExit):
             await asyncio.gather(exits())
         asyncio.get_running_loop().call_soon(sys.exit)
-        return await bystander
+        asyncio.get_running_loop().call_soon(over.set)
+        await bystander
+        return "still here"
 
     assert run(loop, main()) == "still here"
     assert caplog.text.count("a task tried to exit the process") == 2
