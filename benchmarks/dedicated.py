@@ -13,14 +13,13 @@ import os
 import random
 import signal
 import tempfile
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from benchmarks.paced import paced
 from benchmarks.process import started
-from benchmarks.report import quantile
 from deadlinemesh.client import DeadlineMesh
 from deadlinemesh.errors import MeshError
 from deadlinemesh.policy import hash_key, new_key
@@ -33,8 +32,8 @@ _HERE = Path(__file__).resolve().parent
 VICTIM, NEIGHBOUR = "victim", "neighbour"
 RUNS_PER_S = 8.0
 DEADLINE = 2.0
-WARM_UP, MEASURED = 2.0, 12.0
-"""Seconds of the victim's runs before the counting begins, and while it goes on."""
+MEASURED = 12.0
+"""Seconds of runs that count."""
 
 
 async def kept_by_the_dedicated(seed: str) -> dict[str, float]:
@@ -63,27 +62,14 @@ async def kept_by_the_dedicated(seed: str) -> dict[str, float]:
 
 
 async def _runs(mesh: DeadlineMesh, draw: random.Random) -> tuple[float, float]:
-    """Good answers a second, and p99 in seconds; no answer counts as DEADLINE."""
-    taken: list[float] = []
-
-    async def timed() -> None:
-        began = time.monotonic()
+    async def call() -> bool:
         try:
             finished = await mesh.answer("Calculate 6 * 7", deadline=DEADLINE)
-            good = finished.outcome == orchestrator_pb2.OUTCOME_COMPLETED and not finished.partial
         except MeshError:
-            good = False
-        if began >= counted_from:
-            taken.append(time.monotonic() - began if good else DEADLINE)
+            return False
+        return finished.outcome == orchestrator_pb2.OUTCOME_COMPLETED and not finished.partial
 
-    at = time.monotonic()
-    counted_from, until = at + WARM_UP, at + WARM_UP + MEASURED
-    runs = []
-    while (at := at + draw.expovariate(RUNS_PER_S)) < until:
-        await asyncio.sleep(max(0.0, at - time.monotonic()))
-        runs.append(asyncio.ensure_future(timed()))
-    await asyncio.gather(*runs)
-    return sum(one < DEADLINE for one in taken) / MEASURED, quantile(taken, 0.99)
+    return await paced(call, draw, per_s=RUNS_PER_S, deadline=DEADLINE, measured=MEASURED)
 
 
 @asynccontextmanager

@@ -8,11 +8,9 @@ semaphore. Last a whole mesh in which the victim is dedicated, while the event l
 
 from __future__ import annotations
 
-import asyncio
 import json
 import random
 import tempfile
-import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -20,8 +18,9 @@ from typing import Any
 
 from benchmarks.dedicated import kept_by_the_dedicated
 from benchmarks.isolation_peers import DEADLINE, SERVICE_S, SLOTS, TOKEN, Call, calls_to
+from benchmarks.paced import paced
 from benchmarks.process import started
-from benchmarks.report import Options, Result, bar, median, quantile, result
+from benchmarks.report import Options, Result, bar, median, result
 from deadlinemesh.policy import hash_key, new_key
 
 __all__ = ["isolation"]
@@ -30,8 +29,8 @@ POOLS = {"model slots": "llm-proxy", "http connections": "tool-runner", "worker 
 FAIR_PER_S = SLOTS / 2 / SERVICE_S
 VICTIM_PER_S = FAIR_PER_S / 2
 AGGRESSOR_PER_S = FAIR_PER_S * 100
-WARM_UP, MEASURED = 2.0, 8.0
-"""Seconds of the victim's calls before the counting begins, and while it goes on."""
+MEASURED = 8.0
+"""Seconds of the victim's calls that count."""
 
 
 async def isolation(options: Options) -> Result:
@@ -78,23 +77,7 @@ async def _compare(pool: str, port: int, seed: str) -> dict[str, float]:
 
 
 async def _victim(call: Call, draw: random.Random) -> tuple[float, float]:
-    """The same calls at the same instants each time. Good answers a second, and p99 in seconds; no answer counts as DEADLINE."""
-    taken: list[float] = []
-
-    async def timed() -> None:
-        began = time.monotonic()
-        good = await call()
-        if began >= counted_from:
-            taken.append(time.monotonic() - began if good else DEADLINE)
-
-    at = time.monotonic()
-    counted_from, until = at + WARM_UP, at + WARM_UP + MEASURED
-    calls = []
-    while (at := at + draw.expovariate(VICTIM_PER_S)) < until:
-        await asyncio.sleep(max(0.0, at - time.monotonic()))
-        calls.append(asyncio.ensure_future(timed()))
-    await asyncio.gather(*calls)
-    return sum(one < DEADLINE for one in taken) / MEASURED, quantile(taken, 0.99)
+    return await paced(call, draw, per_s=VICTIM_PER_S, deadline=DEADLINE, measured=MEASURED)
 
 
 @asynccontextmanager
