@@ -74,10 +74,13 @@ async def test_what_stalls_the_loop_is_named_with_its_tenant(stall: Callable[[],
             await asyncio.create_task(child())
 
         context = context_of("acme")
-        await hop.scopes.open(context).run(work())
-        lag = await hop.lags.get()
-        assert lag.context == context
+        for _ in range(20):
+            await hop.scopes.open(context).run(work())
+            lag = await hop.lags.get()
+            if lag.function:
+                break  # else the machine was too busy to let the watch look in time
         assert lag.function.startswith(f"{__name__}.{stall.__name__}:")
+        assert lag.context == context
         assert lag.seconds >= LAGS_AFTER
 
 

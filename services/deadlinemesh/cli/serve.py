@@ -39,6 +39,7 @@ async def _serve(name: str, settings: HopSettings, announce: bool) -> None:
     assert starting is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, starting.cancel)  # until the server takes it over
     async with AsyncExitStack() as stack:
+        stack.callback(_end_as_told)
         hop = assemble(name, settings, stack)
         server = hop.server
         port = await server.start()
@@ -54,6 +55,13 @@ async def _serve(name: str, settings: HopSettings, announce: bool) -> None:
             following.cancel()
             await asyncio.wait({following})
         _LOG.info("%s has drained", name)
+
+
+def _end_as_told() -> None:
+    """Let no further signal end the process: it is as good as gone, and its exit code tells what became of its work."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().remove_signal_handler(number)  # else it gives back the default as it closes
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _log_to_stderr(settings: HopSettings) -> None:

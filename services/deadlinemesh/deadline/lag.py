@@ -3,8 +3,8 @@
 One function that computes or blocks delays the deadlines of every tenant on its loop. While there is work at all, a thread asks the
 loop for a sign of life, and where that fails to come it looks at what the loop is doing. Calls themselves are not touched.
 
-What holds the interpreter as well, such as one long match of a regular expression, is looked at as it ends, and found all the same:
-the thread has been waiting for its turn since.
+What holds the interpreter as well, such as one long match of a regular expression, is looked at as it ends, and found all the same
+unless the machine is too busy: the thread has been waiting for its turn since. What was gone before the look is not guessed at.
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ class Lag:
 
     seconds: float
     function: str
-    """Where it was found most often: the innermost function that is not of the standard library, and its line."""
+    """Where it was found most often: the innermost function that is not of the standard library, and its line. Empty where it was
+    gone before it could be looked at."""
     context: DeadlineContext | None
-    """The call for which it worked; None where it worked for none."""
+    """The call for which it worked; None where it worked for none, or that is not known."""
 
 
 class LagWatch:
@@ -78,17 +79,21 @@ class LagWatch:
             return
         seen: Counter[tuple[str, DeadlineContext | None]] = Counter()
         while True:
-            seen[self._look()] += 1
+            if found := self._look():
+                seen[found] += 1
             if self._answered.wait(_LOOK_EVERY) or self._stopped.is_set():
                 break
-        (function, context), _ = seen.most_common(1)[0]
+        function, context = seen.most_common(1)[0][0] if seen else ("", None)
         lag = Lag(time.monotonic() - asked_at, function, context)
         self._loop.call_soon_threadsafe(self._on_lag, lag, context=Context())
 
-    def _look(self) -> tuple[str, DeadlineContext | None]:
+    def _look(self) -> tuple[str, DeadlineContext | None] | None:
+        """What the loop works on, and for which call; None where it has gone on meanwhile, and this tells nothing."""
         task = asyncio.current_task(self._loop)
-        context = None if task is None else self._scopes.context_of(task)
-        return _innermost(sys._current_frames().get(self._loop_thread)), context
+        function = _innermost(sys._current_frames().get(self._loop_thread))
+        if not function or self._answered.is_set() or asyncio.current_task(self._loop) is not task:
+            return None
+        return function, None if task is None else self._scopes.context_of(task)
 
 
 def _waits(frame: FrameType | None) -> bool:
@@ -104,13 +109,22 @@ _WAITING = {("selectors", "select"), ("asyncio.runners", "run")}
 
 
 def _innermost(frame: FrameType | None) -> str:
+    """The innermost function that is not of the standard library, or the innermost of all; empty where it is the loop's own."""
     first = frame
-    while frame is not None:
+    while frame is not None and not _is_of_the_loop(frame):
         module = str(frame.f_globals.get("__name__", ""))
         if module.partition(".")[0] not in sys.stdlib_module_names:
             return _named(frame)
         frame = frame.f_back
-    return "" if first is None else _named(first)
+    return "" if first is None or first is frame or _waits(first) else _named(first)
+
+
+def _is_of_the_loop(frame: FrameType) -> bool:
+    return frame.f_code.co_name == "run_until_complete" or frame.f_code in _TURNS
+
+
+_TURNS = {asyncio.Handle._run.__code__, asyncio.BaseEventLoop._run_once.__code__}  # type: ignore[attr-defined]  # not of its stub
+"""What of asyncio's own loop calls callbacks, and what calls that."""
 
 
 def _named(frame: FrameType) -> str:

@@ -92,7 +92,7 @@ class LoopLagged:
     run_id: str
     seconds: float
     function: str
-    """Where it was found: module, function and line."""
+    """Where it was found: module, function and line. Empty where it was gone before it could be looked at."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,8 @@ class LogSink:
         elif isinstance(event, LoopLagged):
             _LOG.warning(
                 "the event loop of %s stood still for %.3fs in %s: tenant=%s run=%s",
-                *(event.hop, event.seconds, event.function, event.tenant_id or "none", event.run_id or "none"),
+                *(event.hop, event.seconds, event.function or "something unknown"),
+                *(event.tenant_id or "none", event.run_id or "none"),
             )
         elif isinstance(event, MalformedRemaining):
             _LOG.warning("ignored deadline-remaining-us %s sent to %s%s", event.value, event.hop, event.method)
