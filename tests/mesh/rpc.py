@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import grpc
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 from opentelemetry import trace
 
 from deadlinemesh.deadline import SYSTEM_CLOCK, DeadlineContext, Scopes
@@ -32,6 +34,15 @@ GENEROUS = 20.0
 def within_bounds(waited: Awaitable[T]) -> Awaitable[T]:
     """`waited`, or a TimeoutError where the mesh is broken."""
     return asyncio.wait_for(waited, GENEROUS)
+
+
+def error_info(error: grpc.aio.AioRpcError) -> dict[str, str]:
+    """The reason in the details of a status, and their metadata."""
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # it has all that is read of a call
+    assert status is not None
+    info = error_details_pb2.ErrorInfo()
+    assert any(one.Unpack(info) for one in status.details)
+    return {"reason": info.reason, **info.metadata}
 
 
 def with_seconds(seconds: float, *, tenant_id: str = "acme") -> DeadlineContext:

@@ -8,7 +8,20 @@ from typing import Any
 
 import grpc
 import pytest
-from tests.mesh.rpc import ARITIES, STREAMING, TOKEN, Act, Facts, begin, expected, finish, handler, methods, register
+from tests.mesh.rpc import (
+    ARITIES,
+    STREAMING,
+    TOKEN,
+    Act,
+    Facts,
+    begin,
+    error_info,
+    expected,
+    finish,
+    handler,
+    methods,
+    register,
+)
 from tests.virtual import in_virtual_time, now, with_seconds
 
 from deadlinemesh.deadline import current, entered
@@ -17,7 +30,6 @@ from deadlinemesh.telemetry import CallEnded, OrphanReported, Telemetry
 from deadlinemesh.testing import virtual_time
 from deadlinemesh.testing.memory import MemoryChannel, MemoryServer
 from deadlinemesh.transport import DeadlineInterceptor, MeshChannel, MeshGate, error_from
-from deadlinemesh.transport.status import info_metadata
 from deadlinemesh.transport.wire import LEAST_TRANSIT
 
 each_arity = pytest.mark.parametrize("arity", ARITIES)
@@ -239,7 +251,7 @@ async def test_a_status_sent_at_the_deadline_reaches_a_caller_that_has_no_timer(
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await finish(begin(hop.raw, arity, metadata=metadata.items()), arity)
     assert now() == 3.0
-    assert info_metadata(raised.value)["reason"] == "DEADLINE_SPENT"
+    assert error_info(raised.value)["reason"] == "DEADLINE_SPENT"
     assert isinstance(error_from(raised.value, "hop-a"), DeadlineSpentUpstream)
 
 

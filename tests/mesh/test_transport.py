@@ -18,6 +18,7 @@ from tests.mesh.rpc import (
     TOKEN,
     Asleep,
     begin,
+    error_info,
     expected,
     finish,
     handler,
@@ -58,7 +59,7 @@ from deadlinemesh.transport import (
     wire,
 )
 from deadlinemesh.transport.server import LIVENESS
-from deadlinemesh.transport.status import code_of, info_metadata
+from deadlinemesh.transport.status import code_of
 
 SOON = 0.4
 """Seconds of deadlines that are meant to pass, but not before the handler has begun."""
@@ -119,7 +120,7 @@ async def test_a_hop_sends_the_status_of_its_spent_deadline_even_where_the_calle
     async with serving(methods(Asleep())) as hop:
         error = await failure(begin(hop.raw, arity, metadata=stamped(SOON)), arity)
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    metadata = info_metadata(error)
+    metadata = error_info(error)
     assert (metadata["reason"], metadata["hop"]) == ("DEADLINE_SPENT", "hop-a")
     assert 0 < float(metadata["granted_ms"]) <= SOON * 1000
     assert float(metadata["elapsed_ms"]) >= float(metadata["granted_ms"])
@@ -257,7 +258,7 @@ async def test_the_client_of_a_handler_that_will_not_end_is_answered_all_the_sam
         let_go.set()
         ended = await hop.facts.see(CallEnded)
         await within_bounds(hop.interceptor.scopes.emptied())
-    assert (error.code(), info_metadata(error)["reason"]) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_SPENT")
+    assert (error.code(), error_info(error)["reason"]) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_SPENT")
     assert (orphan.hop, orphan.tenant_id, orphan.run_id) == ("hop-a", "acme", "run-1")
     assert " at " in orphan.task
     assert 0.22 < orphan.age < 10.0
@@ -388,7 +389,7 @@ async def test_a_call_that_arrives_expired_is_refused_before_its_handler_runs(ar
     asleep = Asleep()
     async with serving(methods(asleep)) as hop:
         error = await failure(begin(hop.raw, arity, requests=(), metadata=stamped(LONG, remaining="0")), arity)
-    assert info_metadata(error)["reason"] == "DEADLINE_SPENT"
+    assert error_info(error)["reason"] == "DEADLINE_SPENT"
     assert not asleep.began.is_set()
 
 

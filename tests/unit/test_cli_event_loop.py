@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import ContextVar, copy_context
@@ -119,6 +121,39 @@ def test_timers_call_with_their_arguments_in_the_context_they_are_given(loop: Lo
                 assert await seen == ("argument", expected)
 
     run(loop, main())
+
+
+@both
+def test_lookups_that_hang_hold_up_no_other(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    dead = threading.Event()
+
+    def look_up(host: str, port: int) -> list[object]:
+        if host == "dead.example":
+            dead.wait()
+        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", ("192.0.2.1", port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+
+    async def main() -> object:
+        lookup = asyncio.get_running_loop().getaddrinfo
+        hanging = [asyncio.ensure_future(lookup("dead.example", 443)) for _ in range(100)]
+        found = await lookup("live.example", 443)
+        for one in hanging:
+            one.cancel()
+        await asyncio.wait(hanging)
+        return found
+
+    assert run(loop, main()) == [(socket.AF_INET, socket.SOCK_STREAM, 0, "", ("192.0.2.1", 443))]
+    dead.set()
+
+
+@both
+def test_a_name_is_found(loop: Loop) -> None:
+    async def main() -> Any:
+        return await asyncio.get_running_loop().getaddrinfo("localhost", 80, type=socket.SOCK_STREAM)
+
+    found: Any = run(loop, main())
+    assert {address[0] for *_, address in found} & {"127.0.0.1", "::1"}
 
 
 def test_services_run_on_uvloop_and_where_there_is_none_on_asyncios_own() -> None:

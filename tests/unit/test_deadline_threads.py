@@ -11,9 +11,11 @@ from collections.abc import AsyncIterator
 import pytest
 
 from deadlinemesh.deadline import SYSTEM_CLOCK, DeadlineContext, Orphan, Scope, Scopes
+from deadlinemesh.deadline import threads as module
 from deadlinemesh.deadline.scope import REPORT_ORPHAN_AFTER
 from deadlinemesh.deadline.threads import Threads
 from deadlinemesh.errors import Cause, ClientCancelled, DeadlineSpent
+from deadlinemesh.tool_runner.kinds.cancelled_once import cancelled_once
 
 
 class Hop:
@@ -158,6 +160,31 @@ async def test_an_orphan_takes_nobody_elses_place(block: Block) -> None:
     assert len(hop.orphans) == 1
     block.let_go()
     assert await asyncio.gather(*(asyncio.to_thread(abs, -n) for n in range(5))) == list(range(5))
+
+
+async def test_what_is_cancelled_once_owns_no_thread_and_its_scope_does(block: Block) -> None:
+    with_threads(1)
+    hop = Hop()
+    scope = hop.open()
+    running = asyncio.create_task(scope.run(cancelled_once(asyncio.to_thread(block))))
+    await block.began.wait()
+    scope.stop(Cause.DEADLINE_SPENT)
+    with pytest.raises(DeadlineSpent):
+        await running
+    await hop.reported.wait()
+    assert [(orphan.context.tenant_id, orphan.task) for orphan in hop.orphans] == [
+        ("acme", f"a thread in {__name__}.Block")
+    ]
+
+
+async def test_threads_that_nobody_needs_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "IDLE_FOR", 0.0)
+    threads = with_threads(8)
+    ends: list[threading.Thread] = []
+    await asyncio.gather(*(asyncio.to_thread(lambda: ends.append(threading.current_thread())) for _ in range(8)))
+    for thread in ends:
+        thread.join()
+    assert await asyncio.wrap_future(threads.submit(str, 1)) == "1"
 
 
 def test_a_thread_that_blocks_keeps_no_process_from_ending() -> None:

@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import socket
 import time
 from collections.abc import Awaitable, Callable, Generator
 from contextvars import Context
+from functools import partial
 from math import ceil
 from typing import Any, TypeVar, TypeVarTuple
+
+from deadlinemesh.deadline.threads import Threads
 
 __all__ = ["event_loop"]
 
@@ -22,11 +27,19 @@ _LOG = logging.getLogger("deadlinemesh")
 
 
 class _Undeterred(asyncio.AbstractEventLoop):
-    """No task but the main one can end it.
+    """No task but the main one can end it, and no lookup of a name holds up another.
 
     A SystemExit ends other event loops, wherever it comes from: by `sys.exit()` in a task of its own, one tenant's tool would end
-    the calls of all.
+    the calls of all. And they look names up in a few threads: those of one host whose nameserver is dead would take them all.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        # As many as there are connections being opened, of which policy bounds the number.
+        self._lookups = Threads(math.inf)
+
+    async def getaddrinfo(self, host: Any, port: Any, **options: Any) -> Any:
+        return await self.run_in_executor(self._lookups, partial(socket.getaddrinfo, host, port, **options))
 
     def run_until_complete(self, future: Generator[Any, None, T] | Awaitable[T]) -> T:
         main = asyncio.ensure_future(future, loop=self)  # type: ignore[arg-type]  # asyncio itself does so

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
-from contextvars import Context, Token, copy_context
+from contextvars import Context, ContextVar, Token, copy_context
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
@@ -443,11 +443,21 @@ def current_scope() -> Scope | None:
     return _HERE.get()[1]
 
 
-def outside_any_scope() -> Context:
-    """A copy of the current context in which no scope adopts what is started."""
+def outside_any_scope(*, but_threads: bool = False) -> Context:
+    """A copy of the current context in which no scope adopts what is started; `but_threads`, the current one still owns those."""
     outside = copy_context()
     outside.run(_HERE.set, (_HERE.get()[0], None))
+    if but_threads:
+        outside.run(_OWNS_THREADS.set, current_scope())
     return outside
+
+
+_OWNS_THREADS: ContextVar[Scope | None] = ContextVar("owns threads", default=None)
+
+
+def owner_of_threads() -> Scope | None:
+    """The scope that owns what the running task has done in threads: the current one, or the one that it was taken out of."""
+    return current_scope() or _OWNS_THREADS.get()
 
 
 def own_tasks(loop: asyncio.AbstractEventLoop) -> None:

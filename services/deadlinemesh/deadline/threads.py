@@ -18,9 +18,12 @@ from contextvars import Context
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
-from deadlinemesh.deadline.scope import REPORT_ORPHAN_AFTER, Scope, current_scope
+from deadlinemesh.deadline.scope import REPORT_ORPHAN_AFTER, Scope, owner_of_threads
 
 __all__ = ["Threads", "own_threads"]
+
+IDLE_FOR = 10.0
+"""Seconds for which a thread waits for work before it ends."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -32,7 +35,7 @@ class Threads(ThreadPoolExecutor):
     It is a ThreadPoolExecutor by name only, as asyncio takes no other for its default.
     """
 
-    def __init__(self, most: int = min(32, (os.cpu_count() or 1) + 4)) -> None:
+    def __init__(self, most: float = min(32, (os.cpu_count() or 1) + 4)) -> None:
         super().__init__(1)
         self._most = most
         self._changed = threading.Condition()
@@ -57,7 +60,7 @@ class Threads(ThreadPoolExecutor):
                 except RuntimeError:
                     self._line.remove(work)
                     raise
-        scope = current_scope()
+        scope = owner_of_threads()
         if scope is not None:
             loop = asyncio.get_running_loop()
             disown = scope.own(partial(self._unwanted, work, scope, loop))
@@ -85,12 +88,13 @@ class Threads(ThreadPoolExecutor):
     def _serve(self) -> None:
         while True:
             with self._changed:
+                needed = True
                 while not self._line:
-                    if self._closed:
+                    if self._closed or not needed:
                         self._wanted -= 1
                         return
                     self._idle += 1
-                    self._changed.wait()
+                    needed = self._changed.wait(IDLE_FOR)
                     self._idle -= 1
                 work = self._line.popleft()
             work.run()

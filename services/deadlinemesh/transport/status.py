@@ -7,7 +7,7 @@ refusals that pass a `RetryInfo`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
@@ -190,9 +190,3 @@ def _details_of(
         # Unreadable, or in contradiction to the status: whoever wrote them cannot be trusted on either.
         return None, (), None
     return info, violations, retry_after
-
-
-def info_metadata(error: grpc.aio.AioRpcError) -> Mapping[str, str]:
-    """`reason` and the metadata of the mesh's ErrorInfo in `error`; empty where it has none. For tools that print."""
-    info, _, _ = _details_of(error)
-    return {} if info is None else {"reason": info.reason, **info.metadata}

@@ -27,8 +27,8 @@ async def cancelled_once(work: Coroutine[Any, Any, T]) -> T:
 
     The caller waits for that, so its scope sees, counts and reports whatever takes too long.
     """
-    # The scope must not adopt the task, or it would cancel it itself.
-    task = asyncio.get_running_loop().create_task(work, context=outside_any_scope())
+    # The scope must not adopt the task, or it would cancel it itself. Nothing can cancel a thread that looks up a name.
+    task = asyncio.get_running_loop().create_task(work, context=outside_any_scope(but_threads=True))
     cancelled: asyncio.CancelledError | None = None
     cancels = 0
     while not task.done():
