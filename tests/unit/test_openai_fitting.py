@@ -63,6 +63,13 @@ def test_a_question_that_is_too_long_by_itself_keeps_its_head_and_tail() -> None
     assert kept.content.endswith(" end")
 
 
+def test_the_newest_results_stay_though_the_system_has_the_last_word() -> None:
+    asks, result = exchange(1, 20)[1:]
+    time_left = Message(Role.SYSTEM, "About 5 seconds are left.")
+    kept = fitted((Message(Role.USER, "x" * 10_000), asks, result, time_left), 300)
+    assert kept[1:] == (asks, result, time_left)
+
+
 def test_output_takes_at_most_half_the_window() -> None:
     assert room_for_input(1000, 200) == 640
     assert room_for_input(1000, 5000) == 400
@@ -103,7 +110,8 @@ def oldest_exchange(messages: list[Message]) -> slice | None:
     end = start + 1
     while messages[start].tool_calls and end < len(messages) and messages[end].role is Role.TOOL:
         end += 1
-    return slice(start, end) if end < len(messages) else None
+    last = max(i for i, m in enumerate(messages) if m.role is not Role.SYSTEM)
+    return slice(start, end) if end <= last else None
 
 
 def content(letter: str, length: int) -> str:

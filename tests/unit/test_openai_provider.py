@@ -321,6 +321,22 @@ async def test_results_follow_their_calls_directly_as_the_endpoint_demands() -> 
         assert sent[3] == {"role": "tool", "content": "2", "tool_call_id": "c2"}
 
 
+async def test_what_the_system_says_later_stands_at_the_end_of_the_message_before_it() -> None:
+    rules, late = Message(Role.SYSTEM, "Be brief."), Message(Role.SYSTEM, "About 5 seconds are left.")
+    asks, result = Message(Role.ASSISTANT, "", (ToolCall("c1", "look", "{}"),)), Message(Role.TOOL, "1", (), "c1")
+    said = Message(Role.ASSISTANT, "done")
+    async with endpoint(*[streams(chunk(reason="stop"))] * 3) as (fake, provider):
+        await all_of(provider, turn(rules, *HELLO, asks, result, late))
+        await all_of(provider, turn(rules, rules, *HELLO, late, late))
+        await all_of(provider, turn(*HELLO, said, late))
+        after_a_result, after_a_question, after_an_answer = (request["messages"] for request in fake.requests)
+    assert [one["role"] for one in after_a_result] == ["system", "user", "assistant", "tool"]
+    assert after_a_result[-1]["content"] == "1\n\nAbout 5 seconds are left."
+    assert [one["role"] for one in after_a_question] == ["system", "system", "user"]
+    assert after_a_question[-1]["content"] == "hello\n\nAbout 5 seconds are left.\n\nAbout 5 seconds are left."
+    assert [one["role"] for one in after_an_answer] == ["user", "assistant", "user"]
+
+
 @pytest.mark.parametrize(
     ("headers", "wait"),
     [
@@ -418,6 +434,34 @@ async def test_what_is_no_text_where_one_belongs_is_a_failure_of_the_provider(de
 async def test_a_reason_that_is_no_text_is_a_failure_of_the_provider() -> None:
     reason: Any = ["stop"]
     assert isinstance(await failure(streams(chunk(content="a"), chunk(reason=reason))), UpstreamFailed)
+
+
+@pytest.mark.parametrize("reason", ["abort", "error", "insufficient_system_resource"])
+async def test_a_reason_that_says_that_the_provider_failed_is_its_failure(reason: str) -> None:
+    error = await failure(streams(chunk(content="half"), chunk(reason=reason)))
+    assert isinstance(error, UpstreamFailed)
+    assert reason in str(error)
+
+
+async def test_a_reason_that_is_empty_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai, "COUNTED_WITHIN", 0.0)
+    text = (chunk(content="a", reason=""), chunk(content="b", reason=""), chunk(reason="stop"))
+    calls = (
+        chunk(tool_calls=[part(0, "", "c1", "look")], reason=""),
+        chunk(tool_calls=[part(0, '{"a":1}')], reason=""),
+        chunk(reason="tool_calls"),
+    )
+    async with endpoint(streams(*text), streams(*calls)) as (_, provider):
+        assert await all_of(provider) == [TextDelta("a"), TextDelta("b"), TurnEnded(FinishReason.STOP, 11, 1)]
+        called, _ = await all_of(provider)
+    assert called == ToolCallReady(ToolCall("c1", "look", '{"a":1}'))
+
+
+@pytest.mark.parametrize("kept_alive", ["retry: 3000\n\n", "data:\n\n", "event: ping\n\n", "id: 1\n\n: ping\n\n"])
+async def test_an_event_without_data_is_passed_over(kept_alive: str) -> None:
+    answer = (kept_alive, chunk(content="a"), kept_alive, chunk(reason="stop"))
+    async with endpoint(streams(*answer)) as (_, provider):
+        assert await all_of(provider) == [TextDelta("a"), TurnEnded(FinishReason.STOP, 11, 1)]
 
 
 @pytest.mark.parametrize(
@@ -554,8 +598,20 @@ def test_a_missing_key_is_told_by_its_name(monkeypatch: pytest.MonkeyPatch) -> N
     model = OpenAIModel(provider="openai", model="m", api_key_env="SOME_KEY")
     with pytest.raises(ValueError, match="SOME_KEY"):
         provider_of(model)
-    monkeypatch.setenv("SOME_KEY", "sesame")
-    assert isinstance(provider_of(model), OpenAIProvider)
+    monkeypatch.setenv("SOME_KEY", " \n")
+    with pytest.raises(ValueError, match="SOME_KEY"):
+        provider_of(model)
+    monkeypatch.setenv("SOME_KEY", "sesame\n")
+    provider = provider_of(model)
+    assert isinstance(provider, OpenAIProvider)
+    assert provider._client.api_key == "sesame"
+
+
+def test_a_key_that_no_header_can_hold_is_refused_and_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_KEY", "open\nsesame")
+    with pytest.raises(ValueError, match="SOME_KEY") as raised:
+        provider_of(OpenAIModel(provider="openai", model="m", api_key_env="SOME_KEY"))
+    assert "sesame" not in str(raised.value)
 
 
 # --- tools_by: json_schema ---

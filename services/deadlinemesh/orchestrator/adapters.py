@@ -32,6 +32,8 @@ from deadlinemesh.v1 import common_pb2, llm_proxy_pb2, llm_proxy_pb2_grpc, tool_
 
 __all__ = ["GrpcModels", "GrpcTools"]
 
+_TRUNCATED = (llm_proxy_pb2.FINISH_REASON_LENGTH, llm_proxy_pb2.FINISH_REASON_CONTENT_FILTER)
+
 _STATUSES = {getattr(common_pb2, f"TOOL_STATUS_{status.name}"): status for status in ToolStatus}
 
 
@@ -99,7 +101,7 @@ def _model_event(response: llm_proxy_pb2.GenerateResponse) -> ModelEvent | None:
             return tool_call_from_wire(response.tool_call)
         case "finished":
             finished = response.finished
-            truncated = finished.reason == llm_proxy_pb2.FINISH_REASON_LENGTH
+            truncated = finished.reason in _TRUNCATED
             return TurnFinished(finished.usage.input_tokens, finished.usage.output_tokens, truncated)
     return None  # an event of a newer llm-proxy
 

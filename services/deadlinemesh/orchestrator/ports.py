@@ -54,7 +54,7 @@ class TurnFinished:
     input_tokens: int
     output_tokens: int
     truncated: bool
-    """Whether the token limit ended it."""
+    """Whether the token limit ended it, or the provider withheld the rest."""
 
 
 ModelEvent = TurnStarted | TextDelta | ToolCall | TurnFinished

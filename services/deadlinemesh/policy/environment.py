@@ -17,7 +17,7 @@ __all__ = ["missing_keys", "unset_variables"]
 def missing_keys(policy: Policy, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The models whose key is not in `environ`, each with the variable that should hold it."""
     named = {name: model.api_key_env for name, model in policy.models.items() if isinstance(model, OpenAIModel)}
-    return {name: variable for name, variable in named.items() if variable and not environ.get(variable)}
+    return {name: variable for name, variable in named.items() if variable and not environ.get(variable, "").strip()}
 
 
 def unset_variables(policy: Policy, environ: Mapping[str, str] = os.environ) -> Iterator[Fault]:

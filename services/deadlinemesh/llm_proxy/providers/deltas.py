@@ -27,8 +27,12 @@ _REASONS = {
     "tool_calls": FinishReason.TOOL_CALLS,
     "function_call": FinishReason.TOOL_CALLS,
     "length": FinishReason.LENGTH,
+    "model_length": FinishReason.LENGTH,
     "content_filter": FinishReason.CONTENT_FILTER,
 }
+
+_BROKEN_OFF = {"abort", "error", "insufficient_system_resource", "network_error"}
+"""What vLLM, Mistral, DeepSeek and others give as the reason where it is their failure that ended the stream."""
 
 
 _PIECE = 16_384
@@ -76,8 +80,8 @@ class Completion:
                     yield from self._feed_text(_text(text))
                 for delta in choice.delta.tool_calls or ():
                     yield from self._feed_call(delta)
-            if choice.finish_reason is not None:
-                self._reason = _text(choice.finish_reason)
+            if reason := _text(choice.finish_reason):  # some servers say "" where null belongs
+                self._reason = reason
                 yield from self._close_call()
 
     @property
@@ -87,8 +91,9 @@ class Completion:
 
     def end(self) -> TurnEnded:
         """How it ended. Raises UpstreamFailed where the stream broke off."""
-        if self._reason is None:
-            raise UpstreamFailed("the model provider's stream broke off before the answer was complete")
+        if self._reason is None or self._reason in _BROKEN_OFF:
+            why = f", by its own word {self._reason}," if self._reason else ""
+            raise UpstreamFailed(f"the model provider's stream broke off{why} before the answer was complete")
         reason = _REASONS.get(self._reason, FinishReason.UNKNOWN)
         if self._called and reason is FinishReason.STOP:
             reason = FinishReason.TOOL_CALLS  # several servers say `stop` after tool calls

@@ -75,6 +75,8 @@ class _Kept:
         """Leave out the oldest messages that may go, each with the results of the calls it makes, while there is too much."""
         left: list[int] = []
         last_question = max((i for i, m in enumerate(self.messages) if m.role is Role.USER), default=None)
+        # The system may have the last word, as on the time that is left.
+        last = max((i for i, m in enumerate(self.messages) if m.role is not Role.SYSTEM), default=0)
         start = 0
         while self._excess > 0 and start < len(self.messages):
             if self.messages[start].role is Role.SYSTEM or start == last_question:
@@ -82,7 +84,7 @@ class _Kept:
                 start += 1
                 continue
             end = self._end_of_exchange(start)
-            if end == len(self.messages):
+            if end > last:
                 break  # the end of the history is what the model is to answer
             self._excess -= sum(self._sizes[start:end])
             start = end

@@ -11,11 +11,13 @@ import json
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import httpx2  # the SDK's own
 import openai
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+from openai._streaming import ServerSentEvent, SSEDecoder
 
 from deadlinemesh.errors import Shed, UpstreamFailed, UpstreamRefused
 from deadlinemesh.llm_proxy.conversation import (
@@ -75,7 +77,7 @@ class OpenAIProvider:
 
     def __init__(self, model: OpenAIModel, api_key: str) -> None:
         self._model = model
-        self._client = AsyncOpenAI(
+        self._client = _Client(
             base_url=model.base_url,
             api_key=api_key or _NO_KEY,
             max_retries=0,
@@ -86,12 +88,17 @@ class OpenAIProvider:
 
     @classmethod
     def from_environment(cls, model: OpenAIModel) -> OpenAIProvider:
-        """With the key that the environment holds. Raises MissingKey where it holds none."""
-        key = os.environ.get(model.api_key_env, "") if model.api_key_env else ""
+        """With the key that the environment holds. Raises MissingKey where it holds none that can be sent."""
+        key = os.environ.get(model.api_key_env, "").strip() if model.api_key_env else ""
         if model.api_key_env and not key:
             raise MissingKey(
                 f"the key of {model.model} is missing: set {model.api_key_env} in the llm-proxy's environment and start it"
                 " again, or say `api_key_env: ''` in policy where none is needed"
+            )
+        if not (key.isascii() and key.isprintable()):
+            raise MissingKey(
+                f"the key of {model.model} has characters that no header may have: correct {model.api_key_env} in the"
+                " llm-proxy's environment and start it again"
             )
         return cls(model, key)
 
@@ -178,8 +185,9 @@ class OpenAIProvider:
 
     @property
     def _limit(self) -> str:
-        # OpenAI's own newer models refuse the old name; the other servers know no new one.
-        return "max_completion_tokens" if "openai.com" in self._model.base_url else "max_tokens"
+        # OpenAI's own newer models refuse the old name, on Azure as well; the other servers know no new one.
+        host = httpx2.URL(self._model.base_url).host
+        return "max_completion_tokens" if host.endswith(("openai.com", ".openai.azure.com")) else "max_tokens"
 
     @contextmanager
     def _failures(self) -> Iterator[None]:
@@ -203,6 +211,19 @@ class OpenAIProvider:
             raise UpstreamFailed(f"{who} failed in mid-stream: {error.message}") from error
         except _MALFORMED as error:
             raise UpstreamFailed(f"{who} sent what is not a chat completion stream: {error}") from error
+
+
+class _Client(AsyncOpenAI):
+    def _make_sse_decoder(self) -> SSEDecoder:
+        return _Decoder()
+
+
+class _Decoder(SSEDecoder):
+    """Passes over events without data, as keep-alives are: the SDK would take them for broken chunks (openai-python 2722)."""
+
+    def decode(self, line: str) -> ServerSentEvent | None:
+        event = super().decode(line)
+        return event if event is not None and event.data.strip() else None
 
 
 class _Bounded(httpx2.AsyncByteStream):
@@ -267,7 +288,23 @@ def _wire(messages: Sequence[Message]) -> list[dict[str, Any]]:
         if not open_calls:
             ordered += held_back
             held_back.clear()
-    return [_wire_message(message) for message in (*ordered, *held_back)]
+    return [_wire_message(message) for message in _with_system_first((*ordered, *held_back))]
+
+
+def _with_system_first(messages: Sequence[Message]) -> list[Message]:
+    """Many models' templates refuse a system's message anywhere but at the beginning (as Qwen's do), and some a user's behind a
+    tool's result. So what the system says later stands at the end of the message before it.
+    """
+    told: list[Message] = []
+    for message in messages:
+        last = told[-1].role if told else Role.SYSTEM
+        if message.role is not Role.SYSTEM or last is Role.SYSTEM:
+            told.append(message)
+        elif last is Role.ASSISTANT:
+            told.append(replace(message, role=Role.USER))
+        else:
+            told[-1] = replace(told[-1], content=f"{told[-1].content}\n\n{message.content}")
+    return told
 
 
 def _wire_message(message: Message) -> dict[str, Any]:
