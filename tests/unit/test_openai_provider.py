@@ -7,6 +7,7 @@ import gzip
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -284,6 +285,13 @@ async def test_tools_are_not_offered_where_they_may_not_be_used() -> None:
 
 
 EXTRA = {"chat_template_kwargs": {"enable_thinking": False}, "temperature": 0.7}
+
+
+@pytest.mark.parametrize("tools_by", ["native", "json_schema"])
+async def test_no_more_output_is_asked_for_than_the_window_has_room_for(tools_by: str) -> None:
+    async with endpoint(streams(chunk(reason="stop")), context_tokens=600, tools_by=tools_by) as (fake, provider):
+        await all_of(provider, replace(turn(), max_output_tokens=500))
+    assert fake.requests[0]["max_tokens"] == 300
 
 
 async def test_what_policy_adds_to_the_body_is_in_every_request() -> None:

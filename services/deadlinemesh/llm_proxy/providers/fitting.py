@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from deadlinemesh.llm_proxy.conversation import Message, Role
 
-__all__ = ["fitted", "room_for_input", "tokens_at_most"]
+__all__ = ["fitted", "room_for_input", "room_for_output", "tokens_at_most"]
 
 _SURE = 0.8
 """The share of the room that is used: identifiers and Latin take more tokens for their characters than English."""
@@ -23,9 +23,14 @@ _SHORTEST = 160
 """Characters below which nothing is shortened: less would say nothing."""
 
 
+def room_for_output(context_tokens: int, max_output_tokens: int) -> int:
+    """Tokens that the model may write: at most half the window, however much it was promised."""
+    return min(max_output_tokens, context_tokens // 2)
+
+
 def room_for_input(context_tokens: int, max_output_tokens: int) -> int:
-    """Tokens left for what the model reads. Output takes at most half the window, however much it was promised."""
-    return int((context_tokens - min(max_output_tokens, context_tokens // 2)) * _SURE)
+    """Tokens left for what the model reads."""
+    return int((context_tokens - room_for_output(context_tokens, max_output_tokens)) * _SURE)
 
 
 def tokens_at_most(text: str) -> int:

@@ -35,7 +35,7 @@ from deadlinemesh.llm_proxy.conversation import (
 )
 from deadlinemesh.llm_proxy.providers.choosing import asking, choice_schema, chosen, spelled_out
 from deadlinemesh.llm_proxy.providers.deltas import Completion
-from deadlinemesh.llm_proxy.providers.fitting import fitted, room_for_input, tokens_at_most
+from deadlinemesh.llm_proxy.providers.fitting import fitted, room_for_input, room_for_output, tokens_at_most
 from deadlinemesh.llm_proxy.providers.unusable import MissingKey
 from deadlinemesh.policy.model import OpenAIModel
 from deadlinemesh.transport.retry_after import retry_after
@@ -106,6 +106,7 @@ class OpenAIProvider:
         offers = bool(turn.tools) and turn.tool_choice is not ToolChoice.NONE
         tools = _native(turn) if offers else {}
         room = room_for_input(self._model.context_tokens, turn.max_output_tokens)
+        turn = replace(turn, max_output_tokens=room_for_output(self._model.context_tokens, turn.max_output_tokens))
         messages = fitted(turn.messages, room - tokens_at_most(json.dumps(tools)))
         if self._model.tools_by == "native":
             events = self._complete(messages, turn.max_output_tokens, tools)
