@@ -47,6 +47,13 @@ class Call:
         told = next(event for event in self.events if isinstance(event, Progressed))
         return [int(pid) for pid in told.message.split()]
 
+    @property
+    def outcome(self) -> ToolOutcome:
+        """What came of it, when it is over."""
+        finished = self.events[-1]
+        assert isinstance(finished, Finished)
+        return finished.outcome
+
     async def stopped(self, cause: Cause) -> Stopped:
         """Stop it, and return the error that it ended with."""
         self.scope.stop(cause)
@@ -88,9 +95,7 @@ class Runner:
         """Make a call; its outcome."""
         call = self.begin(name, tenant, seconds, **arguments)
         await call.task
-        finished = call.events[-1]
-        assert isinstance(finished, Finished)
-        return finished.outcome
+        return call.outcome
 
     async def pid(self, tenant: str = "acme") -> int:
         """Make a call; the process that it ran in."""
@@ -190,10 +195,13 @@ async def test_a_plain_function_sees_its_call_and_nothing_of_the_mesh(
     runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DMESH_MESH_TOKEN", "secret")
-    seen = json.loads((await runner.call("look", "acme", 60.0, day="2026-11-24")).content)
+    call = runner.begin("look", day="2026-11-24")
+    await call.task
+    seen = json.loads(call.outcome.content)
     assert (seen["tenant"], seen["run"], seen["tier"], seen["day"]) == ("acme", "run-1", "free", "Tuesday")
-    assert seen["elapsed"] > 0
-    assert seen["elapsed"] + seen["remaining"] == pytest.approx(60.0, abs=0.01)
+    # To the last digit, although no process was there yet when the call was sent to it.
+    context = call.scope.context
+    assert (seen["deadline_at"], seen["started_at"]) == (context.absolute_deadline, context.started_at)
     assert seen["main_thread"]
     assert seen["modules"] == []
     assert seen["mesh_variables"] == ["DMESH_KEEPER"]  # the mark by which it is found should its keeper be lost

@@ -81,8 +81,9 @@ class Worker:
             "tier": context.tier,
             "trace_id": context.trace_id,
             "run_id": context.run_id,
-            "remaining": context.remaining,
-            "elapsed": context.elapsed,
+            # Instants, as all processes of a machine have one monotonic clock: it may take a while until this is read.
+            "deadline_at": context.absolute_deadline,
+            "started_at": context.started_at,
         }
         with suppress(ConnectionError):  # how it ended is told below
             data = packed(head, json.dumps(question.arguments).encode())

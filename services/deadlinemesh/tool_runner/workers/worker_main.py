@@ -23,7 +23,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from deadlinemesh.deadline import SYSTEM_CLOCK, DeadlineContext, entered
+from deadlinemesh.deadline import DeadlineContext, entered
 from deadlinemesh.tool_runner.kinds.python import content_of, violations_of
 from deadlinemesh.tool_runner.outcome import ToolError, ToolOutcome, ToolStatus
 from deadlinemesh.tool_runner.tool import Definition, definition_of, tool
@@ -132,15 +132,15 @@ class _Call:
         return ToolOutcome.failed(name, error)
 
     def _context(self) -> DeadlineContext:
-        """The caller's context. Durations travel, also between two processes of one machine."""
-        now, head = SYSTEM_CLOCK.monotonic(), self._head
+        """The caller's context."""
+        head = self._head
         return DeadlineContext(
             tenant_id=head["tenant_id"],
-            absolute_deadline=now + head["remaining"],
+            absolute_deadline=head["deadline_at"],
             tier=head["tier"],
             trace_id=head["trace_id"],
             run_id=head["run_id"],
-            started_at=now - head["elapsed"],
+            started_at=head["started_at"],
         )
 
     def _progress(self, fraction: float, message: str = "") -> Awaitable[None]:
