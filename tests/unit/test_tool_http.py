@@ -411,6 +411,14 @@ async def test_a_charset_is_honoured_if_it_makes_text(upstream: Upstream, charse
     assert (await Tools(upstream.port).call()).content == ("café" if charset == "latin-1" else "caf\ufffd")
 
 
+@pytest.mark.parametrize("charset", ["punycode", "PunyCode"])
+async def test_a_charset_whose_decoder_would_hold_the_event_loop_is_not_honoured(
+    upstream: Upstream, charset: str
+) -> None:
+    upstream.answer = answer("200 OK", b"a-b", Content_Type=f"text/plain; charset={charset}")
+    assert (await Tools(upstream.port).call()).content == "a-b"
+
+
 async def test_half_a_character_where_an_answer_is_cut_is_left_out(upstream: Upstream) -> None:
     upstream.answer = answer("200 OK", "ab😀".encode())
     assert (await Tools(upstream.port, max_response_bytes=4).call()).content.startswith("ab\n[cut")

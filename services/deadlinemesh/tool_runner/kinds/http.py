@@ -153,7 +153,10 @@ async def _unpacked(response: httpx.Response, most_bytes: int) -> AsyncGenerator
 def _decoded(body: bytes, encoding: str | None, *, whole: bool = True) -> str:
     """`body` as text. Unless it is `whole`, half a character at its end is left out."""
     try:
-        " ".encode(encoding or "utf-8")
-        return codecs.getincrementaldecoder(encoding or "utf-8")("replace").decode(body, whole)
+        codec = codecs.lookup(encoding or "utf-8")
+        if codec.name == "punycode":  # the only one that is written in Python, and quadratic
+            return _decoded(body, "utf-8", whole=whole)
+        " ".encode(codec.name)
+        return codecs.getincrementaldecoder(codec.name)("replace").decode(body, whole)
     except (LookupError, UnicodeError):  # unknown, makes no text, as zlib, or cannot replace what is none, as idna
         return _decoded(body, "utf-8", whole=whole)
