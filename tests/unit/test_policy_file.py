@@ -392,6 +392,15 @@ MISTAKES = [
         id="a pattern with long counts",
     ),
     pytest.param(
+        "type: string",
+        "type: string\n            maximum: .inf",
+        (
+            "27: tools.http.lookup.arguments.properties: inf is not JSON: write texts, finite numbers, true, false, null, "
+            "lists or mappings"
+        ),
+        id="what is not JSON in a JSON Schema",
+    ),
+    pytest.param(
         "type: object",
         "type: array",
         "25: tools.http.lookup.arguments.type: must be object: a tool's arguments have names",

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from typing import Any
 
@@ -120,6 +121,15 @@ def test_a_schema_cannot_make_the_tool_runner_fetch_a_url(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("schema", [{"type": "array"}, {}, {"type": "object", "properties": {"x": {"type": "text"}}}])
 def test_what_is_no_schema_of_an_object_is_refused(schema: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"object|text"):
+        Arguments(schema)
+
+
+@pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan])
+def test_a_schema_with_a_number_that_json_does_not_have_is_refused_with_its_place(number: float) -> None:
+    schema = {"type": "object", "properties": {"x": {"anyOf": [{"type": "null"}, {"maximum": number}]}}}
+    with pytest.raises(
+        ValueError, match=rf"^properties\.x\.anyOf\[1\]\.maximum: {number} is not JSON: .*finite number"
+    ):
         Arguments(schema)
 
 

@@ -139,6 +139,15 @@ async def find(code: Annotated[str, Field(pattern="^[ab]{0,4000}x")]) -> None:
     )
 
 
+async def test_a_default_that_json_cannot_say_is_told_at_start_and_not_by_every_model_of_every_run(
+    module: Any,
+) -> None:
+    code = '@tool\nasync def wait(most: float = float("inf")) -> None:\n    """Wait."""\n'
+    assert violations({"modules": [module("endless", code)]})["tools.modules[0]"] == (
+        "the arguments of wait (endless:wait): properties.most.default: inf is not JSON: write a finite number"
+    )
+
+
 async def test_a_plain_function_is_a_tool_like_any_other_and_needs_no_process_before_it_is_called(module: Any) -> None:
     mixed = module("mixed", GREET + '@tool\ndef block() -> None:\n    """Block."""\n')
     registry = Registry.from_policy(policy({"modules": [mixed]}))

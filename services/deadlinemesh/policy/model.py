@@ -282,7 +282,7 @@ class HttpTool(_Frozen):
     """GET sends the other arguments as the query, POST as a JSON body."""
     description: NonEmpty
     """Written for a model."""
-    arguments: dict[str, Any] = Field(default_factory=lambda: {"type": "object", "properties": {}})
+    arguments: dict[str, JsonValue] = Field(default_factory=lambda: {"type": "object", "properties": {}})
     """JSON Schema of the arguments object."""
     idempotent: Flag = False
     """Whether it may be retried. Say so only where a second call does no harm."""

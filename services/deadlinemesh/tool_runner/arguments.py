@@ -38,11 +38,13 @@ _NAMES |= {"string": "a string", "boolean": "true or false", "null": "null"}
 class Arguments:
     """Checks the arguments of one tool. Compiled once.
 
-    Raises ValueError for something that is not a JSON Schema of an object, or has a pattern that cannot be matched in
-    linear time.
+    Raises ValueError for something that is no JSON, as one such schema would fail every request to a model, or not a JSON
+    Schema of an object, or has a pattern that cannot be matched in linear time.
     """
 
     def __init__(self, schema: Mapping[str, Any]) -> None:
+        for place, number in _not_of_json(schema):
+            raise ValueError(f"{located(place)}: {number} is not JSON: write a finite number")
         try:
             Draft202012Validator.check_schema(schema)
         except SchemaError as error:
@@ -136,6 +138,18 @@ _BOUNDS = {
     "pattern": "that matches {}",
     "format": "in the format {}",
 }
+
+
+def _not_of_json(part: Any, place: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], float]]:
+    """The numbers that JSON does not have. Whatever else it does not have comes neither from pydantic nor out of a policy."""
+    if isinstance(part, float) and not math.isfinite(part):
+        yield place, part
+    elif isinstance(part, Mapping):
+        for name, inner in part.items():
+            yield from _not_of_json(inner, (*place, name))
+    elif isinstance(part, list):
+        for index, inner in enumerate(part):
+            yield from _not_of_json(inner, (*place, index))
 
 
 def _resolve_all(schema: Mapping[str, Any]) -> None:
