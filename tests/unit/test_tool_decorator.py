@@ -132,6 +132,20 @@ def test_a_plain_wrapper_around_an_async_function_is_refused_with_the_remedy() -
         tool(wrapper)
 
 
+def test_a_decorator_above_tool_is_refused_and_not_left_out() -> None:
+    @tool
+    async def inner() -> None:
+        """Wait."""
+
+    @wraps(inner)
+    async def wrapper() -> None:
+        await inner()
+
+    with pytest.raises(TypeError, match=r"inner: .* put @tool above its other decorators"):
+        definition_of(wrapper)
+    assert definition(tool(wrapper)).function is wrapper
+
+
 def test_a_generator_is_refused() -> None:
     async def stream() -> Any:
         """Stream."""

@@ -115,6 +115,23 @@ async def test_a_module_that_cannot_be_imported_is_told_with_the_reason(module: 
     assert "TypeError: undocumented:silent: a tool needs a docstring" in found["tools.modules[1]"]
 
 
+async def test_a_decorator_above_tool_is_told_at_start(module: Any) -> None:
+    code = """
+from functools import wraps
+def logged(function):
+    @wraps(function)
+    async def wrapper(*args, **kwargs):
+        return await function(*args, **kwargs)
+    return wrapper
+@logged
+@tool
+async def greet() -> None:
+    \"\"\"Greet.\"\"\"
+"""
+    told = violations({"modules": [module("logged", code)]})["tools.modules[0]"]
+    assert "logged:greet: what stands above @tool would be left out: put @tool above its other decorators" in told
+
+
 async def test_a_module_that_exits_when_it_is_imported_does_not_take_the_process_with_it(module: Any) -> None:
     told = violations({"modules": [module("leaver", "import sys\nsys.exit('no licence')\n")]})
     assert told["tools.modules[0]"] == "leaver cannot be imported: SystemExit: no licence"

@@ -80,9 +80,18 @@ def tool(
 
 
 def definition_of(candidate: object) -> Definition | None:
-    """What `@tool` found out about `candidate`; None if it was not decorated."""
+    """What `@tool` found out about `candidate`; None if it was not decorated.
+
+    Raises TypeError for what wraps a tool: `functools.wraps` makes it look like one, and it would never be called.
+    """
     found = getattr(candidate, _ATTRIBUTE, None) if inspect.isfunction(candidate) else None
-    return found if isinstance(found, Definition) else None
+    if not isinstance(found, Definition):
+        return None
+    if found.function is not candidate:
+        raise TypeError(
+            f"{found.origin}: what stands above @tool would be left out: put @tool above its other decorators"
+        )
+    return found
 
 
 class _PlainSchema(GenerateJsonSchema):
