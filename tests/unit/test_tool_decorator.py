@@ -184,6 +184,11 @@ async def Shouting() -> int:
     return 1
 
 
+async def assigned(x: int = Field(ge=1)) -> int:
+    """Has its checks where a default belongs."""
+    return x
+
+
 async def opaque(x: Callable[[], int]) -> int:
     """Takes what JSON cannot say."""
     return x()
@@ -207,6 +212,7 @@ async def unknown(x: Nowhere) -> int:  # type: ignore[name-defined]  # noqa: F82
         (variadic, "arguments come by name"),
         (positional, "arguments come by name"),
         (Shouting, "lower case"),
+        (assigned, r"'x'.*: write x: Annotated\[TYPE, Field\(\.\.\.\)\] = DEFAULT"),
         (opaque, "JSON Schema"),
         (two, "one is enough"),
         (unknown, "top of a module"),

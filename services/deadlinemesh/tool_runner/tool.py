@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar, get_type_hints, overload
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 from pydantic.errors import PydanticUserError
+from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import SchemaError
 
@@ -157,6 +158,11 @@ def _arguments(function: Callable[..., Any], origin: str) -> tuple[type[BaseMode
                 raise TypeError(f"{origin}: both {progress!r} and {name!r} want a Progress; one is enough")
             progress = name
             continue
+        if isinstance(parameter.default, FieldInfo):  # it would be a default indeed, and check nothing
+            raise TypeError(
+                f"{origin}: {name!r} has its checks in the place of its default: write {name}: Annotated[TYPE, Field(...)]"
+                " = DEFAULT"
+            )
         default = ... if parameter.default is parameter.empty else parameter.default
         # A name of our own under an alias: parameters may be called `schema`, `copy` or `_x`, a model's fields may not.
         fields[f"argument_{len(fields)}"] = (hints[name], Field(default, alias=name))
