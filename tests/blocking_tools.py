@@ -64,6 +64,12 @@ def say(size: int) -> str:
 
 
 @tool
+def halve() -> dict[str, list[str]]:
+    """Say half an emoji."""
+    return {"a\ud83d": ["b\ud83d"]}
+
+
+@tool
 def chatter(progress: Progress) -> str:
     """Talk for ever."""
     while True:

@@ -271,6 +271,10 @@ async def test_an_answer_that_no_message_could_carry_is_cut_in_the_worker(runner
     assert found.content.endswith("é\n[cut: the result is longer than 999488 bytes]")
 
 
+async def test_half_a_character_in_an_answer_costs_no_more_than_itself(runner: Runner) -> None:
+    assert await runner.call("halve") == ToolOutcome(ToolStatus.OK, '{"a?":["b?"]}')
+
+
 async def test_an_awaitable_is_no_answer(runner: Runner) -> None:
     assert "declare the tool itself with `async def`" in (await runner.call("misnamed")).content
 

@@ -6,7 +6,9 @@ import logging
 import threading
 from collections.abc import Callable, Coroutine
 from contextlib import aclosing
+from dataclasses import dataclass
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -130,6 +132,42 @@ async def test_a_string_is_read_as_it_is_and_everything_else_as_json() -> None:
     both = service(plain, rich)
     assert (await outcome(both, "plain")).content == 'say "hi"'
     assert (await outcome(both, "rich")).content == '{"day":"2026-11-24","raw":"_w==","odd":[1],"none":null}'
+
+
+@dataclass
+class Folder:
+    name: str
+    path: Path
+
+
+HALF = "a\ud83d"
+
+
+@pytest.mark.parametrize(
+    ("answer", "content"),
+    [
+        ({"text": HALF, "list": [(HALF,)]}, '{"text":"a?","list":[["a?"]]}'),
+        ([{HALF: {HALF: date(2026, 11, 24)}}], '[{"a?":{"a?":"2026-11-24"}}]'),
+        (Folder(HALF, Path(HALF)), '{"name":"a?","path":"a?"}'),
+        ({1: b"\xff", (1, 2): {HALF}, "é": None}, '{"1":"_w==","1,2":["a?"],"é":null}'),
+    ],
+)
+async def test_half_a_character_anywhere_in_a_result_costs_no_more_than_itself(answer: Any, content: str) -> None:
+    @tool
+    async def find() -> Any:
+        """Find."""
+        return answer
+
+    assert await outcome(service(find), "find") == ToolOutcome(ToolStatus.OK, content)
+
+
+async def test_half_a_character_in_what_can_be_read_only_once_is_told() -> None:
+    @tool
+    async def find() -> Any:
+        """Find."""
+        return {"found": (text for text in ("a", HALF, "b"))}
+
+    assert "an iterator, which can be read only once: return a list" in (await outcome(service(find), "find")).content
 
 
 @pytest.mark.parametrize("arguments", ['{"name": 3}', "{", "[]", '{"nam": "x"}'])

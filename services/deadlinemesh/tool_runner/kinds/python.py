@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic_core import to_json
+from pydantic_core import PydanticSerializationError, to_json, to_jsonable_python
 
-from deadlinemesh.tool_runner.outcome import Call, Tool, ToolError, ToolOutcome, ToolStatus, located
+from deadlinemesh.tool_runner.outcome import Call, Tool, ToolError, ToolOutcome, ToolStatus, located, sound
 from deadlinemesh.tool_runner.tool import Definition
 
 __all__ = ["PythonTool", "content_of", "violations_of"]
@@ -40,7 +41,26 @@ class PythonTool(Tool):
 
 def content_of(answer: Any) -> str:
     """What the model reads of a function's answer: a string as it is, anything else as JSON."""
-    return answer if isinstance(answer, str) else to_json(answer, bytes_mode="base64", fallback=str).decode()
+    if isinstance(answer, str):
+        return answer
+    try:
+        return to_json(answer, bytes_mode="base64", fallback=str).decode()
+    except PydanticSerializationError as error:
+        if "UnicodeEncodeError" not in str(error):
+            raise
+        # Half a surrogate pair, which a text of Python may have and UTF-8 may not.
+        plain = to_jsonable_python(_with_sound_keys(answer), bytes_mode="base64", fallback=str)
+        return sound(json.dumps(plain, ensure_ascii=False, separators=(",", ":")))
+
+
+def _with_sound_keys(part: Any) -> Any:
+    if isinstance(part, dict):
+        return {sound(key) if isinstance(key, str) else key: _with_sound_keys(one) for key, one in part.items()}
+    if isinstance(part, (list, tuple, set, frozenset)):
+        return [_with_sound_keys(one) for one in part]
+    if isinstance(part, Iterator):
+        raise ToolError("half a character is in an iterator, which can be read only once: return a list")
+    return part
 
 
 def violations_of(error: ValidationError) -> list[str]:
