@@ -87,6 +87,19 @@ def grow(mebibytes: int) -> str:
 HELD = b""
 
 
+class Speechless(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+class NoSuchCity(ToolError):
+    def __init__(self, city: str) -> None:
+        self.city = city
+
+    def __str__(self) -> str:
+        return f"no city {self.city}"
+
+
 @tool
 def fail(how: str) -> None:
     """Fail."""
@@ -96,6 +109,10 @@ def fail(how: str) -> None:
         raise ConnectionResetError("gone")
     if how == "exit":
         sys.exit(3)
+    if how == "speechless":
+        raise Speechless
+    if how == "in its own way":
+        raise NoSuchCity("Atlantis")
     if how == "at length":
         raise RuntimeError("😀" * 100_000 + "\ud83d")
     raise KeyError("secret_line_of_code")

@@ -113,6 +113,7 @@ class UpstreamFailed(Stopped):
     """A dependency failed for a reason of its own. `retry_after` is in seconds, as the dependency asked; else None."""
 
     cause = Cause.UPSTREAM_FAILED
+    retry_after: float | None = None  # of the class, as a tool's subclass need not call the constructor of this one
 
     def __init__(self, message: str, *, retry_after: float | None = None, hop: str = "", phase: str = "") -> None:
         super().__init__(message, hop=hop, phase=phase)

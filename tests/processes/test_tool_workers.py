@@ -236,6 +236,8 @@ async def test_arguments_that_only_the_types_know_to_be_wrong_are_a_result_and_n
         ("reset", "ConnectionResetError: gone", True, None),
         ("exit", "it tried to exit the process", False, None),
         ("raise", "KeyError: 'secret_line_of_code'", False, None),
+        ("speechless", "Speechless: its text cannot be told: RuntimeError", False, None),
+        ("in its own way", "no city Atlantis", False, None),
     ],
 )
 async def test_a_failure_is_a_result_and_the_process_goes_on(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.blocking_tools import NoSuchCity, Speechless
 
 from deadlinemesh.deadline import SYSTEM_CLOCK, Clock, DeadlineContext, Phase, Scopes, VirtualClock, current
 from deadlinemesh.errors import Cause, ClientCancelled, DeadlineSpent, NotFound, Shed, UpstreamFailed
@@ -235,6 +236,11 @@ async def test_a_refusal_by_admission_is_no_result_and_not_logged_as_a_failure(
     assert caplog.records == []
 
 
+class BackendDown(UpstreamFailed):
+    def __init__(self) -> None:
+        self.since = "noon"
+
+
 @pytest.mark.parametrize(
     ("error", "told", "transient", "retry_after"),
     [
@@ -244,6 +250,9 @@ async def test_a_refusal_by_admission_is_no_result_and_not_logged_as_a_failure(
         (ConnectionResetError("gone"), "ConnectionResetError: gone", True, None),
         (TimeoutError(), "TimeoutError: ", True, None),
         (ValueError("odd"), "ValueError: odd", False, None),
+        (Speechless(), "Speechless: its text cannot be told: RuntimeError", False, None),
+        (NoSuchCity("Atlantis"), "no city Atlantis", False, None),
+        (BackendDown(), "BackendDown: ", True, None),
     ],
 )
 async def test_a_failure_says_whether_trying_again_may_help(

@@ -44,11 +44,15 @@ class ToolOutcome:
     @classmethod
     def failed(cls, tool: str, error: BaseException) -> ToolOutcome:
         """The outcome of a call that raised `error`: of a `ToolError` its text, of others the type as well."""
+        try:
+            text = str(error)
+        except Exception as broken:  # the text is made by the tool's own code, as the error was
+            text = f"its text cannot be told: {type(broken).__name__}"
         if isinstance(error, ToolError):
-            return cls(ToolStatus.FAILED, f"{tool} failed: {error}", error.transient, error.retry_after)
+            return cls(ToolStatus.FAILED, f"{tool} failed: {text}", error.transient, error.retry_after)
         transient = isinstance(error, (UpstreamFailed, ConnectionError, TimeoutError))
         wait = error.retry_after if isinstance(error, UpstreamFailed) else None
-        return cls(ToolStatus.FAILED, f"{tool} failed: {type(error).__name__}: {error}", transient, wait)
+        return cls(ToolStatus.FAILED, f"{tool} failed: {type(error).__name__}: {text}", transient, wait)
 
 
 class ToolError(Exception):
@@ -56,6 +60,10 @@ class ToolError(Exception):
 
     `transient` says whether trying again may help; `retry_after` after how many seconds, where that is known.
     """
+
+    # Of the class, as a subclass need not call the constructor of this one.
+    transient: bool = False
+    retry_after: float | None = None
 
     def __init__(self, message: str, *, transient: bool = False, retry_after: float | None = None) -> None:
         super().__init__(message)
