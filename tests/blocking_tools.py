@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from datetime import date
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator
@@ -74,6 +75,13 @@ def chatter(progress: Progress) -> str:
     """Talk for ever."""
     while True:
         progress(0.5, str(os.getpid()))
+
+
+@tool
+def wait_for(path: str, progress: Progress) -> str:
+    """Give what somebody will write into a pipe."""
+    progress(0.0, str(os.getpid()))
+    return Path(path).read_text()
 
 
 @tool

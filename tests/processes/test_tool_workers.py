@@ -71,6 +71,8 @@ class Runner:
         self._scopes = Scopes("tool-runner", self.orphans.append)
         registry = Registry.from_policy(_policy(**tools), telemetry=Telemetry([self.sink]))
         self.service = ToolService(registry, 1_000_000)
+        self.rests: list[asyncio.Task[None]] = []
+        """What has yet to end of policies that were in force before."""
 
     def begin(
         self, name: str, tenant: str = "acme", seconds: float = 60.0, /, reads: bool = True, **arguments: Any
@@ -101,6 +103,11 @@ class Runner:
         """Make a call; the process that it ran in."""
         return int(json.loads((await self.call("whoami", tenant)).content)["pid"])
 
+    def use(self, **tools: Any) -> None:
+        """Go over to another policy."""
+        registry = Registry.from_policy(_policy(**tools), self.service.registry)
+        self.rests.append(asyncio.create_task(self.service.replace(registry, 1_000_000).aclose()))
+
     @property
     def waits(self) -> list[WaitEnd]:
         """What came of the waits for a worker."""
@@ -111,6 +118,7 @@ class Runner:
 async def running(**tools: Any) -> AsyncIterator[Runner]:
     runner = Runner(**tools)
     yield runner
+    await asyncio.gather(*runner.rests)
     await runner.service.aclose()
 
 
@@ -328,6 +336,49 @@ async def test_more_calls_than_processes_wait_and_their_wait_is_queue_time() -> 
         assert isinstance(finished, Finished)
         assert finished.spent[Phase.TOOL_QUEUE] > finished.spent[Phase.TOOL_CALL] > 0
         assert runner.waits == [WaitEnd.GRANTED, WaitEnd.GRANTED]
+
+
+# --- when the policy changes ---
+
+
+async def test_a_change_of_policy_gives_nobody_a_second_set_of_processes() -> None:
+    async with running(workers=1) as runner:
+        holding = runner.begin("stay", how="sleep")
+        await holding.told.wait()
+        runner.use(workers=1)
+        with pytest.raises(DeadlineSpent):
+            await runner.call("whoami", "bolt", 0.05)
+        assert runner.waits == [WaitEnd.GRANTED, WaitEnd.LEFT]
+        waiting = runner.begin("whoami", "bolt")
+        runner.use(workers=2)
+        await waiting.task
+        await holding.stopped(Cause.CLIENT_CANCELLED)
+
+
+async def test_a_process_outlives_a_change_of_policy_and_is_used_again(runner: Runner) -> None:
+    before = await runner.pid()
+    runner.use()
+    assert await runner.pid() == before
+
+
+async def test_processes_that_are_too_many_under_another_policy_end_as_soon_as_they_are_idle(tmp_path: Path) -> None:
+    async with running(workers=3) as runner:
+        idle, calls = await runner.pid("cora"), {}
+        for tenant in ("acme", "bolt"):
+            os.mkfifo(tmp_path / tenant)
+            calls[tenant] = runner.begin("wait_for", tenant, path=str(tmp_path / tenant))
+            await calls[tenant].told.wait()
+        ending = asyncio.create_task(ended(idle))
+        await asyncio.sleep(0)  # until it is watched
+        runner.use(workers=1)
+        await ending
+        left = []
+        for tenant, call in calls.items():
+            (tmp_path / tenant).write_text("go on")
+            await call.task
+            assert call.outcome.content == "go on"
+            left.append(alive(*call.pids))
+        assert left == [False, True]
 
 
 # --- how it ends ---

@@ -209,7 +209,7 @@ async def test_closing_waits_for_the_calls_that_are_running() -> None:
         clients.append(httpx.AsyncClient())
         return clients[0]
 
-    registry = Registry.from_policy(policy(), client)
+    registry = Registry.from_policy(policy(), http_client=client)
     with registry.in_use:
         closing = asyncio.create_task(registry.aclose())
         await asyncio.sleep(0)

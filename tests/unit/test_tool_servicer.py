@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -7,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from deadlinemesh.admission import Wait, WaitEnd
 from deadlinemesh.deadline import SYSTEM_CLOCK, DeadlineContext, Scopes
-from deadlinemesh.errors import InvalidRequest, NotFound
+from deadlinemesh.errors import Cause, ClientCancelled, DeadlineSpent, InvalidRequest, NotFound
 from deadlinemesh.policy.model import Policy
+from deadlinemesh.telemetry import CountingSink, Telemetry
 from deadlinemesh.tool_runner import ToolError, tool
 from deadlinemesh.tool_runner.servicer import ToolRunnerServicer, build
 from deadlinemesh.v1 import common_pb2, tool_runner_pb2
@@ -39,20 +42,24 @@ async def servicer() -> AsyncIterator[ToolRunnerServicer]:
     await built.aclose()
 
 
-async def call(servicer: ToolRunnerServicer, name: str, **arguments: Any) -> list[tool_runner_pb2.CallToolResponse]:
+async def called(servicer: ToolRunnerServicer, name: str, **arguments: Any) -> list[tool_runner_pb2.CallToolResponse]:
     request = tool_runner_pb2.CallToolRequest(call_id="c1", name=name, arguments_json=json.dumps(arguments))
+    async with aclosing(servicer.CallTool(request, None)) as responses:  # type: ignore[type-var]
+        return [response async for response in responses]
 
-    async def collect() -> list[tool_runner_pb2.CallToolResponse]:
-        async with aclosing(servicer.CallTool(request, None)) as responses:  # type: ignore[type-var]
-            return [response async for response in responses]
 
-    responses: list[tool_runner_pb2.CallToolResponse] = await scoped(collect())
+async def call(servicer: ToolRunnerServicer, name: str, **arguments: Any) -> list[tool_runner_pb2.CallToolResponse]:
+    responses: list[tool_runner_pb2.CallToolResponse] = await scoped(called(servicer, name, **arguments))
     return responses
 
 
-async def scoped(work: Any) -> Any:
+def context(seconds: float = 30.0) -> DeadlineContext:
     now = SYSTEM_CLOCK.monotonic()
-    return await Scopes("tool-runner").open(DeadlineContext("acme", now + 30, "free", "0" * 32, "run-1", now)).run(work)
+    return DeadlineContext("acme", now + seconds, "free", "0" * 32, "run-1", now)
+
+
+async def scoped(work: Any) -> Any:
+    return await Scopes("tool-runner").open(context()).run(work)
 
 
 async def test_a_call_is_started_then_progress_then_one_result_with_its_spend(servicer: ToolRunnerServicer) -> None:
@@ -118,3 +125,64 @@ async def test_a_good_reload_is_in_force_at_once(servicer: ToolRunnerServicer) -
     await servicer.use(policy(tenants=tenants))
     with pytest.raises(NotFound, match="one of text_stats"):
         await call(servicer, "calculate", expression="1+1")
+
+
+class SlowUpstream:
+    """Reads requests and answers none of them."""
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.arrived = asyncio.Event()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.readline():
+            if await reader.readuntil(b"\r\n\r\n"):
+                self.requests += 1
+                self.arrived.set()
+        writer.close()
+
+
+async def test_a_reload_gives_nobody_a_second_set_of_connections() -> None:
+    upstream, sink, scopes = SlowUpstream(), CountingSink(), Scopes("tool-runner")
+    server = await asyncio.start_server(upstream.serve, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+    same = policy(tools={"http": {"slow": {"url": url, "description": "Slow."}}, "connections_per_host": 1})
+    servicer = build(same, telemetry=Telemetry([sink]))
+    holder = scopes.open(context())
+    holding = asyncio.create_task(holder.run(called(servicer, "slow")))
+    await upstream.arrived.wait()
+    rest = asyncio.create_task(servicer.use(same))
+    with pytest.raises(DeadlineSpent):
+        await scopes.open(context(0.05)).run(called(servicer, "slow"))
+    waits = [event.end for event in sink.events if isinstance(event, Wait)]
+    assert (waits, upstream.requests) == ([WaitEnd.GRANTED, WaitEnd.LEFT], 1)
+    holder.stop(Cause.CLIENT_CANCELLED)
+    with pytest.raises(ClientCancelled):
+        await holding
+    await rest
+    await servicer.aclose()
+    server.close()
+
+
+class StartedKeeper:
+    """A keeper that has nothing to keep."""
+
+    lost = False
+
+    async def aclose(self) -> None:
+        pass
+
+
+async def test_a_reload_warms_what_the_first_call_would_wait_for_and_can_do_without() -> None:
+    starts: list[OSError | None] = [OSError("no more processes"), None]
+
+    def start() -> Any:
+        if (why := starts.pop(0)) is not None:
+            raise why
+        return StartedKeeper()
+
+    servicer = build(policy(), keeper=start)
+    for left in (1, 0, 0):
+        await servicer.use(policy(tools={"modules": ["tests.blocking_tools"]}))
+        assert len(starts) == left
+    await servicer.aclose()

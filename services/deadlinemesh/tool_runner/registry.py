@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
 
@@ -30,13 +31,22 @@ from deadlinemesh.tool_runner.workers.pool import Workers
 __all__ = ["Registry"]
 
 
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """What calls wait for. A tool-runner has them once, whatever its policy: else it would have twice as many during a change."""
+
+    connections: Connections
+    workers: Workers
+
+
 class Registry:
-    """Tools by name. Holds the HTTP client and the workers that they share; `aclose` ends both when the last call is over."""
+    """Tools by name. Holds the HTTP client and the places that they share; `aclose` ends both when the last call is over."""
 
     @classmethod
     def from_policy(
         cls,
         policy: Policy,
+        before: Registry | None = None,
         http_client: Callable[[ToolsPolicy], httpx.AsyncClient] = pooled_client,
         environ: Mapping[str, str] = os.environ,
         clock: Clock = SYSTEM_CLOCK,
@@ -44,24 +54,18 @@ class Registry:
         keeper: Callable[[], Keeper] = Keeper,
     ) -> Registry:
         """All tools that `policy` names. `environ` is where `headers_env` is looked up; waits are told to `telemetry`; `keeper` is
-        what `Workers` has.
+        what `Workers` has. The places go over from `before`, with whoever holds them or waits for them, unless that raises.
 
         Raises InvalidRequest with every violation found; each names its place in the policy file.
         """
         client = http_client(policy.tools)
-        bulkhead = partial(
-            Bulkhead,
-            shares=policy.shares(),
-            most_waiting=policy.admission.most_waiting,
-            clock=clock,
-            on_wait=None if telemetry is None else telemetry.record,
-        )
-        connections = Connections(partial(bulkhead, limit=policy.tools.connections_per_host))
-        answer_bytes = policy.limits.message_bytes
-        workers = Workers(policy.tools, bulkhead("tool workers", limit=policy.tools.workers), answer_bytes, keeper)
+        places = None if before is None else before._places
+        if places is None:
+            bulkhead = partial(Bulkhead, clock=clock, on_wait=None if telemetry is None else telemetry.record)
+            places = _Places(Connections(policy, bulkhead), Workers(policy, bulkhead, keeper))
         violations: list[Violation] = []
         found: dict[str, Tool] = {}
-        for field, tool in _candidates(policy.tools, client, connections, workers, environ, violations):
+        for field, tool in _candidates(policy.tools, client, places, environ, violations):
             other = found.setdefault(tool.spec.name, tool)
             if other is not tool and other.origin != tool.origin:
                 what = f"the name {tool.spec.name!r} is taken twice: by {other.origin} and by {tool.origin}"
@@ -74,20 +78,24 @@ class Registry:
         if violations:
             raise InvalidRequest(violations)
         allowed = {tenant_id: tenant.tools for tenant_id, tenant in policy.tenants.items()}
-        return cls(found, allowed, client, workers)
+        if before is not None:
+            before._places = None  # not its own to end any more
+            places.connections.use(policy)
+            places.workers.use(policy)
+        return cls(found, allowed, client, places)
 
     def __init__(
         self,
         tools: Mapping[str, Tool],
         allowed: Mapping[str, Sequence[str]],
         client: httpx.AsyncClient | None = None,
-        workers: Workers | None = None,
+        places: _Places | None = None,
     ) -> None:
         """`allowed` names each tenant's tools; an empty list allows all. Raises ValueError for a schema that cannot be used."""
         self._tools = {name: (tools[name], _arguments_of(tools[name])) for name in sorted(tools)}
         self._allowed = {tenant: frozenset(names) for tenant, names in allowed.items()}
         self._client = client
-        self._workers = workers
+        self._places = places
         self.in_use = InUse()
         """Each call uses the registry until it is over."""
 
@@ -107,14 +115,16 @@ class Registry:
 
     def warm(self) -> None:
         """Start what the first call of a plain function would have to wait for. Raises OSError where that is not possible."""
-        if self._workers is not None and any(isinstance(tool, ProcessTool) for tool, _ in self._tools.values()):
-            self._workers.warm()
+        if self._places is not None and any(isinstance(tool, ProcessTool) for tool, _ in self._tools.values()):
+            self._places.workers.warm()
 
     async def aclose(self) -> None:
-        """Wait until no call uses the registry, then end its processes and close its connections."""
+        """Wait until no call uses the registry, then end its processes, unless they have gone over to another, and close its
+        connections.
+        """
         await self.in_use.ended()
-        if self._workers is not None:
-            await self._workers.aclose()
+        if self._places is not None:
+            await self._places.workers.aclose()
         if self._client is not None:
             await self._client.aclose()
 
@@ -122,15 +132,14 @@ class Registry:
 def _candidates(
     tools: ToolsPolicy,
     client: httpx.AsyncClient,
-    connections: Connections,
-    workers: Workers,
+    places: _Places,
     environ: Mapping[str, str],
     violations: list[Violation],
 ) -> Iterator[tuple[str, Tool]]:
     for index, module_name in enumerate(tools.modules):
         field = f"tools.modules[{index}]"
         try:
-            offered = list(_offered(importlib.import_module(module_name), workers))
+            offered = list(_offered(importlib.import_module(module_name), places.workers))
         except (Exception, SystemExit) as error:  # whatever a module raises at import; nothing is awaited here
             violations.append(Violation(field, f"{module_name} cannot be imported: {type(error).__name__}: {error}"))
             continue
@@ -149,7 +158,7 @@ def _candidates(
         wrong = [*_wrong(http, url), *missing]
         violations += [Violation(f"{field}.{part}", why) for part, why in wrong]
         if not wrong:
-            yield field, HttpTool(name, http, url, headers, client, connections)
+            yield field, HttpTool(name, http, url, headers, client, places.connections)
 
 
 def _arguments_of(tool: Tool) -> Arguments:

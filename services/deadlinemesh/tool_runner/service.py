@@ -75,14 +75,15 @@ class ToolService:
         clock: Clock = SYSTEM_CLOCK,
         kept: KeptResults | None = None,
     ) -> None:
-        self._registry = registry
+        self.registry = registry
+        """The tools of calls to come."""
         self._most_bytes = message_bytes - MESSAGE_OVERHEAD
         self._clock = clock
         self._kept = kept
 
     def specs(self) -> tuple[ToolSpec, ...]:
         """The current tenant's tools, in alphabetical order."""
-        return self._registry.specs(current().tenant_id)
+        return self.registry.specs(current().tenant_id)
 
     async def call(self, name: str, arguments_json: str, call_id: str = "") -> AsyncGenerator[Event, None]:
         """Run a tool: `Started`, any number of `Progressed`, `Finished`; only `Finished` if its arguments are wrong, or if it
@@ -93,7 +94,7 @@ class ToolService:
         The tool is gone when the generator is closed: use `contextlib.aclosing`.
         """
         context = current()
-        registry, most_bytes, kept = self._registry, self._most_bytes, self._kept
+        registry, most_bytes, kept = self.registry, self._most_bytes, self._kept
         tool, arguments = registry.find(context.tenant_id, name)
         with registry.in_use:
             running = _Running(Ledger(self._clock, context.started_at))
@@ -121,18 +122,18 @@ class ToolService:
 
     def replace(self, registry: Registry, message_bytes: int, kept: KeptResults | None = None) -> Registry:
         """Use `registry` and `kept` for calls to come. Returns the old registry, to be closed."""
-        old, self._registry = self._registry, registry
+        old, self.registry = self.registry, registry
         self._kept = kept  # another registry's tool of the same name need not be the same tool
         self._most_bytes = message_bytes - MESSAGE_OVERHEAD
         return old
 
     def warm(self) -> None:
         """Start what the first call would have to wait for. Raises OSError where that is not possible."""
-        self._registry.warm()
+        self.registry.warm()
 
     async def aclose(self) -> None:
         """End all processes and close all connections, once no call is running."""
-        await self._registry.aclose()
+        await self.registry.aclose()
 
 
 async def _read(arguments: Arguments, text: str, running: _Running) -> tuple[dict[str, Any], list[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any
 
@@ -33,10 +33,10 @@ class ToolRunnerServicer(tool_runner_pb2_grpc.ToolRunnerServiceServicer):
     def __init__(
         self,
         service: ToolService,
-        registry_of: Callable[[Policy], Registry] = Registry.from_policy,
+        registry_of: Callable[[Policy, Registry], Registry] = Registry.from_policy,
         keeping: Callable[[Policy], KeptResults | None] = lambda _: None,
     ) -> None:
-        """`registry_of` makes the tools of a policy, and `keeping` what keeps results under it."""
+        """`registry_of` makes the tools of a policy that takes another's place, and `keeping` what keeps results under it."""
         self.service = service
         self._registry_of = registry_of
         self._keeping = keeping
@@ -54,12 +54,15 @@ class ToolRunnerServicer(tool_runner_pb2_grpc.ToolRunnerServiceServicer):
         return tool_runner_pb2.ListToolsResponse(tools=[_spec(spec) for spec in self.service.specs()])
 
     def use(self, policy: Policy) -> Coroutine[Any, Any, None]:
-        """Use `policy` for calls to come. Returns what ends the old one's processes and connections, when its calls are over.
+        """Use `policy` for calls to come. Returns what closes the old one's connections, when its calls are over.
 
         Raises InvalidRequest, and keeps the old one, if the new one's tools are not right.
         """
-        registry = self._registry_of(policy)
-        return self.service.replace(registry, policy.limits.message_bytes, self._keeping(policy)).aclose()
+        registry = self._registry_of(policy, self.service.registry)
+        old = self.service.replace(registry, policy.limits.message_bytes, self._keeping(policy))
+        with suppress(OSError):  # the call that has to wait for it tells what is wrong
+            self.warm()
+        return old.aclose()
 
     def warm(self) -> None:
         """Start what the first call would have to wait for. Raises OSError where that is not possible."""

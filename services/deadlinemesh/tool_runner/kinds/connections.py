@@ -15,11 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import Any
 
 import httpx
 
 from deadlinemesh.admission import Bulkhead
-from deadlinemesh.policy.model import ToolsPolicy
+from deadlinemesh.policy.model import Policy, ToolsPolicy
 
 __all__ = ["Connections", "pooled_client"]
 
@@ -37,14 +38,25 @@ def pooled_client(tools: ToolsPolicy) -> httpx.AsyncClient:
 
 
 class Connections:
-    """The connections to each origin. `bulkhead` makes one's, given its name."""
+    """The connections to each origin. `bulkhead` makes one's, given its name and its bounds."""
 
-    def __init__(self, bulkhead: Callable[[str], Bulkhead]) -> None:
+    def __init__(self, policy: Policy, bulkhead: Callable[..., Bulkhead]) -> None:
         self._bulkhead = bulkhead
         self._by_origin: dict[str, Bulkhead] = {}
+        self.use(policy)
+
+    def use(self, policy: Policy) -> None:
+        """Go on with the bounds of `policy`. Who holds a connection keeps it, and who waits for one goes on to wait."""
+        self._bounds: dict[str, Any] = {
+            "limit": policy.tools.connections_per_host,
+            "shares": policy.shares(),
+            "most_waiting": policy.admission.most_waiting,
+        }
+        for bulkhead in self._by_origin.values():
+            bulkhead.resize(**self._bounds)
 
     def to(self, origin: str) -> Bulkhead:
         """The connections to `origin`: hold a slot of it for each request."""
         if origin not in self._by_origin:
-            self._by_origin[origin] = self._bulkhead(f"connections to {origin}")
+            self._by_origin[origin] = self._bulkhead(f"connections to {origin}", **self._bounds)
         return self._by_origin[origin]

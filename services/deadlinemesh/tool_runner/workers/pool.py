@@ -13,7 +13,7 @@ from functools import partial
 
 from deadlinemesh.admission import Bulkhead
 from deadlinemesh.deadline import current
-from deadlinemesh.policy.model import ToolsPolicy
+from deadlinemesh.policy.model import Policy
 from deadlinemesh.tool_runner.outcome import Call
 from deadlinemesh.tool_runner.workers.keeper import Keeper
 from deadlinemesh.tool_runner.workers.worker import Answer, Question, Worker
@@ -22,21 +22,28 @@ __all__ = ["Workers"]
 
 
 class Workers:
-    """The worker processes of one tool-runner. `bulkhead` bounds the calls at once, and so the processes.
+    """The worker processes of one tool-runner. `bulkhead` makes what bounds the calls at once, and so the processes, given its
+    name and its limit.
 
-    An answer is cut after `answer_bytes`. Nothing is started before the first call, or `warm`; `aclose` ends everything. `keeper`
-    makes what starts the processes, and again when that is lost.
+    Nothing is started before the first call, or `warm`; `aclose` ends everything. `keeper` makes what starts the processes, and
+    again when that is lost.
     """
 
     def __init__(
-        self, policy: ToolsPolicy, bulkhead: Bulkhead, answer_bytes: int, keeper: Callable[[], Keeper] = Keeper
+        self, policy: Policy, bulkhead: Callable[[str, int], Bulkhead], keeper: Callable[[], Keeper] = Keeper
     ) -> None:
-        self._policy = policy
-        self._bulkhead = bulkhead
-        self._answer_bytes = answer_bytes
+        self._bulkhead = bulkhead("tool workers", policy.tools.workers)
         self._new_keeper = keeper
         self._keeper: Keeper | None = None
         self._idle: dict[Worker, None] = {}  # an ordered set: the first has waited longest
+        self.use(policy)
+
+    def use(self, policy: Policy) -> None:
+        """Go on by `policy`. Calls keep their processes, those that wait go on to wait, and idle processes are used again."""
+        self._policy = policy.tools
+        self._answer_bytes = policy.limits.message_bytes
+        self._bulkhead.resize(policy.tools.workers, shares=policy.shares(), most_waiting=policy.admission.most_waiting)
+        self._make_room()
 
     @property
     def idle(self) -> tuple[Worker, ...]:
@@ -82,13 +89,14 @@ class Workers:
         try:
             yield worker
         finally:
-            if worker.reusable and not worker.ended.done():
+            kept = worker.reusable and self._bulkhead.held <= self._bulkhead.limit  # which may be smaller than it was
+            if kept and not worker.ended.done():
                 self._idle[worker] = None
             else:
                 await worker.end()
 
     def _make_room(self) -> None:
-        """End the workers that have been idle longest, as long as there would be too many with one more."""
+        """End the workers that have been idle longest, as long as there are too many beside those of calls."""
         while self._idle and len(self._idle) + self._bulkhead.held > self._bulkhead.limit:
             worker = next(iter(self._idle))
             del self._idle[worker]
