@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import statistics
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -25,6 +26,8 @@ from deadlinemesh.telemetry import CountingSink, Telemetry
 from deadlinemesh.tool_runner.outcome import ToolOutcome, ToolStatus
 from deadlinemesh.tool_runner.registry import Registry
 from deadlinemesh.tool_runner.service import Event, Finished, Progressed, Started, ToolService
+from deadlinemesh.tool_runner.workers.keeper import _launched
+from deadlinemesh.tool_runner.workers.keeper_main import READY, REPORT
 
 pytestmark = pytest.mark.processes
 
@@ -512,6 +515,19 @@ async def test_nothing_outlives_a_keeper_that_is_killed_and_the_next_call_has_an
         assert finished.outcome.content == "stay failed: its process was lost before it had answered"
         assert (await runner.call("count")).content == "[1,2]"
         assert keeper not in children()
+
+
+async def test_a_keeper_says_that_it_is_ready_before_all_else() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = _launched(theirs, "DMESH_KEEPER=ready")
+    ours.setblocking(False)
+    try:
+        said = await asyncio.get_running_loop().sock_recv(ours, REPORT.size)
+        assert REPORT.unpack(said) == (READY, 0, 0)
+    finally:
+        ours.close()
+        process.wait()
 
 
 async def test_a_keeper_that_a_tool_has_stopped_holds_up_no_kill_and_the_next_call_has_another() -> None:

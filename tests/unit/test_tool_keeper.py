@@ -11,22 +11,27 @@ from collections.abc import AsyncIterator
 import pytest
 
 from deadlinemesh.tool_runner.workers.keeper import Keeper
-from deadlinemesh.tool_runner.workers.keeper_main import COMMAND, ENDED, KILL, OBEYED, REPORT
+from deadlinemesh.tool_runner.workers.keeper_main import COMMAND, ENDED, KILL, OBEYED, READY, REPORT
 from deadlinemesh.tool_runner.workers.worker import PATIENCE
 
 
 class FakeKeeper:
-    """The other end of a keeper's socket. It obeys and tells when the test says so, and runs in no process."""
+    """The other end of a keeper's socket. It obeys and tells when the test says so, and runs in no process. `boots` says that
+    also that it is ready is the test's to say.
+    """
 
     pid = 0
 
-    def __init__(self) -> None:
+    def __init__(self, *, boots: bool = False) -> None:
         self.killed = False
+        self._boots = boots
         self._kills: asyncio.Queue[int] = asyncio.Queue()
 
     def __call__(self, control: socket.socket, mark: str) -> FakeKeeper:
         self._control = control.dup()
         self._control.setblocking(False)
+        if not self._boots:
+            self.says(READY, 0)
         asyncio.get_running_loop().add_reader(self._control, self._listen)
         return self
 
@@ -132,4 +137,46 @@ async def test_a_keeper_that_has_obeyed_and_then_stands_still_is_given_up_as_wel
     assert await worker.ended is None
     assert fake.killed
     assert await fake.told_to_kill() == worker.number
+    worker.close()
+
+
+async def test_a_keeper_that_boots_is_given_the_time_for_it_and_then_obeys(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("deadlinemesh.tool_runner.workers.keeper.KILLS_WITHIN", 0.0)
+    fake = FakeKeeper(boots=True)
+    keeper = Keeper(fake)
+    worker, other = keeper.start("acme"), keeper.start("bolt")
+    worker.kill()
+    for _ in range(10):  # in each of them it is looked whether it has obeyed
+        await asyncio.sleep(0)
+    assert not keeper.lost
+    assert await fake.told_to_kill() == worker.number
+    for what in (READY, OBEYED, ENDED):
+        fake.says(what, worker.number, -signal.SIGKILL)
+    assert await worker.ended == -signal.SIGKILL
+    assert not other.ended.done()
+    await keeper.aclose()
+    worker.close()
+    other.close()
+
+
+async def test_a_keeper_that_does_not_get_ready_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deadlinemesh.tool_runner.workers.keeper.READY_WITHIN", 0.1)
+    fake = FakeKeeper(boots=True)
+    worker = Keeper(fake).start("acme")
+    worker.kill()
+    assert await worker.ended is None
+    assert fake.killed
+    worker.close()
+
+
+async def test_a_keeper_that_is_ready_and_then_stands_still_is_given_up_for_what_it_was_told_before() -> None:
+    fake = FakeKeeper(boots=True)
+    worker = Keeper(fake).start("acme")
+    worker.kill()
+    assert await fake.told_to_kill() == worker.number
+    fake.says(READY, 0)
+    assert await worker.ended is None
+    assert fake.killed
     worker.close()

@@ -18,7 +18,7 @@ from itertools import count
 from pathlib import Path
 from typing import Protocol
 
-from deadlinemesh.tool_runner.workers.keeper_main import COMMAND, KILL, OBEYED, REPORT, START
+from deadlinemesh.tool_runner.workers.keeper_main import COMMAND, ENDED, KILL, OBEYED, READY, REPORT, START
 from deadlinemesh.tool_runner.workers.worker import Worker
 
 __all__ = ["Keeper"]
@@ -28,6 +28,9 @@ _LOG = logging.getLogger("deadlinemesh.tool_runner")
 KILLS_WITHIN = 0.5
 """Seconds after which a keeper that was told to kill a worker, and has not said that it obeyed, is taken to stand still: a tool may
 have stopped it. While the worker lives on, as one does that hangs in a system call, it is told again as often."""
+
+READY_WITHIN = 5.0
+"""The same, while it has not said yet that it runs: on a busy machine it takes its time to load what workers need."""
 
 CLOSES_WITHIN = 5.0
 """The same, for one that was told to end every worker and itself."""
@@ -80,6 +83,8 @@ class Keeper:
         """KILLs that it has been told."""
         self._obeyed = 0
         """How many of them it has obeyed, the first ones."""
+        self._answers_at = self._loop.time() + READY_WITHIN
+        """The instant from which on it has to have obeyed."""
         self._closing = False
         self._gone: asyncio.Future[None] = self._loop.create_future()
         self._control, theirs = socket.socketpair()
@@ -125,7 +130,10 @@ class Keeper:
         if self.lost or self._closing:  # closing has a limit of its own, and no worker's end is told during it
             return
         if kill > self._obeyed:
-            self._give_up()
+            if (left := self._answers_at - self._loop.time()) > 0:
+                self._loop.call_later(min(left, KILLS_WITHIN), self._see_obeyed, kill, number, context=Context())
+            else:
+                self._give_up()
         elif number in self._workers:
             # It may have obeyed and been stopped since; its answer to the next one tells.
             self._kill(number)
@@ -150,9 +158,11 @@ class Keeper:
         self._said += heard
         whole = len(self._said) - len(self._said) % REPORT.size
         for what, number, code in REPORT.iter_unpack(self._said[:whole]):
-            if what == OBEYED:
+            if what == READY:
+                self._answers_at = self._loop.time() + KILLS_WITHIN
+            elif what == OBEYED:
                 self._obeyed += 1
-            else:
+            elif what == ENDED:
                 self._workers.pop(number).gone(code)
         self._said = self._said[whole:]
 

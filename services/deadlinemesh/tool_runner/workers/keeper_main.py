@@ -7,6 +7,7 @@ What the two say to each other on their socket, each in one fixed form:
 
     START n      fork worker n; its end of its socket comes along
     KILL n       kill worker n, if it is there; may be said again
+    READY        it runs: until then it loads what workers need, and obeys nothing
     OBEYED n     the answer to a KILL n, one for each and in their order: the signals are sent. It says that the keeper runs, and no
                  more, as a process that hangs in a system call dies only when that returns
     ENDED n, c   worker n is gone, with what it is known to have left
@@ -29,7 +30,7 @@ from typing import NoReturn
 
 from deadlinemesh.tool_runner.workers.leftovers import Leftovers
 
-__all__ = ["COMMAND", "ENDED", "KILL", "OBEYED", "REPORT", "START", "main"]
+__all__ = ["COMMAND", "ENDED", "KILL", "OBEYED", "READY", "REPORT", "START", "main"]
 
 COMMAND = struct.Struct("!cI")
 """From the tool-runner: what to do, and a worker's number. With START comes the worker's end of its socket."""
@@ -37,8 +38,8 @@ START, KILL = b"S", b"K"
 
 REPORT = struct.Struct("!cIi")
 """To the tool-runner: what has been done or has happened, and a worker's number. With ENDED comes its exit code, or minus the
-number of the signal that killed it; with OBEYED, 0."""
-OBEYED, ENDED = b"O", b"E"
+number of the signal that killed it; with OBEYED, 0, and with READY both."""
+READY, OBEYED, ENDED = b"R", b"O", b"E"
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -87,6 +88,7 @@ class _Keeper:
         signal.set_wakeup_fd(self._waking, warn_on_full_buffer=False)
 
     def run(self) -> None:
+        self._report(READY, 0)
         while True:
             ready, _, _ = select([self._control.fileno(), self._woken], [], [], self._rest())
             if self._woken in ready:
