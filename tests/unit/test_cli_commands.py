@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from io import StringIO
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,7 +17,8 @@ import deadlinemesh.cli
 from deadlinemesh.cli import bench as benches
 from deadlinemesh.cli.app import _seconds, app
 from deadlinemesh.cli.output import EXIT_CODES
-from deadlinemesh.cli.settings import HopSettings
+from deadlinemesh.cli.policy_commands import hash_a_key
+from deadlinemesh.cli.settings import CommandSettings, HopSettings
 from deadlinemesh.policy import hash_key
 
 
@@ -97,6 +99,24 @@ def test_the_token_is_the_files_where_there_is_one(monkeypatch: pytest.MonkeyPat
     file.write_text("\n")
     with pytest.raises(ValueError, match="is empty"):
         HopSettings().token()
+
+
+@pytest.mark.parametrize(
+    ("settings", "variable", "field"),
+    [
+        (HopSettings, "DMESH_POLICY_FILE", "policy_file"),
+        (HopSettings, "DMESH_MESH_TOKEN_FILE", "mesh_token_file"),
+        (HopSettings, "DMESH_EVENTS_FILE", "events_file"),
+        (CommandSettings, "DMESH_STATE_FILE", "state_file"),
+        (CommandSettings, "XDG_RUNTIME_DIR", "runtime_dir"),
+    ],
+)
+def test_a_path_that_is_set_but_empty_is_not_set(
+    monkeypatch: pytest.MonkeyPatch, settings: Any, variable: str, field: str
+) -> None:
+    monkeypatch.setenv("DMESH_MESH_TOKEN", "t")
+    monkeypatch.setenv(variable, "")
+    assert getattr(settings(), field) is None
 
 
 def test_a_service_does_not_start_with_a_wrong_policy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -206,6 +226,18 @@ def test_a_key_is_hashed_as_the_edge_does() -> None:
     assert made["api_key"].startswith("dm_acme_")
     assert made["hash"] == hash_key(made["api_key"])
     assert dmesh("policy", "hash-key", typed="\n")[0] == 2
+
+
+def test_a_key_that_is_to_be_typed_is_asked_for_beside_the_output(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = StringIO("dm_acme_x\n")
+    monkeypatch.setattr(typed, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdin", typed)
+    hash_a_key()
+    out, err = capsys.readouterr()
+    assert out == hash_key("dm_acme_x") + "\n"
+    assert err == "the key to hash (--tenant NAME makes one): "
 
 
 def result(holds: bool) -> dict[str, Any]:

@@ -49,6 +49,8 @@ def hash_a_key(
     as_json: Json = False,
 ) -> None:
     """Print the hash of an API key, as a policy file stores it. Reads the key from standard input."""
+    if not tenant and sys.stdin.isatty():
+        print("the key to hash (--tenant NAME makes one): ", end="", file=sys.stderr, flush=True)
     key = new_key(tenant) if tenant else sys.stdin.readline().strip()
     if not key:
         complain("there is no key: write it to standard input, or make one with --tenant NAME")

@@ -31,6 +31,10 @@ def _by_pool(value: Any) -> Any:
     return found
 
 
+File = Annotated[Path | None, BeforeValidator(lambda value: value or None)]
+"""A path. An empty variable is as good as none: it would be the folder that one happens to be in."""
+
+
 class HopSettings(BaseSettings):
     """Settings of one service, from variables named DMESH_ and the field in capitals. Durations are in seconds."""
 
@@ -38,10 +42,10 @@ class HopSettings(BaseSettings):
 
     listen: str = ""
     """HOST:PORT; empty means every interface and the service's own port."""
-    policy_file: Path | None = None
+    policy_file: File = None
     """The policy; the embedded one if absent."""
     mesh_token: str = ""
-    mesh_token_file: Path | None = None
+    mesh_token_file: File = None
     """The secret that peers of the mesh share; one of the two is needed. The file wins: a variable may come from anywhere, such as
     a Kubernetes secret that is there for other keys."""
     llm_proxy: str = "dns:///llm-proxy:50052"
@@ -65,7 +69,7 @@ class HopSettings(BaseSettings):
     """off, file:PATH or otlp."""
     metrics: str = "off"
     """Likewise."""
-    events_file: Path | None = None
+    events_file: File = None
     """Where to append every event as a JSON line; nowhere if absent."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["text", "json"] = "text"
@@ -105,9 +109,9 @@ class CommandSettings(BaseSettings):
     """The orchestrator that `dmesh run` calls, HOST:PORT; empty: the mesh that `dmesh up` started."""
     api_key: str = ""
     """The key it calls with."""
-    state_file: Path | None = None
+    state_file: File = None
     """Where `dmesh up` writes what it started; see `state_path`."""
-    runtime_dir: Path | None = Field(default=None, validation_alias="XDG_RUNTIME_DIR")
+    runtime_dir: File = Field(default=None, validation_alias="XDG_RUNTIME_DIR")
     openai_api_key: str = Field(default="", validation_alias="OPENAI_API_KEY")
     openai_base_url: str = Field(default="", validation_alias="OPENAI_BASE_URL")
 
