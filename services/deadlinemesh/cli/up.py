@@ -29,8 +29,8 @@ ORCHESTRATOR = "deadlinemesh.v1.OrchestratorService"
 
 
 async def up(policy_file: Path | None, options: UpOptions, settings: CommandSettings, *, as_json: bool) -> Exit:
-    """Run a mesh by the policy in that file, as it is and as it changes, until SIGINT, SIGTERM or SIGHUP, then drain it. A second
-    signal ends it at once.
+    """Run a mesh by the policy in that file, as it is and as it changes, until SIGINT, SIGTERM, or SIGHUP if that was not
+    ignored, then drain it. A second signal ends it at once.
 
     Raises PolicyError or WrongUsage for what cannot be started.
     """
@@ -48,7 +48,9 @@ async def up(policy_file: Path | None, options: UpOptions, settings: CommandSett
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, on_signal)
+        # Under nohup a terminal that closes is no reason to end.
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            loop.add_signal_handler(number, on_signal)
     show = _print_json if as_json else _print_panel
     kept = asyncio.ensure_future(_keep(file, options, settings, show, hurried))
     stopping = asyncio.ensure_future(told.wait())
