@@ -199,6 +199,24 @@ def test_a_wrong_policy_is_told_line_by_line(tmp_path: Path) -> None:
     assert f"{policy}:{line}: tenants.cora.tier" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("was", "wanted", "place"),
+    [
+        ("builtin]", "builtin, acme_tools]", "tools.modules[1]: acme_tools cannot be imported: "),
+        ("  acme:\n", "  acme:\n    tools: [calcullate]\n", "tenants.acme.tools[0]: 'calcullate' is not a tool; "),
+    ],
+)
+def test_a_policy_that_no_tool_runner_would_have_is_told_line_by_line(
+    tmp_path: Path, was: str, wanted: str, place: str
+) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(dmesh(tmp_path / "up.json", "policy", "show").stdout.replace(was, wanted, 1))
+    done = dmesh(tmp_path / "up.json", "up", "--port", "0", "--policy", str(policy))
+    assert done.returncode == 2
+    line = next(n for n, text in enumerate(policy.read_text().splitlines(), 1) if wanted.split()[-1] in text)
+    assert f"{policy}:{line}: {place}" in done.stderr
+
+
 async def test_it_goes_over_to_its_policy_file_as_that_changes(tmp_path: Path) -> None:
     policy = tmp_path / "policy.yaml"
     shown = dmesh(tmp_path / "up.json", "policy", "show").stdout

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import re
 import sys
+import threading
+from collections.abc import Callable, Iterator
 from io import StringIO
 from pathlib import Path
 from types import ModuleType
@@ -57,6 +61,8 @@ def test_every_command_is_explained_in_one_whole_sentence(command: str) -> None:
         (["serve", "nope"], "'nope' is no service: one of orchestrator, llm-proxy, tool-runner, edge"),
         (["serve", "llm-proxy"], "set DMESH_MESH_TOKEN_FILE (or DMESH_MESH_TOKEN)"),
         (["up", "--llm", "nope"], "--llm 'nope' is not one of scripted, local, openai"),
+        (["up", "--traces", "nonsense"], "--traces 'nonsense' is not one of off, file:PATH, otlp"),
+        (["up", "--traces", "file:"], "--traces 'file:' is not one of off, file:PATH, otlp"),
         (["up", "--port", "0", "--no-demo-world", "--llm", "openai"], "set OPENAI_API_KEY"),
         (["run", "hello"], "start one with `dmesh up`"),
         (["run", "hello", "--deadline", "soon"], "write 250ms, 30s, 5m, 1h"),
@@ -212,6 +218,100 @@ def test_it_is_told_that_no_model_or_no_tool_runner_would_be_left(
         f"warning: {policy}:8: tools.http.crm.headers_env.X-Token: CRM_TOKEN is not set here: a tool-runner without it "
         "does not start",
     ]
+
+
+MODULE = """\
+from typing import Annotated
+from pydantic import Field
+from deadlinemesh.tool_runner import tool
+
+print("imported")
+
+@tool
+async def find(code: Annotated[str, Field(pattern={pattern!r})]) -> None:
+    \"\"\"Find.\"\"\"
+"""
+
+
+@pytest.fixture
+def checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., tuple[int, list[str]]]]:
+    """The exit code and the complaints of a check of the embedded policy whose modules and first tenant's tools are these."""
+    monkeypatch.syspath_prepend(tmp_path)
+    before = set(sys.modules)
+
+    def check(modules: str, tools: str = "[]") -> tuple[int, list[str]]:
+        shown = dmesh("policy", "show")[1]
+        text = re.sub(r"modules: .*", f"modules: {modules}", shown)
+        text = text.replace("  acme:\n", f"  acme:\n    tools: {tools}\n", 1)
+        assert text != shown
+        (tmp_path / "policy.yaml").write_text(text)
+        code, _, err = dmesh("policy", "check", str(tmp_path / "policy.yaml"))
+        lines = {f"{tmp_path / 'policy.yaml'}:{n}:": line for n, line in enumerate(text.splitlines(), 1)}
+        told = [line for line in err.splitlines() if line != "imported"]
+        for line in told:  # each is told at the line that says it
+            place, where = line.removeprefix("warning: ").split(" ")[:2]
+            assert where.rstrip("]:").split(".")[-1].split("[")[0] in lines[place]
+        return code, [line.replace(f"{tmp_path / 'policy.yaml'}:", "") for line in told]
+
+    yield check
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+def test_a_name_that_is_no_tool_is_a_problem_of_the_policy(checked: Callable[..., tuple[int, list[str]]]) -> None:
+    code, (told,) = checked("[deadlinemesh.tool_runner.builtin]", "[calculate, calcullate]")
+    assert code == 2
+    assert "tenants.acme.tools[1]: 'calcullate' is not a tool; one of " in told
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (MODULE.format(pattern="(a)\\1"), "has_tools:find"),
+        (MODULE.format(pattern="^[ab]{0,4000}x"), "at most 2000"),
+        (MODULE.format(pattern="a").replace('"""Find."""', "pass"), "has_tools:find: a tool needs a docstring"),
+        ("", "has_tools has no tools: decorate functions with @tool"),
+    ],
+)
+def test_a_function_that_a_tool_runner_refuses_is_a_problem_of_the_policy(
+    checked: Callable[..., tuple[int, list[str]]], tmp_path: Path, source: str, reason: str
+) -> None:
+    (tmp_path / "has_tools.py").write_text(source)
+    code, (told,) = checked("[deadlinemesh.tool_runner.builtin, has_tools]")
+    assert code == 2
+    assert "tools.modules[1]: " in told
+    assert reason in told
+
+
+def test_a_module_that_cannot_be_imported_here_is_a_warning_and_may_have_any_tool(
+    checked: Callable[..., tuple[int, list[str]]],
+) -> None:
+    code, (told,) = checked("[deadlinemesh.tool_runner.builtin, acme_tools]", "[track_shipment]")
+    assert code == 0
+    assert "warning: " in told
+    assert (
+        "tools.modules[1]: acme_tools cannot be imported: ModuleNotFoundError: No module named 'acme_tools': " in told
+    )
+
+
+def test_what_a_module_prints_is_not_among_what_is_told_as_json(
+    checked: Callable[..., tuple[int, list[str]]], tmp_path: Path
+) -> None:
+    (tmp_path / "has_tools.py").write_text(MODULE.format(pattern="a"))
+    assert checked("[deadlinemesh.tool_runner.builtin, has_tools]") == (0, [])
+    del sys.modules["has_tools"]
+    assert json.loads(dmesh("policy", "check", "--json", str(tmp_path / "policy.yaml"))[1])["ok"] is True
+
+
+def test_a_policy_that_can_be_read_only_once_is_checked(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=(dmesh("policy", "show")[1],), daemon=True)
+    writer.start()
+    code, out, err = dmesh("policy", "check", str(pipe))
+    writer.join()
+    assert (code, err) == (0, "")
+    assert out.startswith(f"{pipe}: OK: ")
 
 
 def test_a_missing_policy_is_one_line(tmp_path: Path) -> None:

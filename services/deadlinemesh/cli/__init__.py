@@ -20,6 +20,7 @@ demo_naive.py   the platform as it is commonly written
 demo_lanes.py   whose time went where, as a lane for each run
 bench.py        finds and reports the benchmarks of a checkout
 policy_commands.py  `dmesh policy`
+checking.py     what is wrong with a policy file
 output.py       exit codes, JSON, errors as people read them
 """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 import signal
 import sys
 from collections.abc import Callable, Coroutine
@@ -65,6 +66,8 @@ def up(
 
     if llm not in ("scripted", "local", "openai"):
         _wrong(f"--llm {llm!r} is not one of scripted, local, openai")
+    if not re.fullmatch("off|otlp|file:.+", traces):
+        _wrong(f"--traces {traces!r} is not one of off, file:PATH, otlp")
     options = UpOptions(None, port, llm, model, traces, demo_world, seed)  # type: ignore[arg-type]  # checked above
     _exit(lambda: start(policy, options, CommandSettings(), as_json=as_json))
 

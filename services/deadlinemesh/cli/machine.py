@@ -25,7 +25,7 @@ from deadlinemesh.cli.tailoring import Tailor, as_yaml
 from deadlinemesh.llm_proxy.local import LocalModelServer
 from deadlinemesh.policy import SHARED, OpenAIModel, Policy, default_policy, refuse_what_stands
 
-__all__ = ["Llm", "RunningMesh", "UpOptions", "running_mesh"]
+__all__ = ["Llm", "RunningMesh", "UpOptions", "child_environment", "running_mesh"]
 
 Llm = Literal["scripted", "local", "openai"]
 
@@ -186,7 +186,7 @@ def _service(service: str, environment: Mapping[str, str], pool: str = SHARED) -
         name=_name(service, pool),
         command=lambda port: _tied("deadlinemesh.cli", "serve", service, "--announce"),
         port_in=_announced,
-        environment=lambda port: _environment({**environment, "DMESH_LISTEN": f"{HOST}:{port}"}),
+        environment=lambda port: child_environment({**environment, "DMESH_LISTEN": f"{HOST}:{port}"}),
     )
 
 
@@ -204,7 +204,7 @@ def _demo_world(seed: int) -> Program:
             "deadlinemesh.testing.demo_world", "--host", HOST, "--port", str(port), "--seed", str(seed)
         ),
         port_in=_port_of_url,
-        environment=lambda port: _environment({}),
+        environment=lambda port: child_environment({}),
     )
 
 
@@ -217,7 +217,7 @@ def _local_model() -> Program:
             *("--host", HOST, "--port", str(port), "--slots", str(LOCAL_SLOTS)),
         ),
         port_in=_port_of_url,
-        environment=lambda port: _environment({}),
+        environment=lambda port: child_environment({}),
     )
 
 
@@ -235,7 +235,8 @@ def _tied(module: str, *arguments: str) -> Sequence[str]:
     return (sys.executable, "-m", "deadlinemesh.cli.tied", module, *arguments)
 
 
-def _environment(own: Mapping[str, str]) -> Mapping[str, str]:
+def child_environment(own: Mapping[str, str]) -> Mapping[str, str]:
+    """The variables of a child process: ours, and its `own`."""
     # The children import the package from where this process has it, installed or not.
     root = str(Path(deadlinemesh.__file__).parents[1])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))

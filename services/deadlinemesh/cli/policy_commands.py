@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from deadlinemesh.cli.output import Exit, complain
-from deadlinemesh.policy import Policy, PolicyError, Problem, hash_key, load, new_key, unset
+from deadlinemesh.policy import Problem, hash_key, new_key
 
 __all__ = ["policy_app"]
 
@@ -23,24 +23,21 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and no
 
 @policy_app.command(epilog="Exit codes: 0 the policy is right; 2 it is not.")
 def check(file: Annotated[Path, typer.Argument(help="The policy file.")], as_json: Json = False) -> None:
-    """Check a policy file. Prints every problem as FILE:LINE: PATH: REASON, and warns of environment variables that it names and
-    that are not set here."""
-    try:
-        policy = load(file)
-    except PolicyError as error:
-        if as_json:
-            print(json.dumps({"ok": False, "problems": _as_json(error.problems)}, ensure_ascii=False))
-        else:
-            for problem in error.problems:
-                print(problem, file=sys.stderr)
-        raise typer.Exit(Exit.USAGE) from None
-    warnings = unset(file, policy)
+    """Check a policy file, and that a tool-runner can have its tools, whose modules are imported. Prints every problem as
+    FILE:LINE: PATH: REASON, and warns of modules and environment variables that it names and that are not here."""
+    from deadlinemesh.cli.checking import checked  # what it imports takes a while
+
+    found = checked(file)
     if as_json:
-        print(json.dumps({"ok": True, **_counts(policy), "warnings": _as_json(warnings)}, ensure_ascii=False))
-        return
-    print(f"{file}: OK: {_sentence(policy)}")
-    for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        told = {"ok": False, "problems": _as_json(found.problems)} if found.problems else {"ok": True, **found.counts}
+        print(json.dumps({**told, "warnings": _as_json(found.warnings)}, ensure_ascii=False))
+    else:
+        if not found.problems:
+            print(f"{file}: OK: {_sentence(found.counts)}")
+        for line in (*found.problems, *(f"warning: {warning}" for warning in found.warnings)):
+            print(line, file=sys.stderr)
+    if found.problems:
+        raise typer.Exit(Exit.USAGE)
 
 
 @policy_app.command("hash-key")
@@ -76,17 +73,5 @@ def _as_json(problems: Sequence[Problem]) -> list[dict[str, Any]]:
     return [{"file": one.file, "line": one.line, "path": one.path, "reason": one.reason} for one in problems]
 
 
-def _counts(policy: Policy) -> dict[str, int]:
-    return {
-        "tiers": len(policy.tiers),
-        "tenants": len(policy.tenants),
-        "models": len(policy.models),
-        "http_tools": len(policy.tools.http),
-        "tool_modules": len(policy.tools.modules),
-    }
-
-
-def _sentence(policy: Policy) -> str:
-    return ", ".join(
-        f"{count} {what.replace('_', ' ').replace('http', 'HTTP')}" for what, count in _counts(policy).items()
-    )
+def _sentence(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {what.replace('_', ' ').replace('http', 'HTTP')}" for what, count in counts.items())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,12 +18,12 @@ from rich.table import Table
 from rich.text import Text
 
 from deadlinemesh.cli import state as states
-from deadlinemesh.cli.machine import RunningMesh, UpOptions, running_mesh
+from deadlinemesh.cli.machine import RunningMesh, UpOptions, child_environment, running_mesh
 from deadlinemesh.cli.output import Exit, complain
 from deadlinemesh.cli.settings import CommandSettings
 from deadlinemesh.cli.state import MeshState
 from deadlinemesh.cli.supervisor import ProgramFailed
-from deadlinemesh.policy import Policy, PolicyFile
+from deadlinemesh.policy import Policy, PolicyError, PolicyFile, Problem
 
 __all__ = ["up"]
 
@@ -34,9 +36,11 @@ async def up(policy_file: Path | None, options: UpOptions, settings: CommandSett
 
     Raises PolicyError or WrongUsage for what cannot be started.
     """
-    file = None if policy_file is None else PolicyFile(policy_file)
-    if file is not None:
+    file = None
+    if policy_file is not None:
+        file = PolicyFile(policy_file)
         options = replace(options, policy=file.load())
+        await _refuse_what_no_tool_runner_has(policy_file)
     told, hurried = asyncio.Event(), asyncio.Event()
 
     def on_signal() -> None:
@@ -67,6 +71,27 @@ async def up(policy_file: Path | None, options: UpOptions, settings: CommandSett
         complain(str(failed))
         return Exit.FAILED
     return Exit.ANSWERED
+
+
+async def _refuse_what_no_tool_runner_has(policy_file: Path) -> None:
+    """Raise PolicyError with all for which the tool-runners here would not start.
+
+    A process like theirs is asked: it imports modules from where they do, and what that leaves behind ends with it.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "deadlinemesh.cli", "policy", "check", "--json", "--", str(policy_file)),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        env=child_environment({}),
+    )
+    said, _ = await process.communicate()
+    try:
+        found = json.loads(said)
+    except ValueError:  # a module has ended the process: the tool-runner's log will tell
+        return
+    problems = [*found.get("problems", ()), *(one for one in found["warnings"] if one["path"].startswith("tools."))]
+    if problems:
+        raise PolicyError(Problem(**one) for one in problems)
 
 
 async def _keep(

@@ -17,7 +17,7 @@ Durations are in seconds; the file writes them as 250ms, 30s, 5m, 1h or a number
 
 from deadlinemesh.policy.credentials import Credentials, Tenant, hash_key, new_key, with_fresh_keys
 from deadlinemesh.policy.default import default_policy, with_http_base
-from deadlinemesh.policy.file import load, parse, unset
+from deadlinemesh.policy.file import load, located, parse, text_in, unset
 from deadlinemesh.policy.follow import PolicyFile, Use, refuse_what_stands
 from deadlinemesh.policy.model import (
     SHARED,
@@ -56,9 +56,11 @@ __all__ = [
     "default_policy",
     "hash_key",
     "load",
+    "located",
     "new_key",
     "parse",
     "refuse_what_stands",
+    "text_in",
     "unset",
     "url_arguments",
     "with_fresh_keys",

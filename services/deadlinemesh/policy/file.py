@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -13,31 +14,40 @@ from deadlinemesh.policy.references import contradictions
 from deadlinemesh.policy.sentences import faults_of
 from deadlinemesh.policy.source import MAX_SIZE, read
 
-__all__ = ["load", "parse", "unset"]
+__all__ = ["load", "located", "parse", "text_in", "unset"]
 
 
 def load(path: Path) -> Policy:
     """The policy in the file at `path`. Raises PolicyError, also where the file cannot be read."""
+    return parse(text_in(path), str(path))
+
+
+def text_in(path: Path) -> str:
+    """What the file says. Raises PolicyError where it cannot be read, or is no text of a policy's size."""
     name = str(path)
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_SIZE + 1)
         if len(raw) > MAX_SIZE:
             raise PolicyError([Problem(name, 0, "", "is larger than 1 MiB: no policy is")])
-        text = raw.decode("utf-8-sig")
+        return raw.decode("utf-8-sig")
     except OSError as error:
         raise PolicyError([Problem(name, 0, "", f"cannot be read: {error.strerror or error}")]) from error
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise PolicyError([Problem(name, line, "", "is not UTF-8 text")]) from error
-    return parse(text, name)
 
 
-def unset(path: Path, policy: Policy) -> tuple[Problem, ...]:
-    """The environment variables that the policy in the file at `path` names and this process does not have, with their lines."""
-    name = str(path)
-    source = read(path.read_text("utf-8-sig"), name)
-    return tuple(Problem(name, source.line_of(one.loc), dotted(one.loc), one.reason) for one in unset_variables(policy))
+def unset(text: str, name: str, policy: Policy) -> tuple[Problem, ...]:
+    """The environment variables that `policy`, which `text` says, names and this process does not have, with their lines."""
+    return located(text, name, ((dotted(one.loc), one.reason) for one in unset_variables(policy)))
+
+
+def located(text: str, name: str, reasons: Iterable[tuple[str, str]]) -> tuple[Problem, ...]:
+    """What others have found wrong with a policy that `text` says: reasons by their places, which are written as `dotted` does."""
+    source = read(text, name)
+    lines = {dotted(loc): source.line_of(loc) for loc in source.places}
+    return tuple(Problem(name, lines.get(path, 0), path, reason) for path, reason in reasons)
 
 
 def parse(text: str, name: str) -> Policy:

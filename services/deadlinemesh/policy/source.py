@@ -7,6 +7,7 @@ their own. Dates stay texts: no field is a date, and a JSON Schema holds none.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +39,11 @@ class Source:
     """Values that are among the problems themselves. What else could be said of them only follows from that."""
     _values: dict[Loc, int]
     _keys: dict[Loc, int]
+
+    @property
+    def places(self) -> Iterable[Loc]:
+        """Where there is a value."""
+        return self._values
 
     def line_of(self, loc: Loc, *, at_key: bool = False) -> int:
         """The line of the value, or of its key. What is missing is reported at the key of the mapping that lacks it."""

@@ -28,7 +28,13 @@ from deadlinemesh.tool_runner.tool import definition_of
 from deadlinemesh.tool_runner.workers.keeper import Keeper
 from deadlinemesh.tool_runner.workers.pool import Workers
 
-__all__ = ["Registry"]
+__all__ = ["NotHere", "Registry"]
+
+
+class NotHere(Violation):
+    """A module that this process cannot import. Another one may, where it is installed."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +76,8 @@ class Registry:
             if other is not tool and other.origin != tool.origin:
                 what = f"the name {tool.spec.name!r} is taken twice: by {other.origin} and by {tool.origin}"
                 violations.append(Violation(field, what))
-        for tenant_id, tenant in policy.tenants.items():
-            for index, name in enumerate(tenant.tools):
-                if name not in found:
-                    field = f"tenants.{tenant_id}.tools[{index}]"
-                    violations.append(Violation(field, f"{name!r} is not a tool; {choices(sorted(found))}"))
+        if not any(isinstance(one, NotHere) for one in violations):  # else it may have the tools that are missed
+            violations += _unknown(policy, found)
         if violations:
             raise InvalidRequest(violations)
         allowed = {tenant_id: tenant.tools for tenant_id, tenant in policy.tenants.items()}
@@ -129,6 +132,14 @@ class Registry:
             await self._client.aclose()
 
 
+def _unknown(policy: Policy, found: Mapping[str, Tool]) -> Iterator[Violation]:
+    for tenant_id, tenant in policy.tenants.items():
+        for index, name in enumerate(tenant.tools):
+            if name not in found:
+                field = f"tenants.{tenant_id}.tools[{index}]"
+                yield Violation(field, f"{name!r} is not a tool; {choices(sorted(found))}")
+
+
 def _candidates(
     tools: ToolsPolicy,
     client: httpx.AsyncClient,
@@ -141,7 +152,9 @@ def _candidates(
         try:
             offered = list(_offered(importlib.import_module(module_name), places.workers))
         except (Exception, SystemExit) as error:  # whatever a module raises at import; nothing is awaited here
-            violations.append(Violation(field, f"{module_name} cannot be imported: {type(error).__name__}: {error}"))
+            # A TypeError is what `@tool` raises for a function that cannot be a tool, wherever that is imported.
+            kind = Violation if isinstance(error, TypeError) else NotHere
+            violations.append(kind(field, f"{module_name} cannot be imported: {type(error).__name__}: {error}"))
             continue
         if not offered:
             violations.append(Violation(field, f"{module_name} has no tools: decorate functions with @tool"))
