@@ -11,16 +11,22 @@ import (
 	"iter"
 	"net"
 	"net/netip"
+	"strings"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
 
 	pb "deadlinemesh.dev/clients/go/gen/deadlinemesh/v1"
 )
 
 // spread is gRPC's configuration of calls in turn to all addresses of a name. By its default all calls go to one of them.
 const spread = `{"loadBalancingConfig": [{"round_robin": {}}]}`
+
+// alive has a server asked for a sign of life after 20 s of silence during a call, and given up after as many again.
+var alive = keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 20 * time.Second}
 
 // Client speaks to an orchestrator on behalf of one tenant. It is safe for concurrent use.
 //
@@ -33,17 +39,25 @@ type Client struct {
 // Dial prepares a client for the orchestrator at addr, whose calls carry the tenant's API key. It connects when first used.
 //
 // Calls are spread over all addresses that addr stands for. The connection is TLS, except to a loopback address, where it is
-// plain. An option, such as [grpc.WithTransportCredentials] or [grpc.WithDefaultServiceConfig], overrides what Dial has chosen.
+// plain. White space around the key, such as the line end of its file, is left out; a key that no header can hold is an error.
+//
+// An option, such as [grpc.WithTransportCredentials], [grpc.WithDefaultServiceConfig] or [grpc.WithKeepaliveParams], overrides what
+// Dial has chosen.
 func Dial(addr, apiKey string, opts ...grpc.DialOption) (*Client, error) {
+	key, err := checkedKey(apiKey)
+	if err != nil {
+		return nil, err
+	}
 	transport := credentials.NewTLS(nil)
 	if isLoopback(addr) {
 		transport = insecure.NewCredentials()
 	}
 	conn, err := grpc.NewClient(addr, append([]grpc.DialOption{
 		grpc.WithTransportCredentials(transport),
-		grpc.WithPerRPCCredentials(bearer(apiKey)),
+		grpc.WithPerRPCCredentials(bearer(key)),
 		grpc.WithChainUnaryInterceptor(typedErrors),
 		grpc.WithDefaultServiceConfig(spread),
+		grpc.WithKeepaliveParams(alive),
 	}, opts...)...)
 	if err != nil {
 		return nil, err
@@ -77,6 +91,15 @@ func (c *Client) Run(ctx context.Context, req *pb.RunRequest, opts ...grpc.CallO
 			yield(nil, asError(err))
 		}
 	}
+}
+
+// checkedKey gives the key as it is sent. Its error does not repeat it.
+func checkedKey(key string) (string, error) {
+	key = strings.TrimSpace(key)
+	if strings.ContainsFunc(key, func(r rune) bool { return r < ' ' || r > '~' }) {
+		return "", errors.New("the API key has characters that no header may have: give the key itself, in one line")
+	}
+	return key, nil
 }
 
 // bearer is an API key. It asks for no transport security: a plain connection is either a loopback one or the explicit

@@ -5,7 +5,10 @@ import (
 	"errors"
 	"net"
 	"reflect"
+	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -102,6 +105,79 @@ func TestRunYieldsEventsInOrderAndCarriesTheKey(t *testing.T) {
 	if want := []string{"Bearer s3cret"}; !reflect.DeepEqual(authorization, want) {
 		t.Errorf("authorization = %q, want %q", authorization, want)
 	}
+}
+
+func TestTheLineEndOfAKeysFileIsLeftOut(t *testing.T) {
+	var authorization []string
+	listener := serve(t, func(_ *pb.RunRequest, s stream) error {
+		authorization = metadata.ValueFromIncomingContext(s.Context(), "authorization")
+		return nil
+	})
+	inMemory := func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }
+	client, err := Dial("localhost", "s3cret\r\n", grpc.WithContextDialer(inMemory))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	if _, err := drain(t.Context(), client); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"Bearer s3cret"}; !reflect.DeepEqual(authorization, want) {
+		t.Errorf("authorization = %q, want %q", authorization, want)
+	}
+}
+
+func TestAKeyThatNoHeaderCanHoldIsRefusedAndNotRepeated(t *testing.T) {
+	for _, key := range []string{"s3cret\ns3cret", "s3cret\x00", "s3cr\u00e9t", "s3cret\xff"} {
+		_, err := Dial("localhost", key)
+		if err == nil || !strings.Contains(err.Error(), "no header may have") || strings.Contains(err.Error(), "s3c") {
+			t.Errorf("Dial with %q gave %v", key, err)
+		}
+	}
+}
+
+// muted is a connection on which nothing is sent any more once it is silent.
+type muted struct {
+	net.Conn
+	silent *atomic.Bool
+}
+
+func (m muted) Write(b []byte) (int, error) {
+	if m.silent.Load() {
+		return len(b), nil
+	}
+	return m.Conn.Write(b)
+}
+
+func TestARunWhoseConnectionHasGoneSilentFailsAfter40Seconds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		listener := serve(t, func(_ *pb.RunRequest, s stream) error {
+			err := s.Send(started())
+			<-s.Context().Done()
+			return err
+		})
+		var silent atomic.Bool
+		inMemory := func(ctx context.Context, _ string) (net.Conn, error) {
+			conn, err := listener.DialContext(ctx)
+			return muted{conn, &silent}, err
+		}
+		client, err := Dial("127.0.0.1:1", "s3cret", grpc.WithContextDialer(inMemory))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer client.Close()
+		var last error
+		var since time.Time
+		for _, last = range client.Run(t.Context(), &pb.RunRequest{}) {
+			if last == nil {
+				silent.Store(true)
+				since = time.Now()
+			}
+		}
+		if took := time.Since(since); status.Code(last) != codes.Unavailable || took < 40*time.Second || took > time.Minute {
+			t.Errorf("after %v: %v, want code %v after 40 s", took, last, codes.Unavailable)
+		}
+	})
 }
 
 func TestTheContextsDeadlineTravelsAndNoOther(t *testing.T) {

@@ -61,13 +61,18 @@ function milliseconds(duration: string): number {
 }
 
 /** Watches a run to its end, printing its events. */
-async function run(mesh: DeadlineMesh, options: Arguments, signal: AbortSignal): Promise<RunFinished> {
+async function run(options: Arguments, signal: AbortSignal): Promise<RunFinished> {
   const { prompt, model, tools, deadlineMs } = options;
   const print = new Printer();
+  const mesh = new DeadlineMesh(options);
   let finished: RunFinished | undefined;
-  for await (const event of mesh.run({ prompt, model, tools }, { deadlineMs: deadlineMs || undefined, signal })) {
-    print.event(event);
-    if (event.event?.$case === "finished") finished = event.event.value;
+  try {
+    for await (const event of mesh.run({ prompt, model, tools }, { deadlineMs: deadlineMs || undefined, signal })) {
+      print.event(event);
+      if (event.event?.$case === "finished") finished = event.event.value;
+    }
+  } finally {
+    mesh.close();
   }
   if (!finished) throw new Error("the stream ended before the run did; getRun tells how the run ended");
   return finished;
@@ -157,9 +162,8 @@ async function main(): Promise<number> {
   }
   const controller = new AbortController();
   process.once("SIGINT", () => controller.abort()); // A second Ctrl-C is not waited on.
-  const mesh = new DeadlineMesh(options);
   try {
-    const finished = await run(mesh, options, controller.signal);
+    const finished = await run(options, controller.signal);
     printFinished(finished);
     return finished.outcome === Outcome.COMPLETED || finished.outcome === Outcome.DEADLINE_SPENT ? 0 : EXIT_FAILED;
   } catch (error) {
@@ -169,8 +173,6 @@ async function main(): Promise<number> {
     }
     printError(error);
     return EXIT_FAILED;
-  } finally {
-    mesh.close();
   }
 }
 

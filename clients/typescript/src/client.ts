@@ -22,14 +22,20 @@ import {
 /** gRPC's configuration of calls in turn to all addresses of a name. By its default all calls go to one of them. */
 const SPREAD = { "grpc.service_config": JSON.stringify({ loadBalancingConfig: [{ round_robin: {} }] }) };
 
+/** After 20 s of silence during a call its server is asked for a sign of life, and after as many again given up. */
+const KEEPALIVE = { "grpc.keepalive_time_ms": 20_000, "grpc.keepalive_timeout_ms": 20_000 };
+
 export interface DeadlineMeshOptions {
   /** The orchestrator's `host:port`, or any target that gRPC understands. */
   address: string;
-  /** The tenant's API key. */
+  /** The tenant's API key. White space around it, such as the line end of its file, is left out. */
   apiKey: string;
   /** How to connect. Left out: TLS, except to a loopback address, where the connection is plain. */
   credentials?: ChannelCredentials | undefined;
-  /** Settings of the gRPC channel. Unless they have a `grpc.service_config`, calls are spread over all addresses of a name. */
+  /**
+   * Settings of the gRPC channel. Unless they say otherwise, by `grpc.service_config` and `grpc.keepalive_…`, calls are
+   * spread over all addresses of a name, and one whose connection has been silent for 40 s fails.
+   */
   channelOptions?: ChannelOptions | undefined;
 }
 
@@ -45,11 +51,12 @@ export class DeadlineMesh {
   readonly #stub: OrchestratorServiceClient;
   readonly #metadata = new Metadata();
 
+  /** @throws {TypeError} when no header can hold the key. */
   constructor({ address, apiKey, credentials: chosen, channelOptions }: DeadlineMeshOptions) {
-    const options = { ...SPREAD, ...channelOptions };
+    const options = { ...SPREAD, ...KEEPALIVE, ...channelOptions };
     this.#stub = new OrchestratorServiceClient(address, chosen ?? defaultCredentials(address), options);
     // Not call credentials: gRPC refuses those on a plain connection.
-    this.#metadata.set("authorization", `Bearer ${apiKey}`);
+    this.#metadata.set("authorization", `Bearer ${checkedKey(apiKey)}`);
   }
 
   /**
@@ -103,6 +110,15 @@ export class DeadlineMesh {
   close(): void {
     this.#stub.close();
   }
+}
+
+/** The key as it is sent. The error does not repeat it, as that of grpc-js would. */
+function checkedKey(key: string): string {
+  const trimmed = key.trim();
+  if (!/^[\x20-\x7e]*$/.test(trimmed)) {
+    throw new TypeError("the API key has characters that no header may have: give the key itself, in one line");
+  }
+  return trimmed;
 }
 
 function unary<Response>(

@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { once } from "node:events";
+import { type AddressInfo, type Socket, connect as dial, createServer } from "node:net";
 import { type TestContext, test } from "node:test";
 
 import {
@@ -91,6 +92,27 @@ test("a run yields its events in order and carries the key", async (t) => {
   });
   assert.deepEqual(await collect(mesh.run({ prompt: "hello" })), [STARTED, finished("hello to you")]);
   assert.deepEqual(authorization, ["Bearer s3cret"]);
+});
+
+test("the line end of a key's file is left out", async (t) => {
+  let authorization: unknown;
+  const address = await listen(t, (call) => {
+    authorization = call.metadata.get("authorization");
+    call.end();
+  });
+  const mesh = new DeadlineMesh({ address, apiKey: "s3cret\r\n" });
+  t.after(() => mesh.close());
+  await collect(mesh.run({}));
+  assert.deepEqual(authorization, ["Bearer s3cret"]);
+});
+
+test("a key that no header can hold is refused and not repeated", () => {
+  for (const apiKey of ["s3cret\ns3cret", "s3cret\0", "s3cr\u00e9t"]) {
+    assert.throws(
+      () => new DeadlineMesh({ address: "localhost:1", apiKey }),
+      new TypeError("the API key has characters that no header may have: give the key itself, in one line"),
+    );
+  }
 });
 
 test("the deadline travels, and without one there is none", async (t) => {
@@ -214,6 +236,38 @@ test("channelOptions override how calls are spread", async (t) => {
   const [mesh, served] = await twoPods(t, { "grpc.service_config": config });
   for (let calls = 0; calls < 20; calls++) await collect(mesh.run({}));
   assert.equal(served.size, 1);
+});
+
+/** Forwards to `address` until it is told to fall silent, which closes nothing. Gives its own address and how to tell it. */
+async function proxy(t: TestContext, address: string): Promise<[string, () => void]> {
+  const sockets: Socket[] = [];
+  const server = createServer((near) => {
+    const far = dial(Number(address.split(":")[1]));
+    near.pipe(far).pipe(near);
+    sockets.push(near, far);
+    for (const socket of [near, far]) socket.on("error", () => {});
+  }).listen(0, "127.0.0.1");
+  t.after(() => {
+    for (const socket of sockets) socket.destroy();
+    server.close();
+  });
+  await once(server, "listening");
+  const silence = () => {
+    for (const socket of sockets) socket.unpipe();
+  };
+  return [`127.0.0.1:${(server.address() as AddressInfo).port}`, silence];
+}
+
+test("a run whose connection has gone silent fails after 40 s", async (t) => {
+  const [address, silence] = await proxy(t, await listen(t, (call) => call.write(STARTED)));
+  t.mock.timers.enable({ apis: ["setTimeout"] });
+  const run = connect(t, address).run({});
+  assert.deepEqual((await run.next()).value, STARTED);
+  silence();
+  const failed = failure(collect(run));
+  t.mock.timers.tick(20_000); // the ping
+  t.mock.timers.tick(20_000); // which is not answered
+  assert.equal((await failed).code, status.UNAVAILABLE);
 });
 
 test("only a loopback address is spoken to without TLS by default", async (t) => {
