@@ -28,6 +28,9 @@ if _version_not_supported:
 class OrchestratorServiceStub:
     """OrchestratorService runs agents for tenants. A call carries the tenant's API key as `authorization: Bearer KEY`. A tenant
     sees its own runs and no others.
+
+    A run is known to the instance that serves it and to no other. With several instances behind one name, GetRun, ListRuns,
+    CancelRun and a `request_id` may reach another one than the run's; leaving the stream of Run always reaches the right one.
     """
 
     def __init__(self, channel):
@@ -61,6 +64,9 @@ class OrchestratorServiceStub:
 class OrchestratorServiceServicer:
     """OrchestratorService runs agents for tenants. A call carries the tenant's API key as `authorization: Bearer KEY`. A tenant
     sees its own runs and no others.
+
+    A run is known to the instance that serves it and to no other. With several instances behind one name, GetRun, ListRuns,
+    CancelRun and a `request_id` may reach another one than the run's; leaving the stream of Run always reaches the right one.
     """
 
     def Run(self, request, context):
@@ -77,22 +83,22 @@ class OrchestratorServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetRun(self, request, context):
-        """GetRun tells what is known of a run. NOT_FOUND when it is unknown, forgotten, or another tenant's; RESOURCE_EXHAUSTED
-        (TOO_LARGE) when its history does not fit into one message: ListRuns has the rest.
+        """GetRun tells what is known of a run. NOT_FOUND when it is unknown to this instance, forgotten, or another tenant's;
+        RESOURCE_EXHAUSTED (TOO_LARGE) when its history does not fit into one message: ListRuns has the rest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListRuns(self, request, context):
-        """ListRuns lists the tenant's known runs, newest first.
+        """ListRuns lists the tenant's runs that this instance knows, newest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelRun(self, request, context):
-        """CancelRun stops a run and returns when it has stopped. Cancelling a finished run changes nothing.
+        """CancelRun stops a run and returns when it has stopped. Cancelling a finished run changes nothing. NOT_FOUND as for GetRun.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -132,6 +138,9 @@ def add_OrchestratorServiceServicer_to_server(servicer, server):
 class OrchestratorService:
     """OrchestratorService runs agents for tenants. A call carries the tenant's API key as `authorization: Bearer KEY`. A tenant
     sees its own runs and no others.
+
+    A run is known to the instance that serves it and to no other. With several instances behind one name, GetRun, ListRuns,
+    CancelRun and a `request_id` may reach another one than the run's; leaving the stream of Run always reaches the right one.
     """
 
     @staticmethod

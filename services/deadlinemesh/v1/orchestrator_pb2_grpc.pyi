@@ -29,6 +29,9 @@ GRPC_VERSION: str
 class OrchestratorServiceStub:
     """OrchestratorService runs agents for tenants. A call carries the tenant's API key as `authorization: Bearer KEY`. A tenant
     sees its own runs and no others.
+
+    A run is known to the instance that serves it and to no other. With several instances behind one name, GetRun, ListRuns,
+    CancelRun and a `request_id` may reach another one than the run's; leaving the stream of Run always reaches the right one.
     """
 
     @_typing.overload
@@ -45,18 +48,21 @@ class OrchestratorServiceStub:
     when there is too much to do for this run to get a place in time; UNAVAILABLE while draining.
     """
     GetRun: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.GetRunRequest, _orchestrator_pb2.GetRunResponse]
-    """GetRun tells what is known of a run. NOT_FOUND when it is unknown, forgotten, or another tenant's; RESOURCE_EXHAUSTED
-    (TOO_LARGE) when its history does not fit into one message: ListRuns has the rest.
+    """GetRun tells what is known of a run. NOT_FOUND when it is unknown to this instance, forgotten, or another tenant's;
+    RESOURCE_EXHAUSTED (TOO_LARGE) when its history does not fit into one message: ListRuns has the rest.
     """
     ListRuns: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.ListRunsRequest, _orchestrator_pb2.ListRunsResponse]
-    """ListRuns lists the tenant's known runs, newest first."""
+    """ListRuns lists the tenant's runs that this instance knows, newest first."""
     CancelRun: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.CancelRunRequest, _orchestrator_pb2.CancelRunResponse]
-    """CancelRun stops a run and returns when it has stopped. Cancelling a finished run changes nothing."""
+    """CancelRun stops a run and returns when it has stopped. Cancelling a finished run changes nothing. NOT_FOUND as for GetRun."""
 
 @_typing.type_check_only
 class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
     """OrchestratorService runs agents for tenants. A call carries the tenant's API key as `authorization: Bearer KEY`. A tenant
     sees its own runs and no others.
+
+    A run is known to the instance that serves it and to no other. With several instances behind one name, GetRun, ListRuns,
+    CancelRun and a `request_id` may reach another one than the run's; leaving the stream of Run always reaches the right one.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -70,17 +76,20 @@ class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
     when there is too much to do for this run to get a place in time; UNAVAILABLE while draining.
     """
     GetRun: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.GetRunRequest, _orchestrator_pb2.GetRunResponse]  # type: ignore[assignment]
-    """GetRun tells what is known of a run. NOT_FOUND when it is unknown, forgotten, or another tenant's; RESOURCE_EXHAUSTED
-    (TOO_LARGE) when its history does not fit into one message: ListRuns has the rest.
+    """GetRun tells what is known of a run. NOT_FOUND when it is unknown to this instance, forgotten, or another tenant's;
+    RESOURCE_EXHAUSTED (TOO_LARGE) when its history does not fit into one message: ListRuns has the rest.
     """
     ListRuns: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.ListRunsRequest, _orchestrator_pb2.ListRunsResponse]  # type: ignore[assignment]
-    """ListRuns lists the tenant's known runs, newest first."""
+    """ListRuns lists the tenant's runs that this instance knows, newest first."""
     CancelRun: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.CancelRunRequest, _orchestrator_pb2.CancelRunResponse]  # type: ignore[assignment]
-    """CancelRun stops a run and returns when it has stopped. Cancelling a finished run changes nothing."""
+    """CancelRun stops a run and returns when it has stopped. Cancelling a finished run changes nothing. NOT_FOUND as for GetRun."""
 
 class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
     """OrchestratorService runs agents for tenants. A call carries the tenant's API key as `authorization: Bearer KEY`. A tenant
     sees its own runs and no others.
+
+    A run is known to the instance that serves it and to no other. With several instances behind one name, GetRun, ListRuns,
+    CancelRun and a `request_id` may reach another one than the run's; leaving the stream of Run always reaches the right one.
     """
 
     @_abc_1.abstractmethod
@@ -104,8 +113,8 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _orchestrator_pb2.GetRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_orchestrator_pb2.GetRunResponse, _abc.Awaitable[_orchestrator_pb2.GetRunResponse]]:
-        """GetRun tells what is known of a run. NOT_FOUND when it is unknown, forgotten, or another tenant's; RESOURCE_EXHAUSTED
-        (TOO_LARGE) when its history does not fit into one message: ListRuns has the rest.
+        """GetRun tells what is known of a run. NOT_FOUND when it is unknown to this instance, forgotten, or another tenant's;
+        RESOURCE_EXHAUSTED (TOO_LARGE) when its history does not fit into one message: ListRuns has the rest.
         """
 
     @_abc_1.abstractmethod
@@ -114,7 +123,7 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _orchestrator_pb2.ListRunsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_orchestrator_pb2.ListRunsResponse, _abc.Awaitable[_orchestrator_pb2.ListRunsResponse]]:
-        """ListRuns lists the tenant's known runs, newest first."""
+        """ListRuns lists the tenant's runs that this instance knows, newest first."""
 
     @_abc_1.abstractmethod
     def CancelRun(
@@ -122,6 +131,6 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _orchestrator_pb2.CancelRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_orchestrator_pb2.CancelRunResponse, _abc.Awaitable[_orchestrator_pb2.CancelRunResponse]]:
-        """CancelRun stops a run and returns when it has stopped. Cancelling a finished run changes nothing."""
+        """CancelRun stops a run and returns when it has stopped. Cancelling a finished run changes nothing. NOT_FOUND as for GetRun."""
 
 def add_OrchestratorServiceServicer_to_server(servicer: OrchestratorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -141,8 +141,9 @@ func (RunState) EnumDescriptor() ([]byte, []int) {
 // RunRequest asks for an agent run.
 type RunRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Chosen by the client, at most 128 characters. While a run with this id is known, a call with it attaches to that run,
-	// replays its events and never starts another. Empty: the orchestrator chooses one and the call starts a new run.
+	// Chosen by the client, at most 128 characters. While a run with this id is known to the instance that is called, a call with
+	// it attaches to that run, replays its events and never starts another; another instance does not know it, and starts one.
+	// Empty: the orchestrator chooses one and the call starts a new run.
 	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// What the user asks; not empty.
 	Prompt string `protobuf:"bytes,2,opt,name=prompt,proto3" json:"prompt,omitempty"`

@@ -33,6 +33,9 @@ const (
 //
 // OrchestratorService runs agents for tenants. A call carries the tenant's API key as `authorization: Bearer KEY`. A tenant
 // sees its own runs and no others.
+//
+// A run is known to the instance that serves it and to no other. With several instances behind one name, GetRun, ListRuns,
+// CancelRun and a `request_id` may reach another one than the run's; leaving the stream of Run always reaches the right one.
 type OrchestratorServiceClient interface {
 	// Run runs an agent and streams what happens, ending with `finished`. The run's deadline is the earlier of the call's own
 	// and the tier's budget. A run whose time is spent still ends with OK and a `finished` that says so and carries the partial
@@ -42,12 +45,12 @@ type OrchestratorServiceClient interface {
 	// DEADLINE_EXCEEDED at once when the call's deadline is too short for any work; RESOURCE_EXHAUSTED (SHED) with RetryInfo
 	// when there is too much to do for this run to get a place in time; UNAVAILABLE while draining.
 	Run(ctx context.Context, in *RunRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RunResponse], error)
-	// GetRun tells what is known of a run. NOT_FOUND when it is unknown, forgotten, or another tenant's; RESOURCE_EXHAUSTED
-	// (TOO_LARGE) when its history does not fit into one message: ListRuns has the rest.
+	// GetRun tells what is known of a run. NOT_FOUND when it is unknown to this instance, forgotten, or another tenant's;
+	// RESOURCE_EXHAUSTED (TOO_LARGE) when its history does not fit into one message: ListRuns has the rest.
 	GetRun(ctx context.Context, in *GetRunRequest, opts ...grpc.CallOption) (*GetRunResponse, error)
-	// ListRuns lists the tenant's known runs, newest first.
+	// ListRuns lists the tenant's runs that this instance knows, newest first.
 	ListRuns(ctx context.Context, in *ListRunsRequest, opts ...grpc.CallOption) (*ListRunsResponse, error)
-	// CancelRun stops a run and returns when it has stopped. Cancelling a finished run changes nothing.
+	// CancelRun stops a run and returns when it has stopped. Cancelling a finished run changes nothing. NOT_FOUND as for GetRun.
 	CancelRun(ctx context.Context, in *CancelRunRequest, opts ...grpc.CallOption) (*CancelRunResponse, error)
 }
 
@@ -114,6 +117,9 @@ func (c *orchestratorServiceClient) CancelRun(ctx context.Context, in *CancelRun
 //
 // OrchestratorService runs agents for tenants. A call carries the tenant's API key as `authorization: Bearer KEY`. A tenant
 // sees its own runs and no others.
+//
+// A run is known to the instance that serves it and to no other. With several instances behind one name, GetRun, ListRuns,
+// CancelRun and a `request_id` may reach another one than the run's; leaving the stream of Run always reaches the right one.
 type OrchestratorServiceServer interface {
 	// Run runs an agent and streams what happens, ending with `finished`. The run's deadline is the earlier of the call's own
 	// and the tier's budget. A run whose time is spent still ends with OK and a `finished` that says so and carries the partial
@@ -123,12 +129,12 @@ type OrchestratorServiceServer interface {
 	// DEADLINE_EXCEEDED at once when the call's deadline is too short for any work; RESOURCE_EXHAUSTED (SHED) with RetryInfo
 	// when there is too much to do for this run to get a place in time; UNAVAILABLE while draining.
 	Run(*RunRequest, grpc.ServerStreamingServer[RunResponse]) error
-	// GetRun tells what is known of a run. NOT_FOUND when it is unknown, forgotten, or another tenant's; RESOURCE_EXHAUSTED
-	// (TOO_LARGE) when its history does not fit into one message: ListRuns has the rest.
+	// GetRun tells what is known of a run. NOT_FOUND when it is unknown to this instance, forgotten, or another tenant's;
+	// RESOURCE_EXHAUSTED (TOO_LARGE) when its history does not fit into one message: ListRuns has the rest.
 	GetRun(context.Context, *GetRunRequest) (*GetRunResponse, error)
-	// ListRuns lists the tenant's known runs, newest first.
+	// ListRuns lists the tenant's runs that this instance knows, newest first.
 	ListRuns(context.Context, *ListRunsRequest) (*ListRunsResponse, error)
-	// CancelRun stops a run and returns when it has stopped. Cancelling a finished run changes nothing.
+	// CancelRun stops a run and returns when it has stopped. Cancelling a finished run changes nothing. NOT_FOUND as for GetRun.
 	CancelRun(context.Context, *CancelRunRequest) (*CancelRunResponse, error)
 	mustEmbedUnimplementedOrchestratorServiceServer()
 }

@@ -149,8 +149,9 @@ export function runStateToNumber(object: RunState): number {
 /** RunRequest asks for an agent run. */
 export interface RunRequest {
   /**
-   * Chosen by the client, at most 128 characters. While a run with this id is known, a call with it attaches to that run,
-   * replays its events and never starts another. Empty: the orchestrator chooses one and the call starts a new run.
+   * Chosen by the client, at most 128 characters. While a run with this id is known to the instance that is called, a call with
+   * it attaches to that run, replays its events and never starts another; another instance does not know it, and starts one.
+   * Empty: the orchestrator chooses one and the call starts a new run.
    */
   requestId: string;
   /** What the user asks; not empty. */
@@ -2051,6 +2052,9 @@ export const CancelRunResponse: MessageFns<CancelRunResponse> = {
 /**
  * OrchestratorService runs agents for tenants. A call carries the tenant's API key as `authorization: Bearer KEY`. A tenant
  * sees its own runs and no others.
+ *
+ * A run is known to the instance that serves it and to no other. With several instances behind one name, GetRun, ListRuns,
+ * CancelRun and a `request_id` may reach another one than the run's; leaving the stream of Run always reaches the right one.
  */
 export type OrchestratorServiceService = typeof OrchestratorServiceService;
 export const OrchestratorServiceService = {
@@ -2073,8 +2077,8 @@ export const OrchestratorServiceService = {
     responseDeserialize: (value: Buffer): RunResponse => RunResponse.decode(value),
   },
   /**
-   * GetRun tells what is known of a run. NOT_FOUND when it is unknown, forgotten, or another tenant's; RESOURCE_EXHAUSTED
-   * (TOO_LARGE) when its history does not fit into one message: ListRuns has the rest.
+   * GetRun tells what is known of a run. NOT_FOUND when it is unknown to this instance, forgotten, or another tenant's;
+   * RESOURCE_EXHAUSTED (TOO_LARGE) when its history does not fit into one message: ListRuns has the rest.
    */
   getRun: {
     path: "/deadlinemesh.v1.OrchestratorService/GetRun" as const,
@@ -2085,7 +2089,7 @@ export const OrchestratorServiceService = {
     responseSerialize: (value: GetRunResponse): Buffer => Buffer.from(GetRunResponse.encode(value).finish()),
     responseDeserialize: (value: Buffer): GetRunResponse => GetRunResponse.decode(value),
   },
-  /** ListRuns lists the tenant's known runs, newest first. */
+  /** ListRuns lists the tenant's runs that this instance knows, newest first. */
   listRuns: {
     path: "/deadlinemesh.v1.OrchestratorService/ListRuns" as const,
     requestStream: false as const,
@@ -2095,7 +2099,7 @@ export const OrchestratorServiceService = {
     responseSerialize: (value: ListRunsResponse): Buffer => Buffer.from(ListRunsResponse.encode(value).finish()),
     responseDeserialize: (value: Buffer): ListRunsResponse => ListRunsResponse.decode(value),
   },
-  /** CancelRun stops a run and returns when it has stopped. Cancelling a finished run changes nothing. */
+  /** CancelRun stops a run and returns when it has stopped. Cancelling a finished run changes nothing. NOT_FOUND as for GetRun. */
   cancelRun: {
     path: "/deadlinemesh.v1.OrchestratorService/CancelRun" as const,
     requestStream: false as const,
@@ -2119,13 +2123,13 @@ export interface OrchestratorServiceServer extends UntypedServiceImplementation 
    */
   run: handleServerStreamingCall<RunRequest, RunResponse>;
   /**
-   * GetRun tells what is known of a run. NOT_FOUND when it is unknown, forgotten, or another tenant's; RESOURCE_EXHAUSTED
-   * (TOO_LARGE) when its history does not fit into one message: ListRuns has the rest.
+   * GetRun tells what is known of a run. NOT_FOUND when it is unknown to this instance, forgotten, or another tenant's;
+   * RESOURCE_EXHAUSTED (TOO_LARGE) when its history does not fit into one message: ListRuns has the rest.
    */
   getRun: handleUnaryCall<GetRunRequest, GetRunResponse>;
-  /** ListRuns lists the tenant's known runs, newest first. */
+  /** ListRuns lists the tenant's runs that this instance knows, newest first. */
   listRuns: handleUnaryCall<ListRunsRequest, ListRunsResponse>;
-  /** CancelRun stops a run and returns when it has stopped. Cancelling a finished run changes nothing. */
+  /** CancelRun stops a run and returns when it has stopped. Cancelling a finished run changes nothing. NOT_FOUND as for GetRun. */
   cancelRun: handleUnaryCall<CancelRunRequest, CancelRunResponse>;
 }
 
@@ -2142,8 +2146,8 @@ export interface OrchestratorServiceClient extends Client {
   run(request: RunRequest, options?: Partial<CallOptions>): ClientReadableStream<RunResponse>;
   run(request: RunRequest, metadata?: Metadata, options?: Partial<CallOptions>): ClientReadableStream<RunResponse>;
   /**
-   * GetRun tells what is known of a run. NOT_FOUND when it is unknown, forgotten, or another tenant's; RESOURCE_EXHAUSTED
-   * (TOO_LARGE) when its history does not fit into one message: ListRuns has the rest.
+   * GetRun tells what is known of a run. NOT_FOUND when it is unknown to this instance, forgotten, or another tenant's;
+   * RESOURCE_EXHAUSTED (TOO_LARGE) when its history does not fit into one message: ListRuns has the rest.
    */
   getRun(
     request: GetRunRequest,
@@ -2160,7 +2164,7 @@ export interface OrchestratorServiceClient extends Client {
     options: Partial<CallOptions>,
     callback: (error: ServiceError | null, response: GetRunResponse) => void,
   ): ClientUnaryCall;
-  /** ListRuns lists the tenant's known runs, newest first. */
+  /** ListRuns lists the tenant's runs that this instance knows, newest first. */
   listRuns(
     request: ListRunsRequest,
     callback: (error: ServiceError | null, response: ListRunsResponse) => void,
@@ -2176,7 +2180,7 @@ export interface OrchestratorServiceClient extends Client {
     options: Partial<CallOptions>,
     callback: (error: ServiceError | null, response: ListRunsResponse) => void,
   ): ClientUnaryCall;
-  /** CancelRun stops a run and returns when it has stopped. Cancelling a finished run changes nothing. */
+  /** CancelRun stops a run and returns when it has stopped. Cancelling a finished run changes nothing. NOT_FOUND as for GetRun. */
   cancelRun(
     request: CancelRunRequest,
     callback: (error: ServiceError | null, response: CancelRunResponse) => void,
