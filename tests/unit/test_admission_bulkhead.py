@@ -113,6 +113,33 @@ async def test_without_a_guard_the_lower_band_waits_for_the_higher_to_be_idle() 
     assert pool.begun[-1] == "small"
 
 
+@in_virtual_time
+async def test_who_comes_later_in_a_lower_band_gets_its_part_of_the_turns_that_guard_the_band() -> None:
+    pool = Pool(1, guard=0.1)
+    works = [pool.work("grand", 1.0, tier="first") for _ in range(220)] + [pool.work("noisy", 1.0) for _ in range(150)]
+    crowd = [asyncio.ensure_future(work) for work in works]
+    await asyncio.sleep(100.5)
+    crowd += [asyncio.ensure_future(pool.work("polite", 1.0)) for _ in range(10)]
+    await asyncio.sleep(100.0)
+    assert pool.begun[101:201].count("polite") == pytest.approx(5, abs=1)
+    for one in crowd:
+        one.cancel()
+
+
+@in_virtual_time
+async def test_a_tenant_that_goes_over_to_another_band_begins_there_as_a_newcomer_does() -> None:
+    pool = Pool(1, guard=0.5)
+    crowd = [asyncio.ensure_future(pool.work("grand", 1.0, tier="first")) for _ in range(200)]
+    await asyncio.gather(*(pool.work("acme", 1.0, tier="first") for _ in range(30)))
+    pool.begun.clear()
+    works = [pool.work(tenant, 1.0) for _ in range(20) for tenant in ("acme", "zenith")]
+    crowd += [asyncio.ensure_future(work) for work in works]
+    await asyncio.sleep(40.0)
+    assert (pool.begun.count("acme"), pool.begun.count("zenith")) == pytest.approx((10, 10), abs=1)
+    for one in crowd:
+        one.cancel()
+
+
 # --- one tenant never holds everything ---
 
 

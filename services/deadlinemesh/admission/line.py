@@ -45,7 +45,7 @@ class Tenant:
     tenant_id: str
     share: Share
     virtual_time: float
-    """Slot-seconds used, by weight; who has the least is next."""
+    """Slot-seconds used, by weight; who has the least of its band is next."""
     held: int = 0
     """Slots that it has now."""
     holds: RecentTimes = field(default_factory=RecentTimes)
@@ -84,17 +84,20 @@ class Line:
         self._number = count()
         self._waiting = 0
         self._held = 0
-        self._virtual_now = 0.0
+        self._virtual_now: defaultdict[int, float] = defaultdict(float)
+        """Each band's clock: what one band gets says nothing about who of another has had less than its part."""
 
     def tenant(self, tenant_id: str, share: Share, now: float) -> Tenant:
         """The tenant of this name, with this share from now on and one more claim."""
-        tenant = self._tenants.get(tenant_id)
+        tenant, virtual_now = self._tenants.get(tenant_id), self._virtual_now[share.band]
         if tenant is None:
             self._forget_idle(now)
-            tenant = self._tenants[tenant_id] = Tenant(tenant_id, share, self._virtual_now)
+            tenant = self._tenants[tenant_id] = Tenant(tenant_id, share, virtual_now)
+        elif tenant.share.band != share.band:
+            tenant.virtual_time = virtual_now
         tenant.share = share
-        if not tenant.held and not tenant.waiting:  # idleness saves nothing up
-            tenant.virtual_time = max(tenant.virtual_time, self._virtual_now)
+        if tenant.virtual_time < virtual_now and not tenant.held and not tenant.waiting:  # idleness saves nothing up
+            tenant.virtual_time = virtual_now
         tenant.wants_one_more(now)
         return tenant
 
@@ -131,7 +134,9 @@ class Line:
 
     def begin(self, tenant: Tenant, seconds: float) -> None:
         """A claim of `tenant` begins, and is charged the `seconds` that it is expected to take."""
-        self._virtual_now = max(self._virtual_now, tenant.virtual_time)
+        band = tenant.share.band
+        if tenant.virtual_time > self._virtual_now[band]:
+            self._virtual_now[band] = tenant.virtual_time
         tenant.held += 1
         self._held += 1
         tenant.virtual_time += seconds / tenant.share.weight
@@ -142,12 +147,14 @@ class Line:
         self._held -= 1
         tenant.virtual_time += (seconds - expected) / tenant.share.weight
         if not (self._held or self._waiting):  # nobody is behind anybody
-            self._virtual_now = max(one.virtual_time for one in self._tenants.values())
+            furthest = max(one.virtual_time for one in self._tenants.values())
+            for band in self._virtual_now:
+                self._virtual_now[band] = furthest
 
     def _forget_idle(self, now: float) -> None:
         # Not those that have used more than others who may come back: they would begin anew without it.
         for tenant in tuple(self._tenants.values()):
-            if tenant.idle(now) and tenant.virtual_time <= self._virtual_now:
+            if tenant.idle(now) and tenant.virtual_time <= self._virtual_now[tenant.share.band]:
                 del self._tenants[tenant.tenant_id]
 
     def _band_of_turn(self, bands: set[int]) -> int:
