@@ -114,6 +114,32 @@ async def test_without_a_guard_the_lower_band_waits_for_the_higher_to_be_idle() 
 
 
 @in_virtual_time
+async def test_a_turn_that_guards_the_lower_band_is_not_spent_on_a_claim_that_is_not_begun() -> None:
+    pool = await Pool(1, guard=0.1).taught(4.0, tenant="small")
+    crowd = [asyncio.ensure_future(pool.work("grand", 1.0, tier="first")) for _ in range(40)]
+    await asyncio.sleep(0)
+    late = asyncio.ensure_future(pool.work("small", 4.0, seconds=12.0))
+    soon = asyncio.ensure_future(pool.work("small", 4.0))
+    with pytest.raises(Shed, match="took longer than expected"):
+        await late
+    assert await soon == pytest.approx(10.0)
+    await asyncio.gather(*crowd)
+
+
+@in_virtual_time
+async def test_claims_of_the_higher_band_that_are_not_begun_give_the_lower_no_turns() -> None:
+    pool = await Pool(1, guard=0.1).taught(4.0, tenant="grand")
+    holder = asyncio.ensure_future(pool.work("other", 30.0, tier="first"))
+    await asyncio.sleep(0)
+    late = [asyncio.ensure_future(pool.work("grand", 4.0, seconds=29.0 + n / 10, tier="first")) for n in range(5)]
+    crowd = [asyncio.ensure_future(pool.work("other", 1.0, tier="first")) for _ in range(20)]
+    small = asyncio.ensure_future(pool.work("small", 1.0))
+    await asyncio.gather(holder, *late, return_exceptions=True)
+    assert await small == pytest.approx(30.0 + 9.0)
+    await asyncio.gather(*crowd)
+
+
+@in_virtual_time
 async def test_who_comes_later_in_a_lower_band_gets_its_part_of_the_turns_that_guard_the_band() -> None:
     pool = Pool(1, guard=0.1)
     works = [pool.work("grand", 1.0, tier="first") for _ in range(220)] + [pool.work("noisy", 1.0) for _ in range(150)]

@@ -265,19 +265,21 @@ class Bulkhead:
     def _grant(self) -> None:
         """Give what is free to whom it is due."""
         while len(self._line) and self.held < self.limit and not self._breath.taken:
-            lease = self._line.pop(self._able())
-            if lease is None:
+            if not self._line.let_next_begin(self._able(), self._begins):
                 return
-            assert isinstance(lease, Lease)
-            granted = lease._granted
-            assert granted is not None
-            if granted.done():  # it is leaving
-                continue
-            if self._too_late(lease):
-                granted.set_exception(self._shed(_LONGER, SOON))
-                continue
-            self._begin(lease)
-            granted.set_result(None)
+
+    def _begins(self, lease: Claim) -> bool:
+        assert isinstance(lease, Lease)
+        granted = lease._granted
+        assert granted is not None
+        if granted.done():  # it is leaving
+            return False
+        if self._too_late(lease):
+            granted.set_exception(self._shed(_LONGER, SOON))
+            return False
+        self._begin(lease)
+        granted.set_result(None)
+        return True
 
     def _too_late(self, lease: Lease) -> bool:
         left = lease.deadline_at - self._now()

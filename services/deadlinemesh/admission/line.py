@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -79,7 +79,8 @@ class Line:
 
     def __init__(self, guard: float) -> None:
         self.guard = guard
-        self._owed: dict[int, float] = {}
+        self._owed: defaultdict[int, float] = defaultdict(float)
+        """Turns that each band behind others has still to get."""
         self._tenants: dict[str, Tenant] = {}
         self._number = count()
         self._waiting = 0
@@ -121,16 +122,19 @@ class Line:
         heapq.heapify(waiting)
         self._waiting -= before - len(waiting)
 
-    def pop(self, may_begin: Callable[[Tenant], bool]) -> Claim | None:
-        """The next claim of a tenant that may begin one; None if there is none."""
+    def let_next_begin(self, may_begin: Callable[[Tenant], bool], begins: Callable[[Claim], bool]) -> bool:
+        """Hand the next claim of a tenant that may begin one to `begins`, which tells whether it did; False if there is none."""
         able = [tenant for tenant in self._tenants.values() if tenant.waiting and may_begin(tenant)]
         if not able:
-            return None
-        band = self._band_of_turn({tenant.share.band for tenant in able})
+            return False
+        bands = sorted({tenant.share.band for tenant in able})
+        band = self._band_of_turn(bands)
         in_band = (tenant for tenant in able if tenant.share.band == band)
         tenant = min(in_band, key=lambda tenant: (tenant.virtual_time, tenant.held))
         self._waiting -= 1
-        return heapq.heappop(tenant.waiting)[2]
+        if begins(heapq.heappop(tenant.waiting)[2]):  # a turn that nobody takes is still owed
+            self._take_turn(bands, band)
+        return True
 
     def begin(self, tenant: Tenant, seconds: float) -> None:
         """A claim of `tenant` begins, and is charged the `seconds` that it is expected to take."""
@@ -157,13 +161,13 @@ class Line:
             if tenant.idle(now) and tenant.virtual_time <= self._virtual_now[tenant.share.band]:
                 del self._tenants[tenant.tenant_id]
 
-    def _band_of_turn(self, bands: set[int]) -> int:
-        if len(bands) == 1:
-            return next(iter(bands))
-        first, *behind = sorted(bands)
+    def _band_of_turn(self, bands: Sequence[int]) -> int:
+        first, *behind = bands
+        return max((band for band in behind if self._owed[band] + self.guard >= 1.0 - 1e-9), default=first)
+
+    def _take_turn(self, bands: Sequence[int], chosen: int) -> None:
+        first, *behind = bands
         for band in behind:
-            self._owed[band] = self._owed.get(band, 0.0) + self.guard
-        chosen = max((band for band in behind if self._owed[band] >= 1.0 - 1e-9), default=first)
+            self._owed[band] += self.guard
         if chosen != first:
             self._owed[chosen] -= 1.0
-        return chosen
