@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import Awaitable
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,19 @@ from tests.virtual import in_virtual_time, now, with_seconds
 from deadlinemesh.admission import Bulkhead, Lease, Share, Wait, WaitEnd
 from deadlinemesh.admission.line import Tenant
 from deadlinemesh.deadline import Scopes, entered
-from deadlinemesh.errors import DeadlineSpent, Doomed, NoDeadline, Shed
+from deadlinemesh.errors import (
+    ClientCancelled,
+    DeadlineSpent,
+    DeadlineSpentUpstream,
+    Doomed,
+    Draining,
+    InternalFailure,
+    NoDeadline,
+    Shed,
+    Stopped,
+    UpstreamFailed,
+    UpstreamRefused,
+)
 from deadlinemesh.testing import virtual_time
 
 SHARES = {"free": Share(1, band=1), "big": Share(3, band=1), "first": Share(1, band=0)}
@@ -40,6 +53,13 @@ class Pool:
                 self.begun.append(name or tenant)
                 await asyncio.sleep(takes)
                 return slot.waited
+
+    async def end(self, error: type[BaseException], *, after: float) -> None:
+        """Hold a slot for so many seconds, and end with an error."""
+        with entered(with_seconds(1000.0)), suppress(error):
+            async with self.bulkhead.slot():
+                await asyncio.sleep(after)
+                raise error("so it ends")
 
     async def all(self, *works: Awaitable[float]) -> list[float]:
         return [round(wait, 6) for wait in await asyncio.gather(*works)]
@@ -446,6 +466,27 @@ async def test_a_holder_that_fails_gives_its_slot_back_and_its_time_teaches_noth
                 await fail()
     assert pool.bulkhead.held == 0
     assert len(pool.bulkhead._line._tenants["acme"].kinds[""].useful_after) == 0
+
+
+@pytest.mark.parametrize("failure", [UpstreamFailed, UpstreamRefused, InternalFailure, Shed, Doomed])
+@in_virtual_time
+async def test_how_long_an_upstream_took_to_fail_is_no_service_time(failure: type[Stopped]) -> None:
+    pool = await Pool(2).taught(1.0)
+    for _ in range(8):
+        await pool.end(failure, after=5.0)
+    assert await pool.work("acme", 1.0, seconds=3.0) == 0.0
+
+
+@pytest.mark.parametrize(
+    "cut", [asyncio.CancelledError, DeadlineSpent, DeadlineSpentUpstream, ClientCancelled, Draining]
+)
+@in_virtual_time
+async def test_work_that_is_cut_is_known_to_take_at_least_as_long(cut: type[BaseException]) -> None:
+    pool = await Pool(2).taught(1.0)
+    for _ in range(8):
+        await pool.end(cut, after=5.0)
+    with pytest.raises(Doomed):
+        await pool.work("acme", 1.0, seconds=3.0)
 
 
 @in_virtual_time

@@ -25,7 +25,7 @@ from deadlinemesh.admission.line import Claim, Line, Share, Tenant
 from deadlinemesh.admission.times import Kind
 from deadlinemesh.deadline import SYSTEM_CLOCK, Clock, DeadlineContext, current
 from deadlinemesh.deadline.scope import REPORT_ORPHAN_AFTER
-from deadlinemesh.errors import Doomed, Shed, Stopped
+from deadlinemesh.errors import ClientCancelled, DeadlineSpent, DeadlineSpentUpstream, Doomed, Draining, Shed, Stopped
 
 __all__ = ["Bulkhead", "Lease", "Wait", "WaitEnd"]
 
@@ -39,6 +39,9 @@ LOOK_EVERY = 0.25
 
 SOON = 0.05
 """Seconds after which to come again where nothing better is known."""
+
+_CUT = (asyncio.CancelledError, DeadlineSpent, DeadlineSpentUpstream, ClientCancelled, Draining)
+"""What ends work that would have gone on. Any other end is a failure of its own, and tells nothing of how long work takes."""
 
 _ONE = Share()
 _LONGER = "the wait took longer than expected"
@@ -105,7 +108,7 @@ class Lease(Claim):
     ) -> None:
         if kind is None:
             self.useful()
-        elif issubclass(kind, (asyncio.CancelledError, Stopped)) and not self._of_use:
+        elif issubclass(kind, _CUT) and not self._of_use:
             self._kind.cut(self._owner._now() - self._began_at)
         self.release()
 
