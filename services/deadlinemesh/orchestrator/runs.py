@@ -31,6 +31,7 @@ from deadlinemesh.errors import (
     InternalFailure,
     MeshError,
     NotFound,
+    Shed,
     Stopped,
     Violation,
 )
@@ -431,9 +432,11 @@ class _Watching:
 
 
 def _ran_out(run: AgentRun, error: MeshError) -> bool:
-    """Whether `error`, here or at a hop below, says that the run's own time is spent."""
-    spent = isinstance(error, (DeadlineSpent, DeadlineSpentUpstream))
-    return spent and run.due_at - run.context.clock.monotonic() <= EXPIRES_WITH
+    """Whether `error`, here or at a hop below, says that the run's own time is spent. Once it has passed, a refusal does too."""
+    left = run.due_at - run.context.clock.monotonic()
+    if isinstance(error, (Shed, Doomed)):
+        return left <= 0
+    return isinstance(error, (DeadlineSpent, DeadlineSpentUpstream)) and left <= EXPIRES_WITH
 
 
 _OUTCOMES = {
