@@ -54,6 +54,11 @@ class Pool:
                 await asyncio.sleep(takes)
                 return slot.waited
 
+    async def keep_busy(self, tenant: str, takes: float) -> None:
+        """Work without end."""
+        while True:
+            await self.work(tenant, takes)
+
     async def end(self, error: type[BaseException], *, after: float) -> None:
         """Hold a slot for so many seconds, and end with an error."""
         with entered(with_seconds(1000.0)), suppress(error):
@@ -319,6 +324,87 @@ async def test_one_lucky_piece_lets_one_other_through_and_no_more() -> None:
     claims = [asyncio.ensure_future(pool.work("acme", 0.1, seconds=0.5)) for _ in range(10)]
     ended = await asyncio.gather(*claims, return_exceptions=True)
     assert sum(isinstance(one, Doomed) for one in ended) == 9
+
+
+@in_virtual_time
+async def test_a_recovery_is_believed_as_soon_though_others_keep_every_slot_busy() -> None:
+    pool = await (await Pool(1).taught(1.0, tenant="other")).taught(20.0)
+    crowd = [asyncio.ensure_future(pool.keep_busy("other", 1.0)) for _ in range(2)]
+    await asyncio.sleep(41.5)
+    granted = 0
+    for _ in range(120):
+        await asyncio.sleep(1.0)
+        with suppress(Shed, Doomed):
+            await pool.work("acme", 0.1, seconds=10.0)
+            granted += 1
+    assert granted == 120
+    for one in crowd:
+        one.cancel()
+
+
+@in_virtual_time
+async def test_a_recovery_is_believed_though_other_work_of_the_tenant_always_waits() -> None:
+    pool = await Pool(1).taught(20.0, kind="slow")
+    await pool.all(*(pool.work("acme", 1.0) for _ in range(30)))
+    crowd = [asyncio.ensure_future(pool.keep_busy("acme", 1.0)) for _ in range(3)]
+    await asyncio.sleep(41.5)
+    assert await pool.work("acme", 0.1, seconds=10.0, kind="slow") < 1.0
+    for one in crowd:
+        one.cancel()
+
+
+@in_virtual_time
+async def test_of_those_that_wait_to_see_only_one_is_begun_in_vain() -> None:
+    pool = await Pool(1).taught(20.0, kind="slow")
+    await pool.all(*(pool.work("acme", 0.1) for _ in range(30)))
+    await asyncio.sleep(41.5)
+    holder = asyncio.ensure_future(pool.work("acme", 0.5))
+    await asyncio.sleep(0)
+    pool.begun.clear()
+    scopes = Scopes("hop-a")
+    works = [
+        scopes.open(with_seconds(5.0 + n)).run(pool.work("acme", 20.0, seconds=5.0 + n, kind="slow")) for n in range(5)
+    ]
+    _, *ended = await asyncio.gather(holder, *works, return_exceptions=True)
+    assert pool.begun == ["acme"]
+    assert [type(one) for one in ended] == [DeadlineSpent, Shed, Shed, Shed, Shed]
+
+
+@in_virtual_time
+async def test_who_leaves_before_it_could_see_leaves_that_to_the_next() -> None:
+    pool = await Pool(1).taught(20.0)
+    await pool.work("acme", 0.1)
+    holder = asyncio.ensure_future(pool.work("other", 5.0))
+    await asyncio.sleep(0)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(1.0):
+            await pool.work("acme", 0.1, seconds=10.0)
+    assert await pool.work("acme", 0.1, seconds=10.0) == pytest.approx(4.0)
+    await holder
+
+
+@in_virtual_time
+async def test_who_has_waited_to_see_is_not_begun_with_less_than_the_last_piece_took() -> None:
+    pool = await Pool(1).taught(20.0)
+    await pool.work("acme", 2.0)
+    holder = asyncio.ensure_future(pool.work("other", 7.0))
+    await asyncio.sleep(0)
+    with pytest.raises(Shed, match="took longer than expected"):
+        await pool.work("acme", 2.0, seconds=8.0)
+    assert pool.begun == ["acme", "other"]
+    await holder
+
+
+@in_virtual_time
+async def test_the_first_to_wait_of_a_tenant_without_a_slot_is_not_refused_for_how_long_it_once_held_one() -> None:
+    pool = await (await Pool(1).taught(1.0, tenant="other")).taught(20.0, kind="slow")
+    crowd = [asyncio.ensure_future(pool.keep_busy("other", 1.0)) for _ in range(2)]
+    await asyncio.sleep(0)
+    works = [asyncio.ensure_future(pool.work("acme", 0.1, seconds=10.0, kind="new")) for _ in range(3)]
+    ended = await asyncio.gather(*works, return_exceptions=True)
+    assert [type(one) for one in ended] == [float, Shed, Shed]
+    for one in crowd:
+        one.cancel()
 
 
 @in_virtual_time

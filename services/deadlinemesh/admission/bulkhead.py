@@ -83,6 +83,8 @@ class Lease(Claim):
         self._began_at = 0.0
         self._expected = 0.0
         self._of_use = False
+        self._to_see = False
+        """Whether it has less time than it needs by what is known, and is let through to see whether that is still so."""
         self._turned = False
         """Whether the event loop has turned since the work began."""
         self._granted: asyncio.Future[None] | None = None
@@ -96,6 +98,9 @@ class Lease(Claim):
     def release(self) -> None:
         """Give the slot back; a second time does nothing."""
         self._owner._end(self)
+
+    def _need(self) -> float:
+        return 0.0 if self._to_see else self._kind.need()
 
     def _turn(self) -> None:
         self._turned = True
@@ -201,7 +206,8 @@ class Bulkhead:
 
     def _refuse_doomed(self, lease: Lease) -> None:
         need, left = lease._kind.need(), lease.deadline_at - lease._asked_at
-        if left < need and not lease._kind.worth_a_try(left, lease._asked_at):
+        lease._to_see = left < need and lease._kind.worth_a_try(left, lease._asked_at)
+        if left < need and not lease._to_see:
             raise Doomed(
                 f"{left * 1000:.0f} ms are left for {self.name}, and nine in ten of what it lately did for this tenant "
                 f"took more than {need * 1000:.0f} ms"
@@ -211,7 +217,7 @@ class Bulkhead:
         self._keep_looking()  # also where nobody gets to wait, as all are told that it would take too long
         waiting = lease.tenant.waiting
         expected = self._expected_wait(lease)
-        excess = expected + lease._kind.need() - PATIENCE * (lease.deadline_at - lease._asked_at)
+        excess = expected + lease._need() - PATIENCE * (lease.deadline_at - lease._asked_at)
         if len(waiting) >= self._most_waiting and not self._breath.taken:
             raise self._shed(f"{len(waiting)} claims of this tenant wait already", max(expected, SOON))
         if expected and excess > 0:
@@ -239,6 +245,8 @@ class Bulkhead:
         Those ahead of it have to begin first, and the next slot is half way through its work, on average.
         """
         tenant = lease.tenant
+        if not tenant.held and not tenant.waiting:
+            return 0.0  # it waits for what others hold, of which its own work says nothing
         ahead = sum(1 for entry in tenant.waiting if entry[0] <= lease.deadline_at)
         slots = max(tenant.held, self._fair_parts(self._line.active(lease._asked_at))[tenant])
         return (ahead + 0.5) * tenant.holds.mean / slots
@@ -247,6 +255,8 @@ class Bulkhead:
         now = self._now()
         lease._began_at, lease._kind.seen_at, lease._expected = now, now, lease.tenant.holds.mean
         lease.waited = now - lease._asked_at
+        if lease._to_see:
+            lease._kind.try_one()
         self._line.begin(lease.tenant, lease._expected)
         self._leases.add(lease)
         asyncio.get_running_loop().call_soon(lease._turn)
@@ -277,6 +287,9 @@ class Bulkhead:
         assert granted is not None
         if granted.done():  # it is leaving
             return False
+        if lease._to_see:  # another may have seen by now, or too little be left for what the last piece took
+            now = self._now()
+            lease._to_see = lease._kind.worth_a_try(lease.deadline_at - now, now)
         if self._too_late(lease):
             granted.set_exception(self._shed(_LONGER, SOON))
             return False
@@ -286,7 +299,7 @@ class Bulkhead:
 
     def _too_late(self, lease: Lease) -> bool:
         left = lease.deadline_at - self._now()
-        return left <= 0 or left < lease._kind.need()
+        return left <= 0 or left < lease._need()
 
     def _may_begin(self, tenant: Tenant) -> bool:
         """What `_able` would say. A tenant's fair part is one slot at least, so of its first the others need not be asked."""

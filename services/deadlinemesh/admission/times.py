@@ -73,7 +73,7 @@ class Kind:
         self.useful_after = RecentTimes()
         self.seen_at = -math.inf
         self._last = math.inf
-        """What the last piece took until it was of use; for ever, if it was cut before that, or another was let through for it."""
+        """What the last piece took until it was of use; for ever, if it was cut before that, or another is being tried for it."""
 
     def useful(self, seconds: float) -> None:
         """A piece became of use after so many seconds."""
@@ -91,7 +91,8 @@ class Kind:
 
     def worth_a_try(self, left: float, now: float) -> bool:
         """Whether one that has `left` seconds should be let through to see: what is known is old, or the last piece belies it."""
-        if 2 * self._last < left:
-            self._last = math.inf  # one only
-            return True
-        return now - self.seen_at > max(1.0, 2 * self.need())
+        return 2 * self._last < left or now - self.seen_at > max(1.0, 2 * self.need())
+
+    def try_one(self) -> None:
+        """One that was let through to see begins, and no other until there is news of it."""
+        self._last = math.inf
