@@ -39,6 +39,7 @@ from deadlinemesh.orchestrator.events import ToolCallProgress
 from deadlinemesh.orchestrator.ports import (
     ModelEvent,
     TextDelta,
+    ToolCallBegun,
     ToolEvent,
     ToolProgress,
     ToolResult,
@@ -312,3 +313,27 @@ async def test_a_runs_own_deadline_is_its_own_also_where_a_hop_below_is_the_firs
     with pytest.raises(DeadlineSpent):
         await world.run(models)
     assert world.agent.text == "for"
+
+
+@in_virtual_time
+async def test_a_model_that_writes_a_long_tool_call_is_not_taken_for_silent() -> None:
+    world = World()
+    for _ in range(KNOWN):
+        await world.run(Models(main=[ANSWER]))
+    writes: Script = [TurnStarted(), 0.2, ToolCallBegun(), 5.0, ToolCall("call-1", "look", "{}"), ENDED]
+    models = Models(main=[writes, ANSWER], other=[ANSWER])
+    agent = await world.run(models, fallbacks=("other",))
+    assert ([model for model, _ in models.asked], agent.text) == (["main", "main"], "forty-two")
+    assert world.told() == []
+    assert [event for event in world.sink.events if isinstance(event, FellBack)] == []
+    assert world.ledger.spent()[Phase.LLM_STREAM] == pytest.approx(5.0)
+
+
+@in_virtual_time
+async def test_a_model_turn_that_failed_while_it_wrote_its_first_tool_call_is_tried_again() -> None:
+    fails: Script = [TurnStarted(), ToolCallBegun(), 1.0, UpstreamFailed("down")]
+    world, models = World(), Models(main=[fails, ANSWER])
+    assert (await world.run(models)).text == "forty-two"
+    assert world.told() == [("model main", "UPSTREAM_FAILED", "")]
+    models = Models(main=[fails], other=[ANSWER])
+    assert (await world.run(models, retries=0, fallbacks=("other",))).text == "forty-two"

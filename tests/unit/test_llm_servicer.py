@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
+from deadlinemesh.admission.times import ENOUGH
 from deadlinemesh.conversation import Message, Role
 from deadlinemesh.deadline import DeadlineContext, entered
 from deadlinemesh.errors import Shed, UpstreamRefused
@@ -17,6 +18,7 @@ from deadlinemesh.llm_proxy.conversation import (
     FinishReason,
     TextDelta,
     ToolCall,
+    ToolCallBegun,
     ToolCallReady,
     TurnEnded,
     TurnRequest,
@@ -124,13 +126,15 @@ async def refusal(stub: Any, **fields: Any) -> Any:
 
 def test_a_turn_is_started_streamed_and_accounted_for() -> None:
     call = ToolCall("c1", "look", '{"a": 1}')
-    provider = FakeProvider(0.5, TextDelta("one "), 0.25, TextDelta("two"), ToolCallReady(call), 0.25, ENDED)
+    said = (TextDelta("one "), 0.25, TextDelta("two"), ToolCallBegun(), ToolCallReady(call))
+    provider = FakeProvider(0.5, *said, 0.25, ENDED)
 
     async def test(stub: Any) -> None:
         events = [event async for event in stub.Generate(request())]
-        assert [event.WhichOneof("event") for event in events] == ["started", "text", "text", "tool_call", "finished"]
+        kinds = ["started", "text", "text", "tool_call_begun", "tool_call", "finished"]
+        assert [event.WhichOneof("event") for event in events] == kinds
         assert events[0].started == llm_proxy_pb2.GenerateStarted(model="demo", queue_us=0)
-        assert events[3].tool_call == common_pb2.ToolCall(id="c1", name="look", arguments_json='{"a": 1}')
+        assert events[4].tool_call == common_pb2.ToolCall(id="c1", name="look", arguments_json='{"a": 1}')
         finished = events[-1].finished
         assert finished.reason == llm_proxy_pb2.FINISH_REASON_STOP
         assert finished.usage == common_pb2.Usage(input_tokens=11, output_tokens=3, model_calls=1)
@@ -188,6 +192,26 @@ def test_a_caller_that_leaves_frees_the_slot_and_the_provider() -> None:
         assert events[0].started.queue_us < 100_000
 
     serving(provider, test)
+
+
+@pytest.mark.parametrize(("first", "doomed"), [(TextDelta("x"), False), (ToolCallBegun(), True)])
+def test_a_turn_that_was_cut_was_of_use_if_it_had_said_something_and_not_if_it_had_begun_a_call(
+    first: Event, doomed: bool
+) -> None:
+    provider = FakeProvider(0.1, first, 1000.0, ENDED)
+
+    async def test(stub: Any) -> None:
+        async def cut(timeout: float) -> str:
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                async for _ in stub.Generate(request(), timeout=timeout):
+                    pass
+            return error_from(raised.value, "llm-proxy").reason
+
+        for more in range(ENOUGH):  # what was cut is news only where it took longer than before
+            await cut(1.0 + more)
+        assert (await cut(0.5) == "DOOMED") is doomed
+
+    serving(provider, test, seconds=60.0)
 
 
 def test_a_turn_that_waits_for_a_slot_until_its_deadline_never_reaches_the_provider() -> None:

@@ -20,6 +20,7 @@ __all__ = [
     "Role",
     "TextDelta",
     "ToolCall",
+    "ToolCallBegun",
     "ToolCallReady",
     "ToolChoice",
     "ToolSpec",
@@ -71,6 +72,11 @@ class TextDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCallBegun:
+    """The model has begun to write a tool call, or to choose among the tools."""
+
+
+@dataclass(frozen=True, slots=True)
 class ToolCallReady:
     """A tool call, complete."""
 
@@ -86,7 +92,7 @@ class TurnEnded:
     output_tokens: int
 
 
-Event = TextDelta | ToolCallReady | TurnEnded
+Event = TextDelta | ToolCallBegun | ToolCallReady | TurnEnded
 
 
 def estimated_tokens(text: str) -> int:

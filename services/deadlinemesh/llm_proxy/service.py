@@ -10,7 +10,7 @@ from typing import Any
 from deadlinemesh.admission import Bulkhead, InUse
 from deadlinemesh.deadline import Clock, Ledger, Phase, Successive, current
 from deadlinemesh.errors import MeshError, NotFound, UpstreamFailed, Violation, choices
-from deadlinemesh.llm_proxy.conversation import TextDelta, ToolCallReady, TurnEnded, TurnRequest, check
+from deadlinemesh.llm_proxy.conversation import TextDelta, ToolCallBegun, ToolCallReady, TurnEnded, TurnRequest, check
 from deadlinemesh.llm_proxy.providers import Provider
 from deadlinemesh.llm_proxy.providers.unusable import UnusableProvider
 from deadlinemesh.policy.model import ModelPolicy, Policy
@@ -38,7 +38,7 @@ class TurnFinished:
     spent: Mapping[Phase, float]
 
 
-TurnProgress = TurnStarted | TextDelta | ToolCallReady | TurnFinished
+TurnProgress = TurnStarted | TextDelta | ToolCallBegun | ToolCallReady | TurnFinished
 
 
 class ModelService:
@@ -104,7 +104,8 @@ class ModelService:
                     yield TurnStarted(turn.model, slot.waited)
                     async with aclosing(providers.by_model[turn.model].stream(turn)) as events:
                         async for event in events:
-                            slot.useful()  # what is said so far can be answered with, if the rest must be cut
+                            if not isinstance(event, ToolCallBegun):
+                                slot.useful()  # what is said so far can be answered with, if the rest must be cut
                             phases.enter(Phase.LLM_STREAM)
                             if isinstance(event, TurnEnded):
                                 break

@@ -12,6 +12,7 @@ from deadlinemesh.orchestrator.ports import (
     ModelEvent,
     Spend,
     TextDelta,
+    ToolCallBegun,
     ToolEvent,
     ToolProgress,
     ToolResult,
@@ -97,6 +98,8 @@ def _model_event(response: llm_proxy_pb2.GenerateResponse) -> ModelEvent | None:
             return TurnStarted()
         case "text":
             return TextDelta(response.text.text)
+        case "tool_call_begun":
+            return ToolCallBegun()
         case "tool_call":
             return tool_call_from_wire(response.tool_call)
         case "finished":

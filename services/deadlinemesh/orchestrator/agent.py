@@ -42,6 +42,7 @@ from deadlinemesh.orchestrator.events import (
 from deadlinemesh.orchestrator.ports import (
     ModelPort,
     TextDelta,
+    ToolCallBegun,
     ToolPort,
     ToolProgress,
     ToolResult,
@@ -271,6 +272,10 @@ class Agent:
                             phases.enter(Phase.LLM_FIRST_TOKEN)
                             timed.begin()
                             attempt.alive()
+                        case ToolCallBegun():
+                            attempt.settled()
+                            timed.end()
+                            phases.enter(Phase.LLM_STREAM)
                         case TextDelta():
                             attempt.settled()
                             timed.end()

@@ -15,6 +15,7 @@ __all__ = [
     "ModelPort",
     "Spend",
     "TextDelta",
+    "ToolCallBegun",
     "ToolEvent",
     "ToolPort",
     "ToolProgress",
@@ -48,6 +49,11 @@ class TextDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCallBegun:
+    """The model is writing a tool call, or choosing among the tools. It has said nothing yet."""
+
+
+@dataclass(frozen=True, slots=True)
 class TurnFinished:
     """A model turn came to its own end."""
 
@@ -57,7 +63,7 @@ class TurnFinished:
     """Whether the token limit ended it, or the provider withheld the rest."""
 
 
-ModelEvent = TurnStarted | TextDelta | ToolCall | TurnFinished
+ModelEvent = TurnStarted | TextDelta | ToolCallBegun | ToolCall | TurnFinished
 
 
 class ModelPort(Protocol):

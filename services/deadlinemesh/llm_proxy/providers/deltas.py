@@ -1,4 +1,4 @@
-"""Chat completion chunks put together: text at once, tool calls as soon as they are complete, usage at the end."""
+"""Chat completion chunks put together: text at once, tool calls as they begin and are complete, usage at the end."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from deadlinemesh.llm_proxy.conversation import (
     FinishReason,
     TextDelta,
     ToolCall,
+    ToolCallBegun,
     ToolCallReady,
     TurnEnded,
     estimated_tokens,
@@ -113,6 +114,7 @@ class Completion:
         if call is None or delta.index != call.index or (delta.id and call.id and delta.id != call.id):
             yield from self._close_call()
             call = self._open = _PartialCall(delta.index)
+            yield ToolCallBegun()
         call.id = call.id or _text(delta.id)
         if delta.function is not None:
             call.name = call.name or _text(delta.function.name)

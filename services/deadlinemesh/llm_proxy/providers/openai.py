@@ -26,6 +26,7 @@ from deadlinemesh.llm_proxy.conversation import (
     Message,
     Role,
     TextDelta,
+    ToolCallBegun,
     ToolCallReady,
     ToolChoice,
     ToolSpec,
@@ -131,6 +132,8 @@ class OpenAIProvider:
             async for event in events:
                 match event:
                     case TextDelta(text):
+                        if not written:
+                            yield ToolCallBegun()
                         written.append(text)
                     case TurnEnded():
                         choice = event

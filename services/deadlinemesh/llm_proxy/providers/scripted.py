@@ -20,6 +20,7 @@ from deadlinemesh.llm_proxy.conversation import (
     Role,
     TextDelta,
     ToolCall,
+    ToolCallBegun,
     ToolCallReady,
     ToolChoice,
     TurnEnded,
@@ -64,6 +65,7 @@ class ScriptedProvider:
             if length > left:
                 reason = FinishReason.LENGTH
                 break
+            yield ToolCallBegun()
             await self._write(length, chance)
             left -= length
             yield ToolCallReady(ToolCall(f"call_{fingerprint:016x}_{index}", wish.tool, arguments))

@@ -234,6 +234,7 @@ type GenerateResponse struct {
 	//	*GenerateResponse_Text
 	//	*GenerateResponse_ToolCall
 	//	*GenerateResponse_Finished
+	//	*GenerateResponse_ToolCallBegun
 	Event         isGenerateResponse_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -312,6 +313,15 @@ func (x *GenerateResponse) GetFinished() *GenerateFinished {
 	return nil
 }
 
+func (x *GenerateResponse) GetToolCallBegun() *ToolCallBegun {
+	if x != nil {
+		if x, ok := x.Event.(*GenerateResponse_ToolCallBegun); ok {
+			return x.ToolCallBegun
+		}
+	}
+	return nil
+}
+
 type isGenerateResponse_Event interface {
 	isGenerateResponse_Event()
 }
@@ -336,6 +346,11 @@ type GenerateResponse_Finished struct {
 	Finished *GenerateFinished `protobuf:"bytes,4,opt,name=finished,proto3,oneof"`
 }
 
+type GenerateResponse_ToolCallBegun struct {
+	// The model has begun to write a tool call.
+	ToolCallBegun *ToolCallBegun `protobuf:"bytes,5,opt,name=tool_call_begun,json=toolCallBegun,proto3,oneof"`
+}
+
 func (*GenerateResponse_Started) isGenerateResponse_Event() {}
 
 func (*GenerateResponse_Text) isGenerateResponse_Event() {}
@@ -343,6 +358,8 @@ func (*GenerateResponse_Text) isGenerateResponse_Event() {}
 func (*GenerateResponse_ToolCall) isGenerateResponse_Event() {}
 
 func (*GenerateResponse_Finished) isGenerateResponse_Event() {}
+
+func (*GenerateResponse_ToolCallBegun) isGenerateResponse_Event() {}
 
 // GenerateStarted says that the wait for a model slot is over.
 type GenerateStarted struct {
@@ -445,6 +462,44 @@ func (x *TextDelta) GetText() string {
 	return ""
 }
 
+// ToolCallBegun is a sign of life of a model that is writing what is sent only when it is complete: a tool call, or a choice
+// among the tools, which may yet fall on none.
+type ToolCallBegun struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ToolCallBegun) Reset() {
+	*x = ToolCallBegun{}
+	mi := &file_deadlinemesh_v1_llm_proxy_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ToolCallBegun) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ToolCallBegun) ProtoMessage() {}
+
+func (x *ToolCallBegun) ProtoReflect() protoreflect.Message {
+	mi := &file_deadlinemesh_v1_llm_proxy_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ToolCallBegun.ProtoReflect.Descriptor instead.
+func (*ToolCallBegun) Descriptor() ([]byte, []int) {
+	return file_deadlinemesh_v1_llm_proxy_proto_rawDescGZIP(), []int{4}
+}
+
 // GenerateFinished is the last event of a model turn that was not cut.
 type GenerateFinished struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -460,7 +515,7 @@ type GenerateFinished struct {
 
 func (x *GenerateFinished) Reset() {
 	*x = GenerateFinished{}
-	mi := &file_deadlinemesh_v1_llm_proxy_proto_msgTypes[4]
+	mi := &file_deadlinemesh_v1_llm_proxy_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -472,7 +527,7 @@ func (x *GenerateFinished) String() string {
 func (*GenerateFinished) ProtoMessage() {}
 
 func (x *GenerateFinished) ProtoReflect() protoreflect.Message {
-	mi := &file_deadlinemesh_v1_llm_proxy_proto_msgTypes[4]
+	mi := &file_deadlinemesh_v1_llm_proxy_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -485,7 +540,7 @@ func (x *GenerateFinished) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerateFinished.ProtoReflect.Descriptor instead.
 func (*GenerateFinished) Descriptor() ([]byte, []int) {
-	return file_deadlinemesh_v1_llm_proxy_proto_rawDescGZIP(), []int{4}
+	return file_deadlinemesh_v1_llm_proxy_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *GenerateFinished) GetReason() FinishReason {
@@ -518,7 +573,7 @@ type ListModelsRequest struct {
 
 func (x *ListModelsRequest) Reset() {
 	*x = ListModelsRequest{}
-	mi := &file_deadlinemesh_v1_llm_proxy_proto_msgTypes[5]
+	mi := &file_deadlinemesh_v1_llm_proxy_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -530,7 +585,7 @@ func (x *ListModelsRequest) String() string {
 func (*ListModelsRequest) ProtoMessage() {}
 
 func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_deadlinemesh_v1_llm_proxy_proto_msgTypes[5]
+	mi := &file_deadlinemesh_v1_llm_proxy_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -543,7 +598,7 @@ func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsRequest.ProtoReflect.Descriptor instead.
 func (*ListModelsRequest) Descriptor() ([]byte, []int) {
-	return file_deadlinemesh_v1_llm_proxy_proto_rawDescGZIP(), []int{5}
+	return file_deadlinemesh_v1_llm_proxy_proto_rawDescGZIP(), []int{6}
 }
 
 // ListModelsResponse lists the models that the calling tenant may use.
@@ -557,7 +612,7 @@ type ListModelsResponse struct {
 
 func (x *ListModelsResponse) Reset() {
 	*x = ListModelsResponse{}
-	mi := &file_deadlinemesh_v1_llm_proxy_proto_msgTypes[6]
+	mi := &file_deadlinemesh_v1_llm_proxy_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -569,7 +624,7 @@ func (x *ListModelsResponse) String() string {
 func (*ListModelsResponse) ProtoMessage() {}
 
 func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_deadlinemesh_v1_llm_proxy_proto_msgTypes[6]
+	mi := &file_deadlinemesh_v1_llm_proxy_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -582,7 +637,7 @@ func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsResponse.ProtoReflect.Descriptor instead.
 func (*ListModelsResponse) Descriptor() ([]byte, []int) {
-	return file_deadlinemesh_v1_llm_proxy_proto_rawDescGZIP(), []int{6}
+	return file_deadlinemesh_v1_llm_proxy_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ListModelsResponse) GetModels() []*Model {
@@ -609,7 +664,7 @@ type Model struct {
 
 func (x *Model) Reset() {
 	*x = Model{}
-	mi := &file_deadlinemesh_v1_llm_proxy_proto_msgTypes[7]
+	mi := &file_deadlinemesh_v1_llm_proxy_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -621,7 +676,7 @@ func (x *Model) String() string {
 func (*Model) ProtoMessage() {}
 
 func (x *Model) ProtoReflect() protoreflect.Message {
-	mi := &file_deadlinemesh_v1_llm_proxy_proto_msgTypes[7]
+	mi := &file_deadlinemesh_v1_llm_proxy_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -634,7 +689,7 @@ func (x *Model) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Model.ProtoReflect.Descriptor instead.
 func (*Model) Descriptor() ([]byte, []int) {
-	return file_deadlinemesh_v1_llm_proxy_proto_rawDescGZIP(), []int{7}
+	return file_deadlinemesh_v1_llm_proxy_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Model) GetName() string {
@@ -676,18 +731,20 @@ const file_deadlinemesh_v1_llm_proxy_proto_rawDesc = "" +
 	"\x05tools\x18\x03 \x03(\v2\x19.deadlinemesh.v1.ToolSpecR\x05tools\x12<\n" +
 	"\vtool_choice\x18\x04 \x01(\x0e2\x1b.deadlinemesh.v1.ToolChoiceR\n" +
 	"toolChoice\x12*\n" +
-	"\x11max_output_tokens\x18\x05 \x01(\x05R\x0fmaxOutputTokens\"\x86\x02\n" +
+	"\x11max_output_tokens\x18\x05 \x01(\x05R\x0fmaxOutputTokens\"\xd0\x02\n" +
 	"\x10GenerateResponse\x12<\n" +
 	"\astarted\x18\x01 \x01(\v2 .deadlinemesh.v1.GenerateStartedH\x00R\astarted\x120\n" +
 	"\x04text\x18\x02 \x01(\v2\x1a.deadlinemesh.v1.TextDeltaH\x00R\x04text\x128\n" +
 	"\ttool_call\x18\x03 \x01(\v2\x19.deadlinemesh.v1.ToolCallH\x00R\btoolCall\x12?\n" +
-	"\bfinished\x18\x04 \x01(\v2!.deadlinemesh.v1.GenerateFinishedH\x00R\bfinishedB\a\n" +
+	"\bfinished\x18\x04 \x01(\v2!.deadlinemesh.v1.GenerateFinishedH\x00R\bfinished\x12H\n" +
+	"\x0ftool_call_begun\x18\x05 \x01(\v2\x1e.deadlinemesh.v1.ToolCallBegunH\x00R\rtoolCallBegunB\a\n" +
 	"\x05event\"B\n" +
 	"\x0fGenerateStarted\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x19\n" +
 	"\bqueue_us\x18\x02 \x01(\x03R\aqueueUs\"\x1f\n" +
 	"\tTextDelta\x12\x12\n" +
-	"\x04text\x18\x01 \x01(\tR\x04text\"\xa8\x01\n" +
+	"\x04text\x18\x01 \x01(\tR\x04text\"\x0f\n" +
+	"\rToolCallBegun\"\xa8\x01\n" +
 	"\x10GenerateFinished\x125\n" +
 	"\x06reason\x18\x01 \x01(\x0e2\x1d.deadlinemesh.v1.FinishReasonR\x06reason\x12,\n" +
 	"\x05usage\x18\x02 \x01(\v2\x16.deadlinemesh.v1.UsageR\x05usage\x12/\n" +
@@ -731,7 +788,7 @@ func file_deadlinemesh_v1_llm_proxy_proto_rawDescGZIP() []byte {
 }
 
 var file_deadlinemesh_v1_llm_proxy_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_deadlinemesh_v1_llm_proxy_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_deadlinemesh_v1_llm_proxy_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_deadlinemesh_v1_llm_proxy_proto_goTypes = []any{
 	(ToolChoice)(0),            // 0: deadlinemesh.v1.ToolChoice
 	(FinishReason)(0),          // 1: deadlinemesh.v1.FinishReason
@@ -739,37 +796,39 @@ var file_deadlinemesh_v1_llm_proxy_proto_goTypes = []any{
 	(*GenerateResponse)(nil),   // 3: deadlinemesh.v1.GenerateResponse
 	(*GenerateStarted)(nil),    // 4: deadlinemesh.v1.GenerateStarted
 	(*TextDelta)(nil),          // 5: deadlinemesh.v1.TextDelta
-	(*GenerateFinished)(nil),   // 6: deadlinemesh.v1.GenerateFinished
-	(*ListModelsRequest)(nil),  // 7: deadlinemesh.v1.ListModelsRequest
-	(*ListModelsResponse)(nil), // 8: deadlinemesh.v1.ListModelsResponse
-	(*Model)(nil),              // 9: deadlinemesh.v1.Model
-	(*Message)(nil),            // 10: deadlinemesh.v1.Message
-	(*ToolSpec)(nil),           // 11: deadlinemesh.v1.ToolSpec
-	(*ToolCall)(nil),           // 12: deadlinemesh.v1.ToolCall
-	(*Usage)(nil),              // 13: deadlinemesh.v1.Usage
-	(*HopSpend)(nil),           // 14: deadlinemesh.v1.HopSpend
+	(*ToolCallBegun)(nil),      // 6: deadlinemesh.v1.ToolCallBegun
+	(*GenerateFinished)(nil),   // 7: deadlinemesh.v1.GenerateFinished
+	(*ListModelsRequest)(nil),  // 8: deadlinemesh.v1.ListModelsRequest
+	(*ListModelsResponse)(nil), // 9: deadlinemesh.v1.ListModelsResponse
+	(*Model)(nil),              // 10: deadlinemesh.v1.Model
+	(*Message)(nil),            // 11: deadlinemesh.v1.Message
+	(*ToolSpec)(nil),           // 12: deadlinemesh.v1.ToolSpec
+	(*ToolCall)(nil),           // 13: deadlinemesh.v1.ToolCall
+	(*Usage)(nil),              // 14: deadlinemesh.v1.Usage
+	(*HopSpend)(nil),           // 15: deadlinemesh.v1.HopSpend
 }
 var file_deadlinemesh_v1_llm_proxy_proto_depIdxs = []int32{
-	10, // 0: deadlinemesh.v1.GenerateRequest.messages:type_name -> deadlinemesh.v1.Message
-	11, // 1: deadlinemesh.v1.GenerateRequest.tools:type_name -> deadlinemesh.v1.ToolSpec
+	11, // 0: deadlinemesh.v1.GenerateRequest.messages:type_name -> deadlinemesh.v1.Message
+	12, // 1: deadlinemesh.v1.GenerateRequest.tools:type_name -> deadlinemesh.v1.ToolSpec
 	0,  // 2: deadlinemesh.v1.GenerateRequest.tool_choice:type_name -> deadlinemesh.v1.ToolChoice
 	4,  // 3: deadlinemesh.v1.GenerateResponse.started:type_name -> deadlinemesh.v1.GenerateStarted
 	5,  // 4: deadlinemesh.v1.GenerateResponse.text:type_name -> deadlinemesh.v1.TextDelta
-	12, // 5: deadlinemesh.v1.GenerateResponse.tool_call:type_name -> deadlinemesh.v1.ToolCall
-	6,  // 6: deadlinemesh.v1.GenerateResponse.finished:type_name -> deadlinemesh.v1.GenerateFinished
-	1,  // 7: deadlinemesh.v1.GenerateFinished.reason:type_name -> deadlinemesh.v1.FinishReason
-	13, // 8: deadlinemesh.v1.GenerateFinished.usage:type_name -> deadlinemesh.v1.Usage
-	14, // 9: deadlinemesh.v1.GenerateFinished.spend:type_name -> deadlinemesh.v1.HopSpend
-	9,  // 10: deadlinemesh.v1.ListModelsResponse.models:type_name -> deadlinemesh.v1.Model
-	2,  // 11: deadlinemesh.v1.LlmProxyService.Generate:input_type -> deadlinemesh.v1.GenerateRequest
-	7,  // 12: deadlinemesh.v1.LlmProxyService.ListModels:input_type -> deadlinemesh.v1.ListModelsRequest
-	3,  // 13: deadlinemesh.v1.LlmProxyService.Generate:output_type -> deadlinemesh.v1.GenerateResponse
-	8,  // 14: deadlinemesh.v1.LlmProxyService.ListModels:output_type -> deadlinemesh.v1.ListModelsResponse
-	13, // [13:15] is the sub-list for method output_type
-	11, // [11:13] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	13, // 5: deadlinemesh.v1.GenerateResponse.tool_call:type_name -> deadlinemesh.v1.ToolCall
+	7,  // 6: deadlinemesh.v1.GenerateResponse.finished:type_name -> deadlinemesh.v1.GenerateFinished
+	6,  // 7: deadlinemesh.v1.GenerateResponse.tool_call_begun:type_name -> deadlinemesh.v1.ToolCallBegun
+	1,  // 8: deadlinemesh.v1.GenerateFinished.reason:type_name -> deadlinemesh.v1.FinishReason
+	14, // 9: deadlinemesh.v1.GenerateFinished.usage:type_name -> deadlinemesh.v1.Usage
+	15, // 10: deadlinemesh.v1.GenerateFinished.spend:type_name -> deadlinemesh.v1.HopSpend
+	10, // 11: deadlinemesh.v1.ListModelsResponse.models:type_name -> deadlinemesh.v1.Model
+	2,  // 12: deadlinemesh.v1.LlmProxyService.Generate:input_type -> deadlinemesh.v1.GenerateRequest
+	8,  // 13: deadlinemesh.v1.LlmProxyService.ListModels:input_type -> deadlinemesh.v1.ListModelsRequest
+	3,  // 14: deadlinemesh.v1.LlmProxyService.Generate:output_type -> deadlinemesh.v1.GenerateResponse
+	9,  // 15: deadlinemesh.v1.LlmProxyService.ListModels:output_type -> deadlinemesh.v1.ListModelsResponse
+	14, // [14:16] is the sub-list for method output_type
+	12, // [12:14] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_deadlinemesh_v1_llm_proxy_proto_init() }
@@ -783,6 +842,7 @@ func file_deadlinemesh_v1_llm_proxy_proto_init() {
 		(*GenerateResponse_Text)(nil),
 		(*GenerateResponse_ToolCall)(nil),
 		(*GenerateResponse_Finished)(nil),
+		(*GenerateResponse_ToolCallBegun)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -790,7 +850,7 @@ func file_deadlinemesh_v1_llm_proxy_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_deadlinemesh_v1_llm_proxy_proto_rawDesc), len(file_deadlinemesh_v1_llm_proxy_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   8,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

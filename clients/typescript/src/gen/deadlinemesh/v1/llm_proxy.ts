@@ -165,6 +165,9 @@ export interface GenerateResponse {
     | //
     /** Last: how the turn ended. */
     { $case: "finished"; value: GenerateFinished }
+    | //
+    /** The model has begun to write a tool call. */
+    { $case: "toolCallBegun"; value: ToolCallBegun }
     | undefined;
 }
 
@@ -180,6 +183,13 @@ export interface GenerateStarted {
 export interface TextDelta {
   /** The piece, never empty. */
   text: string;
+}
+
+/**
+ * ToolCallBegun is a sign of life of a model that is writing what is sent only when it is complete: a tool call, or a choice
+ * among the tools, which may yet fall on none.
+ */
+export interface ToolCallBegun {
 }
 
 /** GenerateFinished is the last event of a model turn that was not cut. */
@@ -338,6 +348,9 @@ export const GenerateResponse: MessageFns<GenerateResponse> = {
       case "finished":
         GenerateFinished.encode(message.event.value, writer.uint32(34).fork()).join();
         break;
+      case "toolCallBegun":
+        ToolCallBegun.encode(message.event.value, writer.uint32(42).fork()).join();
+        break;
     }
     return writer;
   },
@@ -387,6 +400,14 @@ export const GenerateResponse: MessageFns<GenerateResponse> = {
             message.event = { $case: "finished", value: GenerateFinished.decode(reader, reader.uint32()) };
             continue;
           }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.event = { $case: "toolCallBegun", value: ToolCallBegun.decode(reader, reader.uint32()) };
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -426,6 +447,12 @@ export const GenerateResponse: MessageFns<GenerateResponse> = {
       case "finished": {
         if (object.event?.value !== undefined && object.event?.value !== null) {
           message.event = { $case: "finished", value: GenerateFinished.fromPartial(object.event.value) };
+        }
+        break;
+      }
+      case "toolCallBegun": {
+        if (object.event?.value !== undefined && object.event?.value !== null) {
+          message.event = { $case: "toolCallBegun", value: ToolCallBegun.fromPartial(object.event.value) };
         }
         break;
       }
@@ -552,6 +579,49 @@ export const TextDelta: MessageFns<TextDelta> = {
   fromPartial<I extends Exact<DeepPartial<TextDelta>, I>>(object: I): TextDelta {
     const message = createBaseTextDelta();
     message.text = object.text ?? "";
+    return message;
+  },
+};
+
+function createBaseToolCallBegun(): ToolCallBegun {
+  return {};
+}
+
+export const ToolCallBegun: MessageFns<ToolCallBegun> = {
+  encode(_: ToolCallBegun, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ToolCallBegun {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseToolCallBegun();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<ToolCallBegun>, I>>(base?: I): ToolCallBegun {
+    return ToolCallBegun.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<ToolCallBegun>, I>>(_: I): ToolCallBegun {
+    const message = createBaseToolCallBegun();
     return message;
   },
 };
