@@ -12,7 +12,7 @@ from tests.virtual import in_virtual_time, now
 from deadlinemesh.conversation import Message, ToolCall, ToolSpec
 from deadlinemesh.deadline import Phase
 from deadlinemesh.errors import DeadlineSpent, MeshError
-from deadlinemesh.orchestrator.ports import ModelEvent, TextDelta, ToolStarted, TurnFinished, TurnStarted
+from deadlinemesh.orchestrator.ports import ModelEvent, TextDelta, ToolCallBegun, ToolStarted, TurnFinished, TurnStarted
 
 SLOW_WORDS: list[float | MeshError | ModelEvent] = [
     TurnStarted(),
@@ -124,3 +124,20 @@ async def test_a_turn_that_asks_for_nothing_may_use_the_time_of_the_tools() -> N
         await world.run(Models(main=[endless]), seconds=20.0)
     assert now() - began_at == pytest.approx(20.0)
     assert world.agent.text == "on " * 20
+
+
+@pytest.mark.parametrize("begun", [(2.0, ToolCallBegun(), 2.9), (4.9, ToolCallBegun()), (4.9,)])
+@in_virtual_time
+async def test_a_turn_that_only_calls_teaches_a_models_pace_where_its_writing_could_be_timed(
+    begun: tuple[float | ModelEvent, ...],
+) -> None:
+    world = World()
+    calls: list[float | MeshError | ModelEvent] = [
+        *(TurnStarted(), *begun, ToolCall("c-1", "look", "{}")),
+        *(0.001, TurnFinished(1, 30, False)),
+    ]
+    for _ in range(5):
+        await world.run(Models(main=[calls, SLOW_WORDS]), Tools(QUICK), seconds=100.0)
+    models = Models(main=[calls, SLOW_WORDS])
+    await world.run(models, Tools(QUICK), seconds=20.0)
+    assert 0 < models.most_tokens[1] < 200

@@ -284,7 +284,7 @@ class Agent:
                             self._emit(event)
                         case ToolCall():
                             attempt.settled()
-                            timed.end()
+                            timed.end(whole=True)  # unless it was told that it had begun
                             phases.enter(Phase.LLM_STREAM)
                             self._dispatch(event, group)
                         case TurnFinished():
