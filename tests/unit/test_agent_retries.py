@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 
 import pytest
 from tests.unit.agent_world import (
@@ -35,6 +36,7 @@ from deadlinemesh.errors import (
     UpstreamFailed,
     UpstreamRefused,
 )
+from deadlinemesh.orchestrator.agent import ENDS_WITHIN
 from deadlinemesh.orchestrator.events import ToolCallProgress
 from deadlinemesh.orchestrator.ports import (
     ModelEvent,
@@ -337,3 +339,50 @@ async def test_a_model_turn_that_failed_while_it_wrote_its_first_tool_call_is_tr
     assert world.told() == [("model main", "UPSTREAM_FAILED", "")]
     models = Models(main=[fails], other=[ANSWER])
     assert (await world.run(models, retries=0, fallbacks=("other",))).text == "forty-two"
+
+
+LATER: list[tuple[float | MeshError, ...]] = [(), (UpstreamFailed("reset"),), (HANGS,), (0.01, Draining("away"))]
+
+
+@pytest.mark.parametrize("after", LATER)
+@in_virtual_time
+async def test_a_tools_result_stands_at_once_whatever_becomes_of_its_call_after_it(
+    after: tuple[float | MeshError, ...],
+) -> None:
+    world, tools = World(), Tools([ToolStarted(), 0.1, RESULT, *after])
+    agent = await world.run(Models(main=[asks_for("look"), ANSWER]), tools)
+    assert (len(tools.began), agent.finished_calls[0][1], agent.text) == (1, RESULT, "forty-two")
+    assert now() == pytest.approx(0.1 + 0.2)
+
+
+@in_virtual_time
+async def test_a_failure_that_another_attempt_may_mend_is_tried_again_whether_its_call_has_ended_or_not() -> None:
+    failed = ToolResult(ToolStatus.FAILED, "reset", transient=True)
+    world, tools = World(), Tools([ToolStarted(), failed, HANGS], QUICK)
+    agent = await world.run(Models(main=[asks_for("look"), ANSWER]), tools)
+    assert (len(tools.began), agent.finished_calls[0][1]) == (2, RESULT)
+    assert world.told() == [("tool look", "UPSTREAM_FAILED", "")]
+
+
+class Leaving(Tools):
+    """Tells when a call is left."""
+
+    def __init__(self, *attempts: ToolScript) -> None:
+        super().__init__(*attempts)
+        self.left: list[float] = []
+
+    async def call(self, call: ToolCall) -> AsyncGenerator[ToolEvent, None]:
+        try:
+            async for event in super().call(call):
+                yield event
+        finally:
+            self.left.append(now())
+
+
+@pytest.mark.parametrize(("after", "left_at"), [(0.3, 0.4), (HANGS, 0.1 + ENDS_WITHIN)])
+@in_virtual_time
+async def test_a_call_that_has_its_result_ends_by_itself_or_is_cancelled(after: float, left_at: float) -> None:
+    world, tools = World(), Leaving([ToolStarted(), 0.1, RESULT, after])
+    answer: Script = [TurnStarted(), 5.0, TextDelta("forty-two"), ENDED]
+    await world.run(Models(main=[asks_for("look"), answer]), tools)
+    assert tools.left == [pytest.approx(left_at)]

@@ -46,6 +46,13 @@ async def test_a_long_result_is_shortened_by_the_other_model_and_what_that_takes
     assert world.ledger.spent()[Phase.PROCESSING] == pytest.approx(0.3)
 
 
+@pytest.mark.parametrize("after", [UpstreamFailed("reset"), HANGS])
+@in_virtual_time
+async def test_what_a_shortener_has_finished_stands_whatever_becomes_of_its_call(after: float | MeshError) -> None:
+    agent = await World().run(Models(main=ASKS.copy(), cheap=[[*IN_SHORT, after]]), Tools(TALE), results=BOUNDS)
+    assert given(agent).endswith("five hundred rows")
+
+
 @in_virtual_time
 async def test_a_result_that_fits_is_left_alone() -> None:
     models = Models(main=ASKS.copy(), cheap=[IN_SHORT])

@@ -8,15 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Sequence
-from contextlib import aclosing, nullcontext
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AsyncExitStack, aclosing, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 from traceback import clear_frames
 
 from deadlinemesh.conversation import Message, Role, ToolCall, ToolSpec
-from deadlinemesh.deadline import Allotment, Attempt, GivenUp, Ledger, Patience, Phase, Successive, allot, current
+from deadlinemesh.deadline import (
+    Allotment,
+    Attempt,
+    GivenUp,
+    Ledger,
+    Patience,
+    Phase,
+    Successive,
+    allot,
+    current,
+    narrowed_after,
+)
 from deadlinemesh.errors import (
     ClientCancelled,
     DeadlineSpent,
@@ -43,6 +54,7 @@ from deadlinemesh.orchestrator.ports import (
     ModelPort,
     TextDelta,
     ToolCallBegun,
+    ToolEvent,
     ToolPort,
     ToolProgress,
     ToolResult,
@@ -61,6 +73,9 @@ EXPIRES_WITH = 0.05
 
 PROGRESS_EVERY = 0.05
 """Seconds between two of a tool's messages on its progress that are passed on: each is kept for as long as its run."""
+
+ENDS_WITHIN = 1.0
+"""Seconds after its result in which a tool's call ends by itself, or is cancelled."""
 
 _TRANSIENT = (UpstreamFailed, Shed, Draining)
 """What another attempt may mend: it may meet a better instance, or a better moment."""
@@ -134,6 +149,7 @@ class Agent:
         self._turn = _Turn()
         self._call_ids = {"", *(call.id for message in assignment.messages for call in message.tool_calls)}
         self._specs = {tool.name: tool for tool in assignment.tools}
+        self._endings: set[asyncio.Task[None]] = set()
         self._truncated = False
         self._wrapped_up = False
         self._shortener = Shortener(models, upstreams, self.usage, assignment.results)
@@ -350,7 +366,8 @@ class Agent:
         timed = FirstTimed(upstream)
         told_at = -math.inf
         try:
-            async with aclosing(self._tools.call(call)) as events:
+            async with AsyncExitStack() as left:
+                events = await left.enter_async_context(aclosing(self._tools.call(call)))
                 async for event in events:
                     match event:
                         case ToolStarted():
@@ -364,6 +381,7 @@ class Agent:
                                 told_at = now
                                 self._emit(ToolCallProgress(call.id, event.message, event.fraction))
                         case ToolResult():
+                            self._let_end(events, left.pop_all())
                             if event.transient:
                                 raise _Transient(event)
                             if event.status is ToolStatus.OK:
@@ -387,6 +405,19 @@ class Agent:
         finally:
             phases.leave()
         raise InternalFailure(f"the tool-runner ended {call.name} without a result", hop="tool-runner")
+
+    def _let_end(self, events: AsyncGenerator[ToolEvent, None], left: AsyncExitStack) -> None:
+        """Have a call that has its result end by itself, as one that is left is a cancelled one. Nobody waits for it."""
+        ending = asyncio.create_task(_ended(events, left), name="a tool call's end")
+        self._endings.add(ending)
+        ending.add_done_callback(self._endings.discard)
+
+
+async def _ended(events: AsyncGenerator[ToolEvent, None], left: AsyncExitStack) -> None:
+    with suppress(MeshError):  # the result is there
+        async with narrowed_after(ENDS_WITHIN, "the end of a call"), left:
+            async for _ in events:
+                pass
 
 
 class _Transient(Exception):

@@ -74,6 +74,7 @@ class Shortener:
         )
         messages = (Message(Role.SYSTEM, task), Message(Role.USER, content[: MOST_READ * self._bounds.longest]))
         said: list[str] = []
+        finished = False
         timed = FirstTimed(upstream)
         self._usage.model_calls += 1
         try:
@@ -90,11 +91,11 @@ class Shortener:
                                 timed.finish(event.output_tokens)
                                 self._usage.input_tokens += event.input_tokens
                                 self._usage.output_tokens += event.output_tokens
-                                return "".join(said)
+                                finished = True
         except MeshError:
             if current().is_expired:
                 raise
-        return ""
+        return "".join(said) if finished else ""
 
 
 def cut(content: str, longest: int) -> str:
