@@ -8,6 +8,7 @@ forwarding.py a process that only grants and passes on
 granted.py    a grant that comes from there
 servicer.py   messages to the domain and back
 runs.py       a run from its registration to its oblivion; who watches it
+catalog.py    which tools a tenant has
 agent.py      the agent loop
 shortening.py what the model is given of a long result
 answers.py    what to say when there was no time to finish

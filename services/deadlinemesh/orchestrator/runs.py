@@ -239,6 +239,7 @@ class Runs:
         tools: ToolPort,
         limits: Limits,
         telemetry: Telemetry,
+        upstreams: Upstreams,
     ) -> None:
         self._background = background
         self._places = places
@@ -246,7 +247,7 @@ class Runs:
         self._tools = tools
         self._limits = limits
         self._telemetry = telemetry
-        self._upstreams = Upstreams(telemetry, HOP)
+        self._upstreams = upstreams
         self._by_id: dict[str, AgentRun] = {}
         self._by_request: defaultdict[str, dict[str, AgentRun]] = defaultdict(dict)
         """Each tenant's runs by their request ids, in the order of their beginnings."""

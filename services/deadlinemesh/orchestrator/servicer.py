@@ -5,16 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from deadlinemesh.admission import Bulkhead
 from deadlinemesh.conversation import Message, Role, ToolSpec, history_violations
-from deadlinemesh.deadline import SYSTEM_CLOCK, Background, Clock
+from deadlinemesh.deadline import SYSTEM_CLOCK, Background, Clock, Phase
 from deadlinemesh.errors import Cause, InvalidRequest, NotFound, TooLarge, Violation, choices
 from deadlinemesh.orchestrator.agent import Assignment
-from deadlinemesh.orchestrator.edge import Grant, current_grant
+from deadlinemesh.orchestrator.catalog import Catalog
+from deadlinemesh.orchestrator.edge import HOP, Grant, current_grant
 from deadlinemesh.orchestrator.events import (
     PhaseChanged,
     RunEvent,
@@ -28,6 +30,7 @@ from deadlinemesh.orchestrator.events import (
 from deadlinemesh.orchestrator.ports import ModelPort, ToolPort
 from deadlinemesh.orchestrator.runs import AgentRun, Runs, Timed
 from deadlinemesh.orchestrator.shortening import Bounds
+from deadlinemesh.orchestrator.upstreams import Upstreams
 from deadlinemesh.policy import Policy
 from deadlinemesh.telemetry import Telemetry
 from deadlinemesh.transport.messages import (
@@ -69,9 +72,10 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         telemetry: Telemetry,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        self._tools = tools
         self._places = Bulkhead("runs", policy.admission.runs, clock=clock, on_wait=telemetry.record)
-        self._runs = Runs(background, self._places, models, tools, policy.limits, telemetry)
+        upstreams = Upstreams(telemetry, HOP)
+        self._catalog = Catalog(tools, upstreams)
+        self._runs = Runs(background, self._places, models, tools, policy.limits, telemetry, upstreams)
         self.use(policy)
 
     def use(self, policy: Policy) -> None:
@@ -149,12 +153,13 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             messages.insert(0, Message(Role.SYSTEM, instructions))
         messages.append(Message(Role.USER, request.prompt))
         model = request.model or tenant.models[0]
+        specs = await self._catalog.specs(partial(run.ledger.phase, Phase.RETRY_BACKOFF))
         return Assignment(
             model=model,
             results=Bounds(policy.models[model].longest_result, policy.shortener_of(tenant.tenant_id, model)),
             fallbacks=policy.fallbacks_of(tenant.tenant_id, model),
             messages=tuple(messages),
-            tools=_chosen(request.tools, await self._tools.specs()),
+            tools=() if specs is None else _chosen(request.tools, specs),
             max_iterations=_max_iterations(request, run.grant),
             max_output_tokens=request.limits.max_output_tokens,
             tool_retries=tenant.tier_policy.tool_retries,

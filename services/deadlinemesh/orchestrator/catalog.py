@@ -1,0 +1,68 @@
+"""Which tools a tenant has: asked for each run, and remembered, so that runs go on while a tool-runner is in trouble."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+
+from deadlinemesh.conversation import ToolSpec
+from deadlinemesh.deadline import Attempt, current, narrowed_after
+from deadlinemesh.errors import Stopped
+from deadlinemesh.orchestrator.ports import ToolPort
+from deadlinemesh.orchestrator.upstreams import FirstTimed, Upstream, Upstreams
+
+__all__ = ["Catalog"]
+
+SHARE = 0.25
+"""The part of a run's remaining time that it may take to learn which tools there are."""
+
+RETRIES = 1
+"""Whatever the tier's: it is no call of the tenant's, and its tool-runners are several."""
+
+MOST_TENANTS = 1024
+"""Tenants whose tools are remembered; of those that began no run for longest they are forgotten."""
+
+
+class Catalog:
+    """The tools of each tenant, as `tools` last named them."""
+
+    def __init__(self, tools: ToolPort, upstreams: Upstreams) -> None:
+        self._tools = tools
+        self._upstreams = upstreams
+        self._last: OrderedDict[str, tuple[ToolSpec, ...]] = OrderedDict()
+
+    async def specs(self, waiting: Callable[[], AbstractContextManager[object]]) -> tuple[ToolSpec, ...] | None:
+        """The current tenant's tools; those of last time where they cannot be learned now; None where there was none.
+
+        `waiting` is entered around a backoff. Raises only what refuses the tenant, and DeadlineSpent.
+        """
+        here = current()
+        upstream = self._upstreams.of("tools")
+        window, patience = here.remaining * SHARE, upstream.patience
+        try:
+            async with narrowed_after(window if patience is None else min(window, (1 + RETRIES) * patience), "listing"):
+                specs = await upstream.retried(
+                    partial(self._asked_for, upstream),
+                    RETRIES,
+                    is_transient=lambda error: isinstance(error, Stopped),
+                    waiting=waiting,
+                )
+        except Stopped:
+            if here.is_expired:
+                raise
+            return self._last.get(here.tenant_id)
+        self._last[here.tenant_id] = specs
+        self._last.move_to_end(here.tenant_id)
+        if len(self._last) > MOST_TENANTS:
+            self._last.popitem(last=False)
+        return specs
+
+    async def _asked_for(self, upstream: Upstream, attempt: Attempt) -> tuple[ToolSpec, ...]:
+        timed = FirstTimed(upstream)
+        timed.begin()
+        attempt.alive()  # so that its patience is what is known of the upstream
+        specs = await self._tools.specs()
+        timed.end()
+        return specs
