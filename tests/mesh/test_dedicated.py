@@ -37,8 +37,9 @@ def dedicating(**tenants: bool) -> Policy:
 class Client:
     """Calls a mesh in which acme is dedicated."""
 
-    def __init__(self) -> None:
-        self.mesh = MemoryMesh(dedicating(acme=True), virtual_time.clock(), transit=TRANSIT, rounding=1.03)
+    def __init__(self, policy: Policy | None = None) -> None:
+        policy = policy or dedicating(acme=True)
+        self.mesh = MemoryMesh(policy, virtual_time.clock(), transit=TRANSIT, rounding=1.03)
         self.stub: Any = orchestrator_pb2_grpc.OrchestratorServiceStub(self.mesh.channel)
 
     def call(self, tenant: str, prompt: str, timeout: float | None = None, **request: Any) -> Any:
@@ -305,6 +306,20 @@ def test_where_the_orchestrator_stands_still_the_edge_tells_in_time() -> None:
                 orchestrator_pb2.ListRunsRequest(), timeout=timeout, metadata=client.mesh.credentials(ACME)
             )
             assert str(await refused(asked)) == "the orchestrator did not answer in time"
+
+    virtual_time.run(main())
+
+
+@pytest.mark.parametrize("timeout", [0.02, 0.2, 0.5])
+def test_a_call_with_less_time_than_the_response_reserve_is_answered_all_the_same(timeout: float) -> None:
+    async def main() -> None:
+        policy = dedicating(acme=True)
+        limits = policy.limits.model_copy(update={"response_reserve": 1.0})
+        client = Client(policy.model_copy(update={"limits": limits}))
+        listed = await client.stub.ListRuns(
+            orchestrator_pb2.ListRunsRequest(), timeout=timeout, metadata=client.mesh.credentials(ACME)
+        )
+        assert not listed.runs
 
     virtual_time.run(main())
 

@@ -26,7 +26,8 @@ EDGE = "edge"
 """The hop's name."""
 
 LAST_WORD = 0.25
-"""The part of the response reserve, before the deadline, in which the edge no longer waits but says that there was no answer."""
+"""The part of the response reserve, or of a shorter call, before the deadline, in which the edge no longer waits but says that
+there was no answer."""
 
 _SERVICE = orchestrator_pb2.DESCRIPTOR.services_by_name["OrchestratorService"]
 _RICH_STATUS = "grpc-status-details-bin"
@@ -84,7 +85,8 @@ class Forwarder:
         """When the edge answers itself. An orchestrator that stands still cannot do so in time, and the client's own timer tells no
         cause. Just before that and not earlier: one that is merely late has until then.
         """
-        return current().absolute_deadline - self._reserve * LAST_WORD
+        here = current()
+        return here.absolute_deadline - min(self._reserve, here.remaining) * LAST_WORD
 
 
 class _Pool:
