@@ -386,3 +386,33 @@ async def test_a_call_that_has_its_result_ends_by_itself_or_is_cancelled(after: 
     answer: Script = [TurnStarted(), 5.0, TextDelta("forty-two"), ENDED]
     await world.run(Models(main=[asks_for("look"), answer]), tools)
     assert tools.left == [pytest.approx(left_at)]
+
+
+@in_virtual_time
+async def test_a_model_is_not_given_up_for_a_fallback_that_has_meanwhile_been_found_too_slow() -> None:
+    world, models = World(), Models(main=[[TurnStarted(), 8.5, TextDelta("late"), ENDED]], other=[ANSWER])
+    three_seconds: Script = [TurnStarted(), 3.0, TextDelta("slowly"), ENDED]
+
+    async def learn() -> None:
+        await asyncio.sleep(1.0)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(KNOWN):
+                down = Models(main=[[UpstreamFailed("down")]], other=[three_seconds])
+                group.create_task(world.run(down, retries=0, fallbacks=("other",), seconds=100.0))
+
+    learning = asyncio.ensure_future(learn())
+    agent = await world.run(models, retries=0, fallbacks=("other",))
+    await learning
+    assert (agent.text, [model for model, _ in models.asked]) == ("late", ["main"])
+
+
+@in_virtual_time
+async def test_a_fallback_that_was_too_slow_is_tried_again_now_and_then_for_a_model_that_hangs() -> None:
+    world = World()
+    slow: Script = [TurnStarted(), 20.0, TextDelta("forty-two"), ENDED]
+    for _ in range(KNOWN):
+        await world.run(Models(main=[[UpstreamFailed("down")]], other=[slow]), fallbacks=("other",), seconds=100.0)
+    await asyncio.sleep(100.0)
+    models = Models(main=[SILENT], other=[ANSWER])
+    assert (await world.run(models, retries=0, fallbacks=("other",))).text == "forty-two"
+    assert [model for model, _ in models.asked] == ["main", "other"]

@@ -93,23 +93,24 @@ async def retried(
     *,
     is_transient: Callable[[Exception], bool],
     budget: RetryBudget | None = None,
-    relief: float | None = None,
+    relief: Callable[[float], bool] | None = None,
     waiting: Callable[[], AbstractContextManager[object]] = nullcontext,
     tell: Callable[[Retry], None] = lambda retry: None,
     draw: Callable[[], float] = random.random,
 ) -> T:
     """Call `attempt` until it succeeds, fails for good, or no further try fits into the current deadline and the `budget`.
 
-    `waiting` is entered around each backoff; `tell` hears of each retry that is made or refused, in no context. `relief` says that
-    the caller has something else to try, which needs so many seconds: then any attempt that seems to hang is left to that.
+    `waiting` is entered around each backoff; `tell` hears of each retry that is made or refused, in no context. `relief` stands for
+    something else that the caller has to try. In no context either, it is asked once for each attempt that seems to hang, with the
+    seconds that remain: whether the attempt is left to that. Where it is, that is to be tried.
 
-    Raises the last attempt's error: retrying never replaces it by its own. Raises GivenUp only where there is `relief`.
+    Raises the last attempt's error: retrying never replaces it by its own. Raises GivenUp only where `relief` said so.
     """
     if budget is not None:
         budget.call()
     for number in count(1):
         following = _Following(policy, number, budget, tell, draw)
-        patience = Patience(following.instead if relief is None else partial(following.leaves, relief))
+        patience = Patience(following.instead if relief is None else partial(following.left_to, relief))
         impatient = relief is not None or number <= policy.retries
         try:
             async with patience:
@@ -157,9 +158,9 @@ class _Following:
         """Whether it is made instead of waiting for an attempt that is silent."""
         return self._decided("HUNG", None)
 
-    def leaves(self, seconds: float) -> bool:
-        """Whether so much time remains."""
-        return self._here.remaining >= seconds
+    def left_to(self, relief: Callable[[float], bool]) -> bool:
+        """Whether it is left to `relief` instead."""
+        return relief(self._here.remaining)
 
     def _decided(self, why: str, wanted: float | None) -> bool:
         self.backoff = self._policy.backoff(self._number, wanted, self._draw())

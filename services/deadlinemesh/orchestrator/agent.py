@@ -223,7 +223,6 @@ class Agent:
             model, *others = self._choice
             upstream = self._upstreams.of(f"model {model}")
             fallback = self._upstreams.of(f"model {others[0]}") if others else None
-            relief = None if fallback is None else fallback.viable
             try:
                 return await upstream.retried(
                     partial(self._stream, model, offered, group, upstream),
@@ -231,13 +230,13 @@ class Agent:
                     # A proxy that drains is another one's to replace, not another model's.
                     is_transient=partial(self._may_speak_again, (Draining,) if others else _TRANSIENT),
                     waiting=partial(self._ledger.phase, Phase.RETRY_BACKOFF),
-                    relief=relief,
+                    relief=None if fallback is None else fallback.may_relieve,
                 )
             except (*_TRANSIENT, Doomed, GivenUp) as failed:
-                here = current()
-                if fallback is None or self._turn.has_begun or not fallback.may_relieve(here.remaining):
+                here, gave_up = current(), isinstance(failed, GivenUp)  # then the fallback has been asked
+                if fallback is None or self._turn.has_begun or not (gave_up or fallback.may_relieve(here.remaining)):
                     raise
-                upstream.fell_back(here, others[0], "HUNG" if isinstance(failed, GivenUp) else failed.reason)
+                upstream.fell_back(here, others[0], "HUNG" if gave_up else failed.reason)
                 self._choice = others
 
     def _allotment(self, model: str, offered: Sequence[ToolSpec]) -> Allotment:

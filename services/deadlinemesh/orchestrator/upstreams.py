@@ -13,7 +13,17 @@ from contextlib import AbstractContextManager
 from typing import TypeVar
 
 from deadlinemesh.admission import RecentTimes
-from deadlinemesh.deadline import Attempt, DeadlineContext, Pace, Retry, RetryBudget, RetryPolicy, current, retried
+from deadlinemesh.deadline import (
+    Attempt,
+    Clock,
+    DeadlineContext,
+    Pace,
+    Retry,
+    RetryBudget,
+    RetryPolicy,
+    current,
+    retried,
+)
 from deadlinemesh.telemetry import FellBack, Retried, RetryRefused, Telemetry
 
 __all__ = ["FirstTimed", "Upstream", "Upstreams"]
@@ -45,9 +55,10 @@ PATIENCE, PATIENCE_FLOOR = 3.0, 0.5
 class Upstream:
     """One upstream of one tenant: how many retries it may have, and how long its successes took."""
 
-    def __init__(self, name: str, budget: RetryBudget, telemetry: Telemetry, hop: str) -> None:
+    def __init__(self, name: str, clock: Clock, telemetry: Telemetry, hop: str) -> None:
         self.name = name
-        self._budget = budget
+        self._clock = clock
+        self._budget = RetryBudget(clock)
         self._times = RecentTimes()
         self._per_token = RecentTimes()
         self._seen_at = -math.inf
@@ -57,18 +68,18 @@ class Upstream:
     def took(self, seconds: float) -> None:
         """Remember a success: seconds from its beginning to its result, or to a model's first output."""
         self._times.add(seconds)
-        self._seen_at = current().clock.monotonic()
+        self._seen_at = self._clock.monotonic()
 
     def worth_a_try(self) -> bool:
         """Whether to call it once though there seems to be no time for it: who is not called any more has no way to show better."""
-        now = current().clock.monotonic()
+        now = self._clock.monotonic()
         if now - self._seen_at <= max(NEWS_FOR, 2 * self.usually):
             return False
         self._seen_at = now
         return True
 
     def may_relieve(self, seconds: float) -> bool:
-        """Whether it is to be called in place of another, with so many seconds left."""
+        """Whether it is to be called in place of another, with so many seconds left. Who is told so calls it."""
         return seconds >= self.viable or (seconds >= VIABLE and self.worth_a_try())
 
     def spoke(self, seconds: float, tokens: int) -> None:
@@ -109,7 +120,7 @@ class Upstream:
         *,
         is_transient: Callable[[Exception], bool],
         waiting: Callable[[], AbstractContextManager[object]],
-        relief: float | None = None,
+        relief: Callable[[float], bool] | None = None,
         idempotent: bool = True,
     ) -> T:
         """`deadline.retried` with what is known of this upstream. What is not `idempotent` is not tried again."""
@@ -181,7 +192,7 @@ class Upstreams:
         key = (caller.tenant_id, name)
         upstream = self._known.get(key)
         if upstream is None:
-            upstream = Upstream(name, RetryBudget(caller.clock), self._telemetry, self._hop)
+            upstream = Upstream(name, caller.clock, self._telemetry, self._hop)
             self._known[key] = upstream
             if len(self._known) > MOST_KNOWN:
                 self._known.popitem(last=False)
