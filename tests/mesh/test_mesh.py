@@ -328,6 +328,34 @@ def test_cancel_run_ends_a_run_that_still_waits_for_its_place() -> None:
     virtual_time.run(main())
 
 
+@pytest.mark.parametrize("apart", range(13))
+def test_cancel_run_returns_when_the_run_has_stopped_also_if_it_is_cancelled_already(apart: int) -> None:
+    async def main() -> None:
+        policy = default_policy()
+        policy = policy.model_copy(update={"admission": policy.admission.model_copy(update={"runs": 1})})
+        client = Client(MemoryMesh(policy, virtual_time.clock()))
+        holder = asyncio.ensure_future(client.run(BOLT, LONG_TASK.format(5)))
+        await asyncio.sleep(1)
+        waiting = client.call(ACME, LONG_TASK.format(1))
+        cancel = orchestrator_pb2.CancelRunRequest(run_id=dict(await waiting.initial_metadata())["mesh-run-id"])
+
+        async def cancelled() -> orchestrator_pb2.RunInfo:
+            reply = await client.stub.CancelRun(cancel, timeout=1.0, metadata=client.mesh.credentials(ACME))
+            info: orchestrator_pb2.RunInfo = reply.run
+            return info
+
+        first = asyncio.ensure_future(cancelled())
+        for _ in range(apart):
+            await asyncio.sleep(0)
+        for info in (await cancelled(), await first):
+            assert info.state == orchestrator_pb2.RUN_STATE_FINISHED
+            assert info.finished.outcome == orchestrator_pb2.OUTCOME_CANCELLED
+        await holder
+        await client.mesh.idle()
+
+    virtual_time.run(main())
+
+
 def test_a_run_whose_time_is_spent_before_it_begins_is_answered_with_its_ledger() -> None:
     async def main() -> None:
         policy = default_policy()

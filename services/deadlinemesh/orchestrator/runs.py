@@ -147,6 +147,10 @@ class AgentRun:
         if self._task is not None:
             with suppress(Stopped):
                 await self._task.wait()
+        while not self.over:  # one that was stopped before it began is finished a turn of the event loop after its task
+            assert self._changed is not None
+            self._changed.clear()
+            await self._changed.wait()
 
     def stop(self, cause: Cause) -> None:
         """End the run. A run that is over ignores it."""
