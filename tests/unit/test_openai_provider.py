@@ -470,7 +470,7 @@ async def test_a_reason_that_is_empty_is_none(monkeypatch: pytest.MonkeyPatch) -
     )
     async with endpoint(streams(*text), streams(*calls)) as (_, provider):
         assert await all_of(provider) == [TextDelta("a"), TextDelta("b"), TurnEnded(FinishReason.STOP, 11, 1)]
-        called, _ = await all_of(provider)
+        _, called, _ = await all_of(provider)
     assert called == ToolCallReady(ToolCall("c1", "look", '{"a":1}'))
 
 

@@ -13,9 +13,10 @@ from deadlinemesh.deadline import Phase, Scopes, entered
 from deadlinemesh.deadline.background import Background
 from deadlinemesh.errors import Cause, Shed
 from deadlinemesh.orchestrator.agent import Assignment
-from deadlinemesh.orchestrator.edge import Grant
+from deadlinemesh.orchestrator.edge import HOP, Grant
 from deadlinemesh.orchestrator.events import Outcome
 from deadlinemesh.orchestrator.runs import AgentRun, Runs
+from deadlinemesh.orchestrator.upstreams import Upstreams
 from deadlinemesh.policy import Tenant, default_policy
 from deadlinemesh.telemetry import Telemetry
 from deadlinemesh.testing import virtual_time
@@ -36,7 +37,9 @@ class World:
         with entered(with_seconds(60.0, tenant_id="bolt")):
             self.taken = await self.places.acquire()
         background = Background(Scopes("orchestrator"))
-        self.runs = Runs(background, self.places, Models(), Tools(QUICK), POLICY.limits, Telemetry([]))
+        telemetry = Telemetry([])
+        upstreams = Upstreams(telemetry, HOP)
+        self.runs = Runs(background, self.places, Models(), Tools(QUICK), POLICY.limits, telemetry, upstreams)
         return self
 
     async def __aexit__(self, *_: object) -> None:
