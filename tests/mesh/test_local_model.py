@@ -126,22 +126,26 @@ async def test_a_cut_while_the_prompt_is_read_stops_the_reading(server: LocalMod
 async def test_a_deadline_in_mid_answer_idles_the_slot_within_100_ms(server: LocalModelServer) -> None:
     provider = provider_of(server.policy)
     written: list[Event] = []
+    measured = []
 
     async def write() -> None:
         async with aclosing(provider.stream(turn("Write a very long story about a dragon."))) as events:
             async for event in events:
                 written.append(event)
 
-    now = time.monotonic()
-    context = DeadlineContext("acme", now + 1.0, "free", "0" * 31 + "1", "run-1", now)
     async with httpx.AsyncClient() as client:
-        with pytest.raises(DeadlineSpent):
-            await Scopes("llm-proxy").open(context).run(write())
-        assert time.monotonic() - context.absolute_deadline < IDLE_WITHIN
-        assert await idle_after(server, client) < IDLE_WITHIN
-    assert written
-    assert not any(isinstance(event, TurnEnded) for event in written)
+        for _ in range(3):
+            written.clear()
+            now = time.monotonic()
+            context = DeadlineContext("acme", now + 1.0, "free", "0" * 31 + "1", "run-1", now)
+            with pytest.raises(DeadlineSpent):
+                await Scopes("llm-proxy").open(context).run(write())
+            await idle_after(server, client)
+            measured.append(time.monotonic() - context.absolute_deadline)
+            assert written
+            assert not any(isinstance(event, TurnEnded) for event in written)
     await provider.aclose()
+    assert median(measured) < IDLE_WITHIN, measured  # see above
 
 
 async def test_a_required_tool_is_called_with_arguments_of_its_form(server: LocalModelServer) -> None:

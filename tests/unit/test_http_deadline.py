@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from deadlinemesh.transport.http_deadline import DEADLINE_HEADER, TIMEOUT_HEADER, decode, encode
@@ -71,7 +71,6 @@ def test_a_deadline_that_is_no_number_is_not_sent(remaining: float) -> None:
 times = st.floats(min_value=0, max_value=4e9)
 
 
-@settings(deadline=None)  # how long an example takes says only how busy the machine is
 @given(remaining=st.floats(min_value=0, max_value=86400), wall=times)
 def test_what_is_decoded_is_never_later_than_what_was_encoded_and_at_most_a_millisecond_earlier(
     remaining: float, wall: float
@@ -84,14 +83,12 @@ def test_what_is_decoded_is_never_later_than_what_was_encoded_and_at_most_a_mill
     assert remaining - 0.001_002 <= decoded.remaining <= remaining + 1e-6
 
 
-@settings(deadline=None)  # how long an example takes says only how busy the machine is
 @given(remaining=st.floats(min_value=0, max_value=86400), wall=times, transit=st.floats(min_value=0, max_value=59))
 def test_transit_is_charged_where_clocks_agree(remaining: float, wall: float, transit: float) -> None:
     decoded = decode(encode(remaining, wall), wall + transit)
     assert decoded.remaining == pytest.approx(max(0.0, remaining - transit), abs=0.001_01)
 
 
-@settings(deadline=None)  # how long an example takes says only how busy the machine is
 @given(deadline=st.text(max_size=40), timeout=st.text(max_size=40), wall=times)
 def test_no_header_makes_decoding_fail_or_last_for_ever(deadline: str, timeout: str, wall: float) -> None:
     decoded = decode({DEADLINE_HEADER: deadline, TIMEOUT_HEADER: timeout}, wall)

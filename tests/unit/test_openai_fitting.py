@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from deadlinemesh.llm_proxy.conversation import Message, Role, ToolCall
@@ -129,7 +129,6 @@ MESSAGES = st.builds(
 )
 
 
-@settings(deadline=None)  # how long an example takes says only how busy the machine is
 @given(messages=st.lists(MESSAGES, max_size=10).map(tuple), room=st.integers(-100, 1500))
 def test_what_is_kept_is_what_measuring_all_before_each_step_would_keep(
     messages: tuple[Message, ...], room: int

@@ -6,7 +6,7 @@ import string
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from deadlinemesh.policy import (
@@ -707,7 +707,6 @@ def test_any_text_is_a_policy_or_a_policy_error(text: str) -> None:
         parse(text, "policy.yaml")
 
 
-@settings(deadline=None)  # most examples are near-valid files, whose reading takes as long as the machine allows
 @given(st.data())
 def test_a_good_file_with_something_cut_out_or_typed_over_is_a_policy_or_a_policy_error(data: st.DataObject) -> None:
     start = data.draw(st.integers(0, len(GOOD)))

@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from deadlinemesh.policy.patterns import HEAVIEST, MOST_STEPS, Pattern, TooLong, faults_of_patterns
@@ -121,7 +121,6 @@ PIECES = [
 PIECES += ["(?:", "(?i)", "(?P<n>", ".", r"\]", r"\[", r"\x{41}", "é", "(?x)", "#"]
 
 
-@settings(deadline=None)  # how long an example takes says only how busy the machine is
 @given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join) | st.text(max_size=20))
 def test_any_text_is_a_pattern_or_refused_in_words(source: str) -> None:
     try:

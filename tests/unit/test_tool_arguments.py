@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from deadlinemesh.tool_runner.arguments import MOST_VIOLATIONS, Arguments
@@ -133,7 +133,6 @@ def test_a_schema_with_a_number_that_json_does_not_have_is_refused_with_its_plac
         Arguments(schema)
 
 
-@settings(deadline=None)  # how long an example takes says only how busy the machine is
 @given(
     text=st.text(max_size=60)
     | st.recursive(st.none() | st.integers() | st.text(), st.lists, max_leaves=5).map(json.dumps)

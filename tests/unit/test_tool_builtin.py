@@ -7,7 +7,7 @@ from contextlib import suppress
 from datetime import datetime
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from deadlinemesh.tool_runner import ToolError
@@ -90,7 +90,6 @@ async def test_nothing_on_the_way_to_a_result_takes_more_memory_than_the_largest
         tracemalloc.stop()
 
 
-@settings(deadline=None)  # how long an example takes says only how busy the machine is
 @given(expression=st.text(alphabet="0123456789+-*/%().e ", max_size=40))
 async def test_no_expression_does_anything_but_yield_a_number_or_an_explanation(expression: str) -> None:
     try:

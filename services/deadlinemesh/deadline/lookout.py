@@ -68,7 +68,8 @@ class Lookout:
             self._loop.call_soon_threadsafe(self.look, context=Context())
         except RuntimeError:  # the loop is closed: nobody waits any more
             self._far.clear()
-        return bool(self._far)
+            return False
+        return True
 
 
 class _Thread:
