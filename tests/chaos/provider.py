@@ -63,7 +63,7 @@ class Script:
 
     @classmethod
     def read(cls, prompt: str) -> Script:
-        told = json.loads(prompt)
+        told, _ = json.JSONDecoder().raw_decode(prompt)  # behind it stands what the system says of the time
         turns = tuple(
             Turn(**{**turn, "tools": tuple(ToolUse(**one) for one in turn["tools"])}) for turn in told["turns"]
         )
