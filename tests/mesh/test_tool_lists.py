@@ -14,7 +14,7 @@ from deadlinemesh.conversation import ToolSpec
 from deadlinemesh.deadline import entered
 from deadlinemesh.errors import MeshError, NotFound, UpstreamFailed, Violation
 from deadlinemesh.orchestrator import GrpcTools
-from deadlinemesh.orchestrator.catalog import MOST_TENANTS, SHARE, Catalog
+from deadlinemesh.orchestrator.catalog import MOST_TENANTS, SHARE, Catalog, Listed
 from deadlinemesh.orchestrator.upstreams import KNOWN, PATIENCE_FLOOR, Upstreams
 from deadlinemesh.policy import default_policy
 from deadlinemesh.telemetry import Retried, Telemetry
@@ -105,6 +105,19 @@ async def test_a_run_goes_on_without_tools_where_none_were_ever_listed(
     assert now() - began_at < SHARE * 20.0 + 2.0
 
 
+@in_virtual_time
+async def test_a_tool_that_the_last_list_had_not_is_left_out_while_there_is_no_other(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    mesh = Mesh(monkeypatch)
+    await mesh.run("hello")
+    mesh.answers = [DOWN] * 4
+    for _ in range(2):
+        finished = await mesh.run(ARITHMETIC, "whatever")
+        assert (finished.outcome, finished.usage.tool_calls) == (orchestrator_pb2.OUTCOME_COMPLETED, 0)
+    assert caplog.text.count("no tool-runner says which tools there are") == 1
+
+
 @pytest.mark.parametrize("answers", [[], [NotFound([Violation("tenant_id", "unknown")])]])
 @in_virtual_time
 async def test_a_refusal_of_the_tool_runner_and_an_unknown_tool_are_still_refused(
@@ -138,5 +151,5 @@ async def test_what_is_remembered_of_tenants_tools_has_a_bound_and_the_oldest_go
     known = []
     for number in (*range(MOST_TENANTS + 1), 0, 1):
         with entered(with_seconds(10.0, tenant_id=f"tenant-{number}")):
-            known.append(await catalog.specs(nullcontext))
-    assert (known[-2], known[-1]) == (None, known[0])
+            known.append(await catalog.listed(nullcontext))
+    assert (known[-2], known[-1]) == (Listed((), now=False), Listed(known[0].specs, now=False))

@@ -12,7 +12,7 @@ from tests.virtual import in_virtual_time, now
 from deadlinemesh.conversation import Message, ToolCall, ToolSpec
 from deadlinemesh.deadline import Phase
 from deadlinemesh.errors import DeadlineSpent, MeshError
-from deadlinemesh.orchestrator.ports import ModelEvent, TextDelta, ToolCallBegun, ToolStarted, TurnFinished, TurnStarted
+from deadlinemesh.orchestrator.ports import ModelEvent, TextDelta, ToolStarted, TurnFinished, TurnStarted, Writing
 
 SLOW_WORDS: list[float | MeshError | ModelEvent] = [
     TurnStarted(),
@@ -126,15 +126,16 @@ async def test_a_turn_that_asks_for_nothing_may_use_the_time_of_the_tools() -> N
     assert world.agent.text == "on " * 20
 
 
-@pytest.mark.parametrize("begun", [(2.0, ToolCallBegun(), 2.9), (4.9, ToolCallBegun()), (4.9,)])
+@pytest.mark.parametrize("begun", [(2.0, Writing(), 2.9), (4.9, Writing()), (4.9,)])
+@pytest.mark.parametrize("after", [(), (TextDelta("so"), 0.01)])
 @in_virtual_time
-async def test_a_turn_that_only_calls_teaches_a_models_pace_where_its_writing_could_be_timed(
-    begun: tuple[float | ModelEvent, ...],
+async def test_a_turn_that_calls_before_it_speaks_teaches_nothing_of_a_models_pace(
+    begun: tuple[float | ModelEvent, ...], after: tuple[float | ModelEvent, ...]
 ) -> None:
     world = World()
     calls: list[float | MeshError | ModelEvent] = [
-        *(TurnStarted(), *begun, ToolCall("c-1", "look", "{}")),
-        *(0.001, TurnFinished(1, 30, False)),
+        *(TurnStarted(), *begun, ToolCall("c-1", "look", "{}"), *after),
+        *(0.01, TurnFinished(1, 30, False)),
     ]
     for _ in range(5):
         await world.run(Models(main=[calls, SLOW_WORDS]), Tools(QUICK), seconds=100.0)

@@ -41,13 +41,13 @@ from deadlinemesh.orchestrator.events import ToolCallProgress
 from deadlinemesh.orchestrator.ports import (
     ModelEvent,
     TextDelta,
-    ToolCallBegun,
     ToolEvent,
     ToolProgress,
     ToolResult,
     ToolStarted,
     ToolStatus,
     TurnStarted,
+    Writing,
 )
 from deadlinemesh.orchestrator.upstreams import KNOWN, MOST_KNOWN, PATIENCE, PATIENCE_FLOOR, Upstreams
 from deadlinemesh.telemetry import FellBack, Telemetry
@@ -322,7 +322,7 @@ async def test_a_model_that_writes_a_long_tool_call_is_not_taken_for_silent() ->
     world = World()
     for _ in range(KNOWN):
         await world.run(Models(main=[ANSWER]))
-    writes: Script = [TurnStarted(), 0.2, ToolCallBegun(), 5.0, ToolCall("call-1", "look", "{}"), ENDED]
+    writes: Script = [TurnStarted(), 0.2, *(Writing(), 0.2) * 25, ToolCall("call-1", "look", "{}"), ENDED]
     models = Models(main=[writes, ANSWER], other=[ANSWER])
     agent = await world.run(models, fallbacks=("other",))
     assert ([model for model, _ in models.asked], agent.text) == (["main", "main"], "forty-two")
@@ -332,8 +332,18 @@ async def test_a_model_that_writes_a_long_tool_call_is_not_taken_for_silent() ->
 
 
 @in_virtual_time
+async def test_a_model_that_falls_silent_while_it_writes_a_tool_call_is_given_up() -> None:
+    world = World()
+    for _ in range(KNOWN):
+        await world.run(Models(main=[ANSWER]))
+    models = Models(main=[[TurnStarted(), 0.2, Writing(), 0.2, HANGS]], other=[ANSWER])
+    assert (await world.run(models, fallbacks=("other",))).text == "forty-two"
+    assert [event.why for event in world.sink.events if isinstance(event, FellBack)] == ["HUNG"]
+
+
+@in_virtual_time
 async def test_a_model_turn_that_failed_while_it_wrote_its_first_tool_call_is_tried_again() -> None:
-    fails: Script = [TurnStarted(), ToolCallBegun(), 1.0, UpstreamFailed("down")]
+    fails: Script = [TurnStarted(), Writing(), 1.0, UpstreamFailed("down")]
     world, models = World(), Models(main=[fails, ANSWER])
     assert (await world.run(models)).text == "forty-two"
     assert world.told() == [("model main", "UPSTREAM_FAILED", "")]

@@ -18,10 +18,10 @@ from deadlinemesh.llm_proxy.conversation import (
     FinishReason,
     TextDelta,
     ToolCall,
-    ToolCallBegun,
     ToolCallReady,
     TurnEnded,
     TurnRequest,
+    Writing,
 )
 from deadlinemesh.llm_proxy.service import ModelService
 from deadlinemesh.llm_proxy.servicer import build
@@ -126,12 +126,12 @@ async def refusal(stub: Any, **fields: Any) -> Any:
 
 def test_a_turn_is_started_streamed_and_accounted_for() -> None:
     call = ToolCall("c1", "look", '{"a": 1}')
-    said = (TextDelta("one "), 0.25, TextDelta("two"), ToolCallBegun(), ToolCallReady(call))
+    said = (TextDelta("one "), 0.25, TextDelta("two"), Writing(), ToolCallReady(call))
     provider = FakeProvider(0.5, *said, 0.25, ENDED)
 
     async def test(stub: Any) -> None:
         events = [event async for event in stub.Generate(request())]
-        kinds = ["started", "text", "text", "tool_call_begun", "tool_call", "finished"]
+        kinds = ["started", "text", "text", "writing", "tool_call", "finished"]
         assert [event.WhichOneof("event") for event in events] == kinds
         assert events[0].started == llm_proxy_pb2.GenerateStarted(model="demo", queue_us=0)
         assert events[4].tool_call == common_pb2.ToolCall(id="c1", name="look", arguments_json='{"a": 1}')
@@ -194,7 +194,7 @@ def test_a_caller_that_leaves_frees_the_slot_and_the_provider() -> None:
     serving(provider, test)
 
 
-@pytest.mark.parametrize(("first", "doomed"), [(TextDelta("x"), False), (ToolCallBegun(), True)])
+@pytest.mark.parametrize(("first", "doomed"), [(TextDelta("x"), False), (Writing(), True)])
 def test_a_turn_that_was_cut_was_of_use_if_it_had_said_something_and_not_if_it_had_begun_a_call(
     first: Event, doomed: bool
 ) -> None:

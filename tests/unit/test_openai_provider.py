@@ -20,12 +20,12 @@ from deadlinemesh.llm_proxy.conversation import (
     Role,
     TextDelta,
     ToolCall,
-    ToolCallBegun,
     ToolCallReady,
     ToolChoice,
     ToolSpec,
     TurnEnded,
     TurnRequest,
+    Writing,
 )
 from deadlinemesh.llm_proxy.providers import openai, provider_of
 from deadlinemesh.llm_proxy.providers.choosing import chosen
@@ -148,7 +148,8 @@ def turn(*messages: Message, tools: tuple[ToolSpec, ...] = (), choice: ToolChoic
 
 
 async def all_of(provider: OpenAIProvider, request: TurnRequest | None = None) -> list[Event]:
-    return [event async for event in provider.stream(request or turn())]
+    """All that it says, signs of life left out."""
+    return [event async for event in provider.stream(request or turn()) if not isinstance(event, Writing)]
 
 
 async def failure(*answers: Any, **model: Any) -> Shed | UpstreamFailed:
@@ -235,7 +236,8 @@ async def test_tool_calls_are_put_together_and_sent_as_soon_as_they_are_complete
     )
     async with endpoint(streams(*chunks, ends=False)) as (fake, provider):
         async with aclosing(provider.stream(turn(tools=(LOOK,)))) as events:
-            assert await anext(events) == ToolCallBegun()
+            for _ in range(3):
+                assert await anext(events) == Writing()
             # The stream hangs in the middle of the second call: the first is there all the same.
             assert await anext(events) == ToolCallReady(ToolCall("c1", "look", '{"a": 1}'))
     sent = fake.requests[0]
@@ -243,18 +245,11 @@ async def test_tool_calls_are_put_together_and_sent_as_soon_as_they_are_complete
     assert sent["tools"][0]["function"] == {"name": "look", "description": "Looks.", "parameters": LOOK.schema}
 
 
-async def test_a_call_that_has_begun_is_told_before_it_is_complete() -> None:
-    chunks = (chunk(tool_calls=[part(0, call_id="c1", name="look")]), chunk(tool_calls=[part(0, '{"a"')]))
-    async with endpoint(streams(*chunks, ends=False)) as (_, provider):
-        async with aclosing(provider.stream(turn(tools=(LOOK,)))) as events:
-            assert await anext(events) == ToolCallBegun()
-
-
 async def test_the_last_call_comes_with_the_finish_reason() -> None:
     chunks = (chunk(tool_calls=[part(0, "{}", "c1", "look")]), chunk(reason="stop"))
     async with endpoint(streams(*chunks)) as (_, provider):
         events = await all_of(provider, turn(tools=(LOOK,), choice=ToolChoice.REQUIRED))
-        assert [type(event) for event in events] == [ToolCallBegun, ToolCallReady, TurnEnded]
+        assert [type(event) for event in events] == [ToolCallReady, TurnEnded]
         assert events[-1].finish_reason is FinishReason.TOOL_CALLS  # type: ignore[union-attr]
 
 
@@ -268,16 +263,17 @@ async def test_calls_that_share_an_index_are_told_apart_by_their_ids() -> None:
 async def test_a_call_without_an_id_gets_one() -> None:
     chunks = (chunk(tool_calls=[part(0, "", None, "look")]), chunk(reason="tool_calls"))
     async with endpoint(streams(*chunks)) as (_, provider):
-        _, event, _ = await all_of(provider, turn(tools=(LOOK,)))
+        event, _ = await all_of(provider, turn(tools=(LOOK,)))
         assert isinstance(event, ToolCallReady)
         assert event.call.id
         assert event.call.arguments_json == "{}"
 
 
-async def test_a_call_that_the_token_limit_cut_is_left_out() -> None:
-    chunks = (chunk(tool_calls=[part(0, '{"a": ', "c1", "look")]), chunk(reason="length"))
+@pytest.mark.parametrize("reason", ["length", "model_length", "content_filter"])
+async def test_a_call_that_a_limit_cut_is_left_out(reason: str) -> None:
+    chunks = (chunk(tool_calls=[part(0, '{"a": ', "c1", "look")]), chunk(reason=reason))
     async with endpoint(streams(*chunks)) as (_, provider):
-        assert [type(event) for event in await all_of(provider, turn(tools=(LOOK,)))] == [ToolCallBegun, TurnEnded]
+        assert [type(event) for event in await all_of(provider, turn(tools=(LOOK,)))] == [TurnEnded]
 
 
 @pytest.mark.parametrize("arguments", ['{"a": ', "[]", "[" * 20_000, '{"a": ' * 20_000], ids=lambda given: given[:9])
@@ -455,9 +451,10 @@ async def test_a_reason_that_is_no_text_is_a_failure_of_the_provider() -> None:
 
 @pytest.mark.parametrize("reason", ["abort", "error", "insufficient_system_resource"])
 async def test_a_reason_that_says_that_the_provider_failed_is_its_failure(reason: str) -> None:
-    error = await failure(streams(chunk(content="half"), chunk(reason=reason)))
-    assert isinstance(error, UpstreamFailed)
-    assert reason in str(error)
+    for half in (chunk(content="half"), chunk(tool_calls=[part(0, '{"a": ', "c1", "look")])):
+        error = await failure(streams(half, chunk(reason=reason)))
+        assert isinstance(error, UpstreamFailed)
+        assert reason in str(error)
 
 
 async def test_a_reason_that_is_empty_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -470,7 +467,7 @@ async def test_a_reason_that_is_empty_is_none(monkeypatch: pytest.MonkeyPatch) -
     )
     async with endpoint(streams(*text), streams(*calls)) as (_, provider):
         assert await all_of(provider) == [TextDelta("a"), TextDelta("b"), TurnEnded(FinishReason.STOP, 11, 1)]
-        _, called, _ = await all_of(provider)
+        called, _ = await all_of(provider)
     assert called == ToolCallReady(ToolCall("c1", "look", '{"a":1}'))
 
 
@@ -520,7 +517,7 @@ async def test_halves_of_a_surrogate_pair_are_put_together_and_what_has_no_other
     halves = (chunk(content="a\ud83d"), chunk(content="\ude00b\ud83d"), chunk(content="c\ude00"))
     call = chunk(tool_calls=[part(0, '{"a": "\ud83d', "c\ud83d", "look"), part(0, '\ude00"}')])
     async with endpoint(streams(*halves, call, chunk(reason="tool_calls"))) as (_, provider):
-        *said, _, called, _ = await all_of(provider)
+        *said, called, _ = await all_of(provider)
     assert said == [TextDelta("a"), TextDelta("😀b"), TextDelta("�c�")]
     assert called == ToolCallReady(ToolCall("c�", "look", '{"a": "😀"}'))
 
@@ -637,8 +634,7 @@ def test_a_key_that_no_header_can_hold_is_refused_and_not_told(monkeypatch: pyte
 async def test_a_choice_in_constrained_form_becomes_a_tool_call() -> None:
     answer = streams(chunk(content='{"tool": "look",'), chunk(content=' "arguments": {"a": 1}}'), chunk(reason="stop"))
     async with endpoint(answer, tools_by="json_schema") as (fake, provider):
-        begun, call, ended = await all_of(provider, turn(tools=(LOOK,)))
-        assert begun == ToolCallBegun()
+        call, ended = await all_of(provider, turn(tools=(LOOK,)))
         assert isinstance(call, ToolCallReady)
         assert (call.call.name, json.loads(call.call.arguments_json)) == ("look", {"a": 1})
         assert isinstance(ended, TurnEnded)
@@ -661,10 +657,16 @@ async def test_any_other_choice_is_followed_by_a_plain_answer(choice: str) -> No
     second = streams(chunk(content="hi"), chunk(reason="stop"), chunk(usage=(7, 1)))
     async with endpoint(first, second, tools_by="json_schema") as (fake, provider):
         events = await all_of(provider, turn(tools=(LOOK,)))
-        assert events == [ToolCallBegun(), TextDelta("hi"), TurnEnded(FinishReason.STOP, 17, 6)]
+        assert events == [TextDelta("hi"), TurnEnded(FinishReason.STOP, 17, 6)]
         assert "response_format" not in fake.requests[1]
         assert all(sent["return_progress"] for sent in fake.requests)
         assert fake.requests[1]["max_tokens"] == 95
+
+
+async def test_a_choice_gives_signs_of_life_while_it_is_written() -> None:
+    async with endpoint(streams(chunk(content="{"), chunk(content='"'), ends=False), tools_by="json_schema") as (_, it):
+        async with aclosing(it.stream(turn(tools=(LOOK,)))) as events:
+            assert [await anext(events), await anext(events)] == [Writing(), Writing()]
 
 
 async def test_a_required_choice_offers_no_way_out() -> None:
@@ -680,7 +682,7 @@ async def test_a_call_that_was_made_is_not_made_again_and_history_is_spelled_out
     first = streams(chunk(content='{"tool": "look", "arguments": {"a": 1}}'), chunk(reason="stop"))
     async with endpoint(first, streams(chunk(reason="stop")), tools_by="json_schema") as (fake, provider):
         events = await all_of(provider, turn(*HELLO, asks, Message(Role.TOOL, "42", (), "c1"), tools=(LOOK,)))
-        assert [type(event) for event in events] == [ToolCallBegun, TurnEnded]
+        assert [type(event) for event in events] == [TurnEnded]
         assert fake.requests[1]["messages"][1:] == [
             {"role": "assistant", "content": 'Let me see.\n{"tool": "look", "arguments": {"a": 1}}'},
             {"role": "user", "content": "Result of look: 42"},

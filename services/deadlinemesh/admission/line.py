@@ -94,8 +94,8 @@ class Line:
         if tenant is None:
             self._forget_idle(now)
             tenant = self._tenants[tenant_id] = Tenant(tenant_id, share, virtual_now)
-        elif tenant.share.band != share.band:
-            tenant.virtual_time = virtual_now
+        elif tenant.share.band != share.band:  # as far ahead or behind as it was
+            tenant.virtual_time += virtual_now - self._virtual_now[tenant.share.band]
         tenant.share = share
         if tenant.virtual_time < virtual_now and not tenant.held and not tenant.waiting:  # idleness saves nothing up
             tenant.virtual_time = virtual_now

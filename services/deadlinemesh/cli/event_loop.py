@@ -35,7 +35,8 @@ class _Undeterred(asyncio.AbstractEventLoop):
 
     def __init__(self) -> None:
         super().__init__()
-        # As many as there are connections being opened, of which policy bounds the number.
+        # As many as ask: of those that are waited for each has a connection's place, of which policy bounds the number, and one
+        # that was cut ends by itself when the resolver gives up.
         self._lookups = Threads(math.inf)
 
     async def getaddrinfo(self, host: Any, port: Any, **options: Any) -> Any:

@@ -25,7 +25,7 @@ from deadlinemesh.cli.tailoring import Tailor, as_yaml
 from deadlinemesh.llm_proxy.local import LocalModelServer
 from deadlinemesh.policy import SHARED, OpenAIModel, Policy, default_policy, refuse_what_stands
 
-__all__ = ["Llm", "RunningMesh", "UpOptions", "child_environment", "running_mesh"]
+__all__ = ["Llm", "RunningMesh", "UpOptions", "child_environment", "running_mesh", "tied"]
 
 Llm = Literal["scripted", "local", "openai"]
 
@@ -184,7 +184,7 @@ def _name(service: str, pool: str) -> str:
 def _service(service: str, environment: Mapping[str, str], pool: str = SHARED) -> Program:
     return Program(
         name=_name(service, pool),
-        command=lambda port: _tied("deadlinemesh.cli", "serve", service, "--announce"),
+        command=lambda port: tied("deadlinemesh.cli", "serve", service, "--announce"),
         port_in=_announced,
         environment=lambda port: child_environment({**environment, "DMESH_LISTEN": f"{HOST}:{port}"}),
     )
@@ -200,7 +200,7 @@ def _announced(line: str) -> int | None:
 def _demo_world(seed: int) -> Program:
     return Program(
         name="demo-world",
-        command=lambda port: _tied(
+        command=lambda port: tied(
             "deadlinemesh.testing.demo_world", "--host", HOST, "--port", str(port), "--seed", str(seed)
         ),
         port_in=_port_of_url,
@@ -231,7 +231,8 @@ def _port_of_url(line: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def _tied(module: str, *arguments: str) -> Sequence[str]:
+def tied(module: str, *arguments: str) -> Sequence[str]:
+    """The command of a process that ends with this one, which has to keep its standard input open."""
     return (sys.executable, "-m", "deadlinemesh.cli.tied", module, *arguments)
 
 

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deadlinemesh.cli import state as states
-from deadlinemesh.cli.machine import RunningMesh, UpOptions, child_environment, running_mesh
+from deadlinemesh.cli.machine import RunningMesh, UpOptions, child_environment, running_mesh, tied
 from deadlinemesh.cli.output import Exit, complain
 from deadlinemesh.cli.settings import CommandSettings
 from deadlinemesh.cli.state import MeshState
@@ -79,12 +79,19 @@ async def _refuse_what_no_tool_runner_has(policy_file: Path) -> None:
     A process like theirs is asked: it imports modules from where they do, and what that leaves behind ends with it.
     """
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "deadlinemesh.cli", "policy", "check", "--json", "--", str(policy_file)),
-        stdin=subprocess.DEVNULL,
+        *tied("deadlinemesh.cli", "policy", "check", "--json", "--", str(policy_file)),
+        stdin=subprocess.PIPE,  # open for as long as this process lives
         stdout=subprocess.PIPE,
         env=child_environment({}),
+        start_new_session=True,  # Ctrl-C is this process's to hear
     )
-    said, _ = await process.communicate()
+    assert process.stdout is not None
+    try:
+        said = await process.stdout.read()
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
     try:
         found = json.loads(said)
     except ValueError:  # a module has ended the process: the tool-runner's log will tell

@@ -82,7 +82,7 @@ class Attempt:
             self._patience.lasts(share if self._policy.patience is None else self._policy.patience)
 
     def settled(self) -> None:
-        """Say that it does what it is asked, whether its results may come twice or not: it is not given up any more."""
+        """Say that there are results that must not come twice: it is not given up any more."""
         self._impatient = False
         self._patience.is_endless()
 

@@ -20,12 +20,12 @@ __all__ = [
     "Role",
     "TextDelta",
     "ToolCall",
-    "ToolCallBegun",
     "ToolCallReady",
     "ToolChoice",
     "ToolSpec",
     "TurnEnded",
     "TurnRequest",
+    "Writing",
     "check",
     "estimated_tokens",
     "parsed_schema",
@@ -72,8 +72,8 @@ class TextDelta:
 
 
 @dataclass(frozen=True, slots=True)
-class ToolCallBegun:
-    """The model has begun to write a tool call, or to choose among the tools."""
+class Writing:
+    """The model writes a tool call, or chooses among the tools."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class TurnEnded:
     output_tokens: int
 
 
-Event = TextDelta | ToolCallBegun | ToolCallReady | TurnEnded
+Event = TextDelta | Writing | ToolCallReady | TurnEnded
 
 
 def estimated_tokens(text: str) -> int:

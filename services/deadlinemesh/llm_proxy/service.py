@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator, Coroutine, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from typing import Any
 from deadlinemesh.admission import Bulkhead, InUse
 from deadlinemesh.deadline import Clock, Ledger, Phase, Successive, current
 from deadlinemesh.errors import MeshError, NotFound, UpstreamFailed, Violation, choices
-from deadlinemesh.llm_proxy.conversation import TextDelta, ToolCallBegun, ToolCallReady, TurnEnded, TurnRequest, check
+from deadlinemesh.llm_proxy.conversation import TextDelta, ToolCallReady, TurnEnded, TurnRequest, Writing, check
 from deadlinemesh.llm_proxy.providers import Provider
 from deadlinemesh.llm_proxy.providers.unusable import UnusableProvider
 from deadlinemesh.policy.model import ModelPolicy, Policy
@@ -19,6 +20,9 @@ from deadlinemesh.telemetry import Telemetry
 __all__ = ["HOP", "ModelService", "TurnFinished", "TurnProgress", "TurnStarted"]
 
 HOP = "llm-proxy"
+
+WRITING_EVERY = 0.2
+"""Seconds between two signs of life of a model that says nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +42,7 @@ class TurnFinished:
     spent: Mapping[Phase, float]
 
 
-TurnProgress = TurnStarted | TextDelta | ToolCallBegun | ToolCallReady | TurnFinished
+TurnProgress = TurnStarted | TextDelta | Writing | ToolCallReady | TurnFinished
 
 
 class ModelService:
@@ -103,10 +107,16 @@ class ModelService:
                     phases.enter(Phase.LLM_FIRST_TOKEN)
                     yield TurnStarted(turn.model, slot.waited)
                     async with aclosing(providers.by_model[turn.model].stream(turn)) as events:
+                        told_at = -math.inf
                         async for event in events:
-                            if not isinstance(event, ToolCallBegun):
-                                slot.useful()  # what is said so far can be answered with, if the rest must be cut
                             phases.enter(Phase.LLM_STREAM)
+                            if isinstance(event, Writing):
+                                now = self._clock.monotonic()
+                                if now - told_at < WRITING_EVERY:
+                                    continue
+                                told_at = now
+                            else:
+                                slot.useful()  # what is said so far can be answered with, if the rest must be cut
                             if isinstance(event, TurnEnded):
                                 break
                             yield event

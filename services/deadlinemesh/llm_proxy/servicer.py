@@ -12,10 +12,10 @@ from deadlinemesh.errors import Violation
 from deadlinemesh.llm_proxy.conversation import (
     FinishReason,
     TextDelta,
-    ToolCallBegun,
     ToolCallReady,
     ToolChoice,
     TurnRequest,
+    Writing,
     check,
     parsed_schema,
 )
@@ -118,8 +118,8 @@ def _response(event: TurnProgress) -> llm_proxy_pb2.GenerateResponse:
     match event:
         case TextDelta(text):
             return llm_proxy_pb2.GenerateResponse(text=llm_proxy_pb2.TextDelta(text=text))
-        case ToolCallBegun():
-            return llm_proxy_pb2.GenerateResponse(tool_call_begun=llm_proxy_pb2.ToolCallBegun())
+        case Writing():
+            return llm_proxy_pb2.GenerateResponse(writing=llm_proxy_pb2.Writing())
         case ToolCallReady(call):
             return llm_proxy_pb2.GenerateResponse(tool_call=tool_call_to_wire(call))
         case TurnStarted(model, queued):

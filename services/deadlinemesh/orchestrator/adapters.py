@@ -12,7 +12,6 @@ from deadlinemesh.orchestrator.ports import (
     ModelEvent,
     Spend,
     TextDelta,
-    ToolCallBegun,
     ToolEvent,
     ToolProgress,
     ToolResult,
@@ -20,6 +19,7 @@ from deadlinemesh.orchestrator.ports import (
     ToolStatus,
     TurnFinished,
     TurnStarted,
+    Writing,
 )
 from deadlinemesh.transport import MeshChannel, error_from
 from deadlinemesh.transport.messages import (
@@ -98,8 +98,8 @@ def _model_event(response: llm_proxy_pb2.GenerateResponse) -> ModelEvent | None:
             return TurnStarted()
         case "text":
             return TextDelta(response.text.text)
-        case "tool_call_begun":
-            return ToolCallBegun()
+        case "writing":
+            return Writing()
         case "tool_call":
             return tool_call_from_wire(response.tool_call)
         case "finished":

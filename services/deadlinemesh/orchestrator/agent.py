@@ -53,7 +53,6 @@ from deadlinemesh.orchestrator.events import (
 from deadlinemesh.orchestrator.ports import (
     ModelPort,
     TextDelta,
-    ToolCallBegun,
     ToolEvent,
     ToolPort,
     ToolProgress,
@@ -62,6 +61,7 @@ from deadlinemesh.orchestrator.ports import (
     ToolStatus,
     TurnFinished,
     TurnStarted,
+    Writing,
 )
 from deadlinemesh.orchestrator.shortening import Bounds, Shortener
 from deadlinemesh.orchestrator.upstreams import FirstTimed, Upstream, Upstreams
@@ -287,19 +287,21 @@ class Agent:
                             phases.enter(Phase.LLM_FIRST_TOKEN)
                             timed.begin()
                             attempt.alive()
-                        case ToolCallBegun():
-                            attempt.settled()
+                        case Writing():
+                            attempt.alive()
                             timed.end()
                             phases.enter(Phase.LLM_STREAM)
                         case TextDelta():
                             attempt.settled()
                             timed.end()
+                            if not self._turn.calls:  # they were written before they came
+                                timed.speaks()
                             phases.enter(Phase.LLM_STREAM)
                             self._turn.text.append(event.text)
                             self._emit(event)
                         case ToolCall():
                             attempt.settled()
-                            timed.end(whole=True)  # unless it was told that it had begun
+                            timed.end()
                             phases.enter(Phase.LLM_STREAM)
                             self._dispatch(event, group)
                         case TurnFinished():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
 
 from deadlinemesh.conversation import ToolSpec
@@ -13,7 +15,9 @@ from deadlinemesh.errors import Stopped
 from deadlinemesh.orchestrator.ports import ToolPort
 from deadlinemesh.orchestrator.upstreams import FirstTimed, Upstream, Upstreams
 
-__all__ = ["Catalog"]
+__all__ = ["Catalog", "Listed"]
+
+_LOG = logging.getLogger("deadlinemesh.orchestrator")
 
 SHARE = 0.25
 """The part of a run's remaining time that it may take to learn which tools there are."""
@@ -25,6 +29,15 @@ MOST_TENANTS = 1024
 """Tenants whose tools are remembered; of those that began no run for longest they are forgotten."""
 
 
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """The tools of one tenant."""
+
+    specs: tuple[ToolSpec, ...]
+    now: bool
+    """Whether this is what there is now; else it was so when they could last be learned."""
+
+
 class Catalog:
     """The tools of each tenant, as `tools` last named them."""
 
@@ -32,9 +45,10 @@ class Catalog:
         self._tools = tools
         self._upstreams = upstreams
         self._last: OrderedDict[str, tuple[ToolSpec, ...]] = OrderedDict()
+        self._in_trouble = False
 
-    async def specs(self, waiting: Callable[[], AbstractContextManager[object]]) -> tuple[ToolSpec, ...] | None:
-        """The current tenant's tools; those of last time where they cannot be learned now; None where there was none.
+    async def listed(self, waiting: Callable[[], AbstractContextManager[object]]) -> Listed:
+        """The current tenant's tools; those of last time, or none, where they cannot be learned now.
 
         `waiting` is entered around a backoff. Raises only what refuses the tenant, and DeadlineSpent.
         """
@@ -49,15 +63,19 @@ class Catalog:
                     is_transient=lambda error: isinstance(error, Stopped),
                     waiting=waiting,
                 )
-        except Stopped:
+        except Stopped as trouble:
             if here.is_expired:
                 raise
-            return self._last.get(here.tenant_id)
+            if not self._in_trouble:
+                _LOG.warning("no tool-runner says which tools there are, so runs use those of before: %s", trouble)
+            self._in_trouble = True
+            return Listed(self._last.get(here.tenant_id, ()), now=False)
+        self._in_trouble = False
         self._last[here.tenant_id] = specs
         self._last.move_to_end(here.tenant_id)
         if len(self._last) > MOST_TENANTS:
             self._last.popitem(last=False)
-        return specs
+        return Listed(specs, now=True)
 
     async def _asked_for(self, upstream: Upstream, attempt: Attempt) -> tuple[ToolSpec, ...]:
         timed = FirstTimed(upstream)

@@ -15,7 +15,6 @@ __all__ = [
     "ModelPort",
     "Spend",
     "TextDelta",
-    "ToolCallBegun",
     "ToolEvent",
     "ToolPort",
     "ToolProgress",
@@ -24,6 +23,7 @@ __all__ = [
     "ToolStatus",
     "TurnFinished",
     "TurnStarted",
+    "Writing",
 ]
 
 
@@ -49,8 +49,8 @@ class TextDelta:
 
 
 @dataclass(frozen=True, slots=True)
-class ToolCallBegun:
-    """The model is writing a tool call, or choosing among the tools. It has said nothing yet."""
+class Writing:
+    """A sign of life: the model writes a tool call, or chooses among the tools. It has said nothing by that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class TurnFinished:
     """Whether the token limit ended it, or the provider withheld the rest."""
 
 
-ModelEvent = TurnStarted | TextDelta | ToolCallBegun | ToolCall | TurnFinished
+ModelEvent = TurnStarted | TextDelta | Writing | ToolCall | TurnFinished
 
 
 class ModelPort(Protocol):

@@ -15,7 +15,7 @@ from deadlinemesh.conversation import Message, Role, ToolSpec, history_violation
 from deadlinemesh.deadline import SYSTEM_CLOCK, Background, Clock, Phase
 from deadlinemesh.errors import Cause, InvalidRequest, NotFound, TooLarge, Violation, choices
 from deadlinemesh.orchestrator.agent import Assignment
-from deadlinemesh.orchestrator.catalog import Catalog
+from deadlinemesh.orchestrator.catalog import Catalog, Listed
 from deadlinemesh.orchestrator.edge import HOP, Grant, current_grant
 from deadlinemesh.orchestrator.events import (
     PhaseChanged,
@@ -153,13 +153,13 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             messages.insert(0, Message(Role.SYSTEM, instructions))
         messages.append(Message(Role.USER, request.prompt))
         model = request.model or tenant.models[0]
-        specs = await self._catalog.specs(partial(run.ledger.phase, Phase.RETRY_BACKOFF))
+        listed = await self._catalog.listed(partial(run.ledger.phase, Phase.RETRY_BACKOFF))
         return Assignment(
             model=model,
             results=Bounds(policy.models[model].longest_result, policy.shortener_of(tenant.tenant_id, model)),
             fallbacks=policy.fallbacks_of(tenant.tenant_id, model),
             messages=tuple(messages),
-            tools=() if specs is None else _chosen(request.tools, specs),
+            tools=_chosen(request.tools, listed),
             max_iterations=_max_iterations(request, run.grant),
             max_output_tokens=request.limits.max_output_tokens,
             tool_retries=tenant.tier_policy.tool_retries,
@@ -186,17 +186,19 @@ def _check(request: orchestrator_pb2.RunRequest) -> None:
         raise InvalidRequest(found)
 
 
-def _chosen(names: Sequence[str], specs: tuple[ToolSpec, ...]) -> tuple[ToolSpec, ...]:
-    offered = {spec.name: spec for spec in specs}
+def _chosen(names: Sequence[str], listed: Listed) -> tuple[ToolSpec, ...]:
+    if not names:
+        return listed.specs
+    offered = {spec.name: spec for spec in listed.specs}
     known = choices(sorted(offered))
     unknown = [
         Violation(f"tools[{index}]", f"{name!r} is unknown or not yours: {known}")
         for index, name in enumerate(names)
         if name not in offered
     ]
-    if unknown:
+    if unknown and listed.now:  # else it cannot be told
         raise NotFound(unknown)
-    return tuple(offered[name] for name in dict.fromkeys(names)) if names else specs
+    return tuple(offered[name] for name in dict.fromkeys(names) if name in offered)
 
 
 def _max_iterations(request: orchestrator_pb2.RunRequest, grant: Grant) -> int:

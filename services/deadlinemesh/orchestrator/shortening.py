@@ -86,6 +86,7 @@ class Shortener:
                                 timed.begin()
                             case TextDelta():
                                 timed.end()
+                                timed.speaks()
                                 said.append(event.text)
                             case TurnFinished():
                                 timed.finish(event.output_tokens)

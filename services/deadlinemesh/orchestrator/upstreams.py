@@ -42,9 +42,6 @@ USUALLY = 0.95
 NEWS_FOR = 10.0
 """Seconds for which what was seen last is news; or twice what is usual, if that is longer."""
 
-WRITTEN_BEFORE = 1e-4
-"""What came with fewer seconds a token had been written before it was sent: it tells no pace."""
-
 VIABLE = 0.05
 """Seconds without which no attempt at anything is worth starting."""
 
@@ -84,7 +81,7 @@ class Upstream:
 
     def spoke(self, seconds: float, tokens: int) -> None:
         """Remember a model's turn: seconds from its first token to its last, and how many these were."""
-        if tokens > 1 and seconds > WRITTEN_BEFORE * (tokens - 1):
+        if tokens > 1:
             self._per_token.add(seconds / (tokens - 1))
 
     @property
@@ -160,22 +157,25 @@ class FirstTimed:
     def __init__(self, upstream: Upstream) -> None:
         self._upstream = upstream
         self._began_at: float | None = None
-        self._came_at: float | None = None
+        self._speaks_since: float | None = None
 
     def begin(self) -> None:
         self._began_at = current().clock.monotonic()
 
-    def end(self, *, whole: bool = False) -> None:
-        """It has come. What is `whole` had been made before, and what comes after it tells nothing of how fast that was."""
+    def end(self) -> None:
         if self._began_at is not None:
-            now = current().clock.monotonic()
-            self._upstream.took(now - self._began_at)
-            self._began_at, self._came_at = None, None if whole else now
+            self._upstream.took(current().clock.monotonic() - self._began_at)
+            self._began_at = None
+
+    def speaks(self) -> None:
+        """A model says something as it makes it, so that from here on it can be told how fast."""
+        if self._speaks_since is None:
+            self._speaks_since = current().clock.monotonic()
 
     def finish(self, tokens: int) -> None:
         """A model has said all, so many tokens."""
-        if self._came_at is not None:
-            self._upstream.spoke(current().clock.monotonic() - self._came_at, tokens)
+        if self._speaks_since is not None:
+            self._upstream.spoke(current().clock.monotonic() - self._speaks_since, tokens)
 
 
 class Upstreams:

@@ -47,18 +47,18 @@ class GenerateRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[_common_pb2.Message, _Mapping]]] = ..., tools: _Optional[_Iterable[_Union[_common_pb2.ToolSpec, _Mapping]]] = ..., tool_choice: _Optional[_Union[ToolChoice, str]] = ..., max_output_tokens: _Optional[int] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
-    __slots__ = ("started", "text", "tool_call", "finished", "tool_call_begun")
+    __slots__ = ("started", "text", "tool_call", "finished", "writing")
     STARTED_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOOL_CALL_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
-    TOOL_CALL_BEGUN_FIELD_NUMBER: _ClassVar[int]
+    WRITING_FIELD_NUMBER: _ClassVar[int]
     started: GenerateStarted
     text: TextDelta
     tool_call: _common_pb2.ToolCall
     finished: GenerateFinished
-    tool_call_begun: ToolCallBegun
-    def __init__(self, started: _Optional[_Union[GenerateStarted, _Mapping]] = ..., text: _Optional[_Union[TextDelta, _Mapping]] = ..., tool_call: _Optional[_Union[_common_pb2.ToolCall, _Mapping]] = ..., finished: _Optional[_Union[GenerateFinished, _Mapping]] = ..., tool_call_begun: _Optional[_Union[ToolCallBegun, _Mapping]] = ...) -> None: ...
+    writing: Writing
+    def __init__(self, started: _Optional[_Union[GenerateStarted, _Mapping]] = ..., text: _Optional[_Union[TextDelta, _Mapping]] = ..., tool_call: _Optional[_Union[_common_pb2.ToolCall, _Mapping]] = ..., finished: _Optional[_Union[GenerateFinished, _Mapping]] = ..., writing: _Optional[_Union[Writing, _Mapping]] = ...) -> None: ...
 
 class GenerateStarted(_message.Message):
     __slots__ = ("model", "queue_us")
@@ -74,7 +74,7 @@ class TextDelta(_message.Message):
     text: str
     def __init__(self, text: _Optional[str] = ...) -> None: ...
 
-class ToolCallBegun(_message.Message):
+class Writing(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 

@@ -1,4 +1,4 @@
-"""Chat completion chunks put together: text at once, tool calls as they begin and are complete, usage at the end."""
+"""Chat completion chunks put together: text at once, tool calls as soon as they are complete, usage at the end."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from deadlinemesh.llm_proxy.conversation import (
     FinishReason,
     TextDelta,
     ToolCall,
-    ToolCallBegun,
     ToolCallReady,
     TurnEnded,
+    Writing,
     estimated_tokens,
 )
 
@@ -31,6 +31,8 @@ _REASONS = {
     "model_length": FinishReason.LENGTH,
     "content_filter": FinishReason.CONTENT_FILTER,
 }
+
+_CUT = {reason for reason, kind in _REASONS.items() if kind in (FinishReason.LENGTH, FinishReason.CONTENT_FILTER)}
 
 _BROKEN_OFF = {"abort", "error", "insufficient_system_resource", "network_error"}
 """What vLLM, Mistral, DeepSeek and others give as the reason where it is their failure that ended the stream."""
@@ -114,7 +116,7 @@ class Completion:
         if call is None or delta.index != call.index or (delta.id and call.id and delta.id != call.id):
             yield from self._close_call()
             call = self._open = _PartialCall(delta.index)
-            yield ToolCallBegun()
+        yield Writing()
         call.id = call.id or _text(delta.id)
         if delta.function is not None:
             call.name = call.name or _text(delta.function.name)
@@ -134,7 +136,7 @@ class Completion:
             self._called = True
             self._written += (call.name, arguments)
             yield ToolCallReady(ToolCall(call.id or new_call_id(), call.name, arguments))
-        elif self._reason != "length":  # a call that the token limit cut is no call; the reason already says so
+        elif self._reason not in _CUT | _BROKEN_OFF:  # else it is no call, and the reason says so already
             raise UpstreamFailed(
                 f"the model asked for {call.name or 'a tool'} with arguments that are not a JSON object"
             )

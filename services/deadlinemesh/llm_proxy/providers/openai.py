@@ -26,12 +26,12 @@ from deadlinemesh.llm_proxy.conversation import (
     Message,
     Role,
     TextDelta,
-    ToolCallBegun,
     ToolCallReady,
     ToolChoice,
     ToolSpec,
     TurnEnded,
     TurnRequest,
+    Writing,
     estimated_tokens,
 )
 from deadlinemesh.llm_proxy.providers.choosing import asking, choice_schema, chosen, spelled_out
@@ -132,8 +132,7 @@ class OpenAIProvider:
             async for event in events:
                 match event:
                     case TextDelta(text):
-                        if not written:
-                            yield ToolCallBegun()
+                        yield Writing()
                         written.append(text)
                     case TurnEnded():
                         choice = event

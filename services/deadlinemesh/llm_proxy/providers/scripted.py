@@ -20,11 +20,11 @@ from deadlinemesh.llm_proxy.conversation import (
     Role,
     TextDelta,
     ToolCall,
-    ToolCallBegun,
     ToolCallReady,
     ToolChoice,
     TurnEnded,
     TurnRequest,
+    Writing,
     estimated_tokens,
 )
 from deadlinemesh.llm_proxy.providers.intent import Wish, wishes
@@ -65,7 +65,7 @@ class ScriptedProvider:
             if length > left:
                 reason = FinishReason.LENGTH
                 break
-            yield ToolCallBegun()
+            yield Writing()
             await self._write(length, chance)
             left -= length
             yield ToolCallReady(ToolCall(f"call_{fingerprint:016x}_{index}", wish.tool, arguments))

@@ -234,7 +234,7 @@ type GenerateResponse struct {
 	//	*GenerateResponse_Text
 	//	*GenerateResponse_ToolCall
 	//	*GenerateResponse_Finished
-	//	*GenerateResponse_ToolCallBegun
+	//	*GenerateResponse_Writing
 	Event         isGenerateResponse_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -313,10 +313,10 @@ func (x *GenerateResponse) GetFinished() *GenerateFinished {
 	return nil
 }
 
-func (x *GenerateResponse) GetToolCallBegun() *ToolCallBegun {
+func (x *GenerateResponse) GetWriting() *Writing {
 	if x != nil {
-		if x, ok := x.Event.(*GenerateResponse_ToolCallBegun); ok {
-			return x.ToolCallBegun
+		if x, ok := x.Event.(*GenerateResponse_Writing); ok {
+			return x.Writing
 		}
 	}
 	return nil
@@ -346,9 +346,9 @@ type GenerateResponse_Finished struct {
 	Finished *GenerateFinished `protobuf:"bytes,4,opt,name=finished,proto3,oneof"`
 }
 
-type GenerateResponse_ToolCallBegun struct {
-	// The model has begun to write a tool call.
-	ToolCallBegun *ToolCallBegun `protobuf:"bytes,5,opt,name=tool_call_begun,json=toolCallBegun,proto3,oneof"`
+type GenerateResponse_Writing struct {
+	// The model is at work on what is sent only when it is complete.
+	Writing *Writing `protobuf:"bytes,5,opt,name=writing,proto3,oneof"`
 }
 
 func (*GenerateResponse_Started) isGenerateResponse_Event() {}
@@ -359,7 +359,7 @@ func (*GenerateResponse_ToolCall) isGenerateResponse_Event() {}
 
 func (*GenerateResponse_Finished) isGenerateResponse_Event() {}
 
-func (*GenerateResponse_ToolCallBegun) isGenerateResponse_Event() {}
+func (*GenerateResponse_Writing) isGenerateResponse_Event() {}
 
 // GenerateStarted says that the wait for a model slot is over.
 type GenerateStarted struct {
@@ -462,28 +462,28 @@ func (x *TextDelta) GetText() string {
 	return ""
 }
 
-// ToolCallBegun is a sign of life of a model that is writing what is sent only when it is complete: a tool call, or a choice
-// among the tools, which may yet fall on none.
-type ToolCallBegun struct {
+// Writing is a sign of life of a model that writes a tool call, or chooses among the tools, which may yet fall on none. It
+// comes when that begins, and again while it goes on.
+type Writing struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *ToolCallBegun) Reset() {
-	*x = ToolCallBegun{}
+func (x *Writing) Reset() {
+	*x = Writing{}
 	mi := &file_deadlinemesh_v1_llm_proxy_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *ToolCallBegun) String() string {
+func (x *Writing) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*ToolCallBegun) ProtoMessage() {}
+func (*Writing) ProtoMessage() {}
 
-func (x *ToolCallBegun) ProtoReflect() protoreflect.Message {
+func (x *Writing) ProtoReflect() protoreflect.Message {
 	mi := &file_deadlinemesh_v1_llm_proxy_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -495,8 +495,8 @@ func (x *ToolCallBegun) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use ToolCallBegun.ProtoReflect.Descriptor instead.
-func (*ToolCallBegun) Descriptor() ([]byte, []int) {
+// Deprecated: Use Writing.ProtoReflect.Descriptor instead.
+func (*Writing) Descriptor() ([]byte, []int) {
 	return file_deadlinemesh_v1_llm_proxy_proto_rawDescGZIP(), []int{4}
 }
 
@@ -731,20 +731,20 @@ const file_deadlinemesh_v1_llm_proxy_proto_rawDesc = "" +
 	"\x05tools\x18\x03 \x03(\v2\x19.deadlinemesh.v1.ToolSpecR\x05tools\x12<\n" +
 	"\vtool_choice\x18\x04 \x01(\x0e2\x1b.deadlinemesh.v1.ToolChoiceR\n" +
 	"toolChoice\x12*\n" +
-	"\x11max_output_tokens\x18\x05 \x01(\x05R\x0fmaxOutputTokens\"\xd0\x02\n" +
+	"\x11max_output_tokens\x18\x05 \x01(\x05R\x0fmaxOutputTokens\"\xbc\x02\n" +
 	"\x10GenerateResponse\x12<\n" +
 	"\astarted\x18\x01 \x01(\v2 .deadlinemesh.v1.GenerateStartedH\x00R\astarted\x120\n" +
 	"\x04text\x18\x02 \x01(\v2\x1a.deadlinemesh.v1.TextDeltaH\x00R\x04text\x128\n" +
 	"\ttool_call\x18\x03 \x01(\v2\x19.deadlinemesh.v1.ToolCallH\x00R\btoolCall\x12?\n" +
-	"\bfinished\x18\x04 \x01(\v2!.deadlinemesh.v1.GenerateFinishedH\x00R\bfinished\x12H\n" +
-	"\x0ftool_call_begun\x18\x05 \x01(\v2\x1e.deadlinemesh.v1.ToolCallBegunH\x00R\rtoolCallBegunB\a\n" +
+	"\bfinished\x18\x04 \x01(\v2!.deadlinemesh.v1.GenerateFinishedH\x00R\bfinished\x124\n" +
+	"\awriting\x18\x05 \x01(\v2\x18.deadlinemesh.v1.WritingH\x00R\awritingB\a\n" +
 	"\x05event\"B\n" +
 	"\x0fGenerateStarted\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x19\n" +
 	"\bqueue_us\x18\x02 \x01(\x03R\aqueueUs\"\x1f\n" +
 	"\tTextDelta\x12\x12\n" +
-	"\x04text\x18\x01 \x01(\tR\x04text\"\x0f\n" +
-	"\rToolCallBegun\"\xa8\x01\n" +
+	"\x04text\x18\x01 \x01(\tR\x04text\"\t\n" +
+	"\aWriting\"\xa8\x01\n" +
 	"\x10GenerateFinished\x125\n" +
 	"\x06reason\x18\x01 \x01(\x0e2\x1d.deadlinemesh.v1.FinishReasonR\x06reason\x12,\n" +
 	"\x05usage\x18\x02 \x01(\v2\x16.deadlinemesh.v1.UsageR\x05usage\x12/\n" +
@@ -796,7 +796,7 @@ var file_deadlinemesh_v1_llm_proxy_proto_goTypes = []any{
 	(*GenerateResponse)(nil),   // 3: deadlinemesh.v1.GenerateResponse
 	(*GenerateStarted)(nil),    // 4: deadlinemesh.v1.GenerateStarted
 	(*TextDelta)(nil),          // 5: deadlinemesh.v1.TextDelta
-	(*ToolCallBegun)(nil),      // 6: deadlinemesh.v1.ToolCallBegun
+	(*Writing)(nil),            // 6: deadlinemesh.v1.Writing
 	(*GenerateFinished)(nil),   // 7: deadlinemesh.v1.GenerateFinished
 	(*ListModelsRequest)(nil),  // 8: deadlinemesh.v1.ListModelsRequest
 	(*ListModelsResponse)(nil), // 9: deadlinemesh.v1.ListModelsResponse
@@ -815,7 +815,7 @@ var file_deadlinemesh_v1_llm_proxy_proto_depIdxs = []int32{
 	5,  // 4: deadlinemesh.v1.GenerateResponse.text:type_name -> deadlinemesh.v1.TextDelta
 	13, // 5: deadlinemesh.v1.GenerateResponse.tool_call:type_name -> deadlinemesh.v1.ToolCall
 	7,  // 6: deadlinemesh.v1.GenerateResponse.finished:type_name -> deadlinemesh.v1.GenerateFinished
-	6,  // 7: deadlinemesh.v1.GenerateResponse.tool_call_begun:type_name -> deadlinemesh.v1.ToolCallBegun
+	6,  // 7: deadlinemesh.v1.GenerateResponse.writing:type_name -> deadlinemesh.v1.Writing
 	1,  // 8: deadlinemesh.v1.GenerateFinished.reason:type_name -> deadlinemesh.v1.FinishReason
 	14, // 9: deadlinemesh.v1.GenerateFinished.usage:type_name -> deadlinemesh.v1.Usage
 	15, // 10: deadlinemesh.v1.GenerateFinished.spend:type_name -> deadlinemesh.v1.HopSpend
@@ -842,7 +842,7 @@ func file_deadlinemesh_v1_llm_proxy_proto_init() {
 		(*GenerateResponse_Text)(nil),
 		(*GenerateResponse_ToolCall)(nil),
 		(*GenerateResponse_Finished)(nil),
-		(*GenerateResponse_ToolCallBegun)(nil),
+		(*GenerateResponse_Writing)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{

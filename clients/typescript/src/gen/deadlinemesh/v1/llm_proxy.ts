@@ -166,8 +166,8 @@ export interface GenerateResponse {
     /** Last: how the turn ended. */
     { $case: "finished"; value: GenerateFinished }
     | //
-    /** The model has begun to write a tool call. */
-    { $case: "toolCallBegun"; value: ToolCallBegun }
+    /** The model is at work on what is sent only when it is complete. */
+    { $case: "writing"; value: Writing }
     | undefined;
 }
 
@@ -186,10 +186,10 @@ export interface TextDelta {
 }
 
 /**
- * ToolCallBegun is a sign of life of a model that is writing what is sent only when it is complete: a tool call, or a choice
- * among the tools, which may yet fall on none.
+ * Writing is a sign of life of a model that writes a tool call, or chooses among the tools, which may yet fall on none. It
+ * comes when that begins, and again while it goes on.
  */
-export interface ToolCallBegun {
+export interface Writing {
 }
 
 /** GenerateFinished is the last event of a model turn that was not cut. */
@@ -348,8 +348,8 @@ export const GenerateResponse: MessageFns<GenerateResponse> = {
       case "finished":
         GenerateFinished.encode(message.event.value, writer.uint32(34).fork()).join();
         break;
-      case "toolCallBegun":
-        ToolCallBegun.encode(message.event.value, writer.uint32(42).fork()).join();
+      case "writing":
+        Writing.encode(message.event.value, writer.uint32(42).fork()).join();
         break;
     }
     return writer;
@@ -405,7 +405,7 @@ export const GenerateResponse: MessageFns<GenerateResponse> = {
               break;
             }
 
-            message.event = { $case: "toolCallBegun", value: ToolCallBegun.decode(reader, reader.uint32()) };
+            message.event = { $case: "writing", value: Writing.decode(reader, reader.uint32()) };
             continue;
           }
         }
@@ -450,9 +450,9 @@ export const GenerateResponse: MessageFns<GenerateResponse> = {
         }
         break;
       }
-      case "toolCallBegun": {
+      case "writing": {
         if (object.event?.value !== undefined && object.event?.value !== null) {
-          message.event = { $case: "toolCallBegun", value: ToolCallBegun.fromPartial(object.event.value) };
+          message.event = { $case: "writing", value: Writing.fromPartial(object.event.value) };
         }
         break;
       }
@@ -583,16 +583,16 @@ export const TextDelta: MessageFns<TextDelta> = {
   },
 };
 
-function createBaseToolCallBegun(): ToolCallBegun {
+function createBaseWriting(): Writing {
   return {};
 }
 
-export const ToolCallBegun: MessageFns<ToolCallBegun> = {
-  encode(_: ToolCallBegun, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+export const Writing: MessageFns<Writing> = {
+  encode(_: Writing, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
     return writer;
   },
 
-  decode(input: BinaryReader | Uint8Array, length?: number): ToolCallBegun {
+  decode(input: BinaryReader | Uint8Array, length?: number): Writing {
     const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
     const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
     if (previousRecursionDepth >= 100) {
@@ -601,7 +601,7 @@ export const ToolCallBegun: MessageFns<ToolCallBegun> = {
     (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
     try {
       const end = length === undefined ? reader.len : reader.pos + length;
-      const message = createBaseToolCallBegun();
+      const message = createBaseWriting();
       while (reader.pos < end) {
         const tag = reader.uint32();
         switch (tag >>> 3) {
@@ -617,11 +617,11 @@ export const ToolCallBegun: MessageFns<ToolCallBegun> = {
     }
   },
 
-  create<I extends Exact<DeepPartial<ToolCallBegun>, I>>(base?: I): ToolCallBegun {
-    return ToolCallBegun.fromPartial(base ?? ({} as any));
+  create<I extends Exact<DeepPartial<Writing>, I>>(base?: I): Writing {
+    return Writing.fromPartial(base ?? ({} as any));
   },
-  fromPartial<I extends Exact<DeepPartial<ToolCallBegun>, I>>(_: I): ToolCallBegun {
-    const message = createBaseToolCallBegun();
+  fromPartial<I extends Exact<DeepPartial<Writing>, I>>(_: I): Writing {
+    const message = createBaseWriting();
     return message;
   },
 };
