@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -451,14 +452,15 @@ class Scene:
         return [f"the {one.kind} of run {one.run} is still at work" for one in self.mesh.outside.at_work()]
 
     async def _recovered(self) -> None:
-        """Return when both tenants are served again, as they must be: their connections may have to be made anew."""
+        """Return when both tenants are served again, tools and all, as they must be: connections may have to be made anew."""
         for tenant in TENANTS:
             until = time.monotonic() + GUARD
             while True:
-                (run,) = self.begin(Plan(tenant, lambda _: (Turn(),)), probe=True)
+                (run,) = self.begin(Plan(tenant, partial(_fetches, tenant)), probe=True)
                 await self.answered()
                 assert run.seen is not None
-                if run.seen.finished is not None and not run.seen.finished.partial:
+                fetched = any(one.response.tool_call_finished.status == common_pb2.TOOL_STATUS_OK for one in run.heard)
+                if fetched and run.seen.finished is not None and not run.seen.finished.partial:
                     break
                 self.runs.remove(run)  # whether it came too early is not the question
                 if time.monotonic() > until:
@@ -502,6 +504,10 @@ class Scene:
         runs = self.begin(*(Plan(HIT, turns, None) for _ in range(ROOM)), probe=True)
         await self.answered()
         return runs
+
+
+def _fetches(tenant: str, run: int) -> tuple[Turn, ...]:
+    return (Turn(1, tools=(ToolUse(f"fetch_{tenant}", {"run": run, "seconds": 0.01}),)), Turn(1))
 
 
 @asynccontextmanager

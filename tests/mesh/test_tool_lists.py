@@ -49,7 +49,7 @@ class Mesh:
     async def run(self, prompt: str, *tools: str, timeout: float = 20.0) -> orchestrator_pb2.RunFinished:
         stub = orchestrator_pb2_grpc.OrchestratorServiceStub(self.mesh.channel)
         request = orchestrator_pb2.RunRequest(prompt=prompt, tools=tools)
-        events = [event async for event in stub.Run(request, timeout=timeout, metadata=self.mesh.credentials("cora"))]
+        events = [event async for event in stub.Run(request, timeout=timeout, metadata=self.mesh.credentials("bolt"))]
         finished: orchestrator_pb2.RunFinished = events[-1].finished
         return finished
 
@@ -151,5 +151,5 @@ async def test_what_is_remembered_of_tenants_tools_has_a_bound_and_the_oldest_go
     known = []
     for number in (*range(MOST_TENANTS + 1), 0, 1):
         with entered(with_seconds(10.0, tenant_id=f"tenant-{number}")):
-            known.append(await catalog.listed(nullcontext))
+            known.append(await catalog.listed(0, nullcontext))
     assert (known[-2], known[-1]) == (Listed((), now=False), Listed(known[0].specs, now=False))

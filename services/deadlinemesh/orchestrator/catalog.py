@@ -22,9 +22,6 @@ _LOG = logging.getLogger("deadlinemesh.orchestrator")
 SHARE = 0.25
 """The part of a run's remaining time that it may take to learn which tools there are."""
 
-RETRIES = 1
-"""Whatever the tier's: it is no call of the tenant's, and its tool-runners are several."""
-
 MOST_TENANTS = 1024
 """Tenants whose tools are remembered; of those that began no run for longest they are forgotten."""
 
@@ -47,8 +44,8 @@ class Catalog:
         self._last: OrderedDict[str, tuple[ToolSpec, ...]] = OrderedDict()
         self._in_trouble = False
 
-    async def listed(self, waiting: Callable[[], AbstractContextManager[object]]) -> Listed:
-        """The current tenant's tools; those of last time, or none, where they cannot be learned now.
+    async def listed(self, retries: int, waiting: Callable[[], AbstractContextManager[object]]) -> Listed:
+        """The current tenant's tools; those of last time, or none, where they cannot be learned now, nor by so many `retries`.
 
         `waiting` is entered around a backoff. Raises only what refuses the tenant, and DeadlineSpent.
         """
@@ -56,10 +53,10 @@ class Catalog:
         upstream = self._upstreams.of("tools")
         window, patience = here.remaining * SHARE, upstream.patience
         try:
-            async with narrowed_after(window if patience is None else min(window, (1 + RETRIES) * patience), "listing"):
+            async with narrowed_after(window if patience is None else min(window, (1 + retries) * patience), "listing"):
                 specs = await upstream.retried(
                     partial(self._asked_for, upstream),
-                    RETRIES,
+                    retries,
                     is_transient=lambda error: isinstance(error, Stopped),
                     waiting=waiting,
                 )

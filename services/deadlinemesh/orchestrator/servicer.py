@@ -153,7 +153,8 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             messages.insert(0, Message(Role.SYSTEM, instructions))
         messages.append(Message(Role.USER, request.prompt))
         model = request.model or tenant.models[0]
-        listed = await self._catalog.listed(partial(run.ledger.phase, Phase.RETRY_BACKOFF))
+        retries = tenant.tier_policy.tool_retries
+        listed = await self._catalog.listed(retries, partial(run.ledger.phase, Phase.RETRY_BACKOFF))
         return Assignment(
             model=model,
             results=Bounds(policy.models[model].longest_result, policy.shortener_of(tenant.tenant_id, model)),
@@ -162,7 +163,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             tools=_chosen(request.tools, listed),
             max_iterations=_max_iterations(request, run.grant),
             max_output_tokens=request.limits.max_output_tokens,
-            tool_retries=tenant.tier_policy.tool_retries,
+            tool_retries=retries,
         )
 
 
