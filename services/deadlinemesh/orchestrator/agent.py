@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import AsyncExitStack, aclosing, nullcontext, suppress
+from contextlib import aclosing, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
@@ -366,9 +366,9 @@ class Agent:
         phases = Successive(self._ledger, Phase.TOOL_QUEUE)
         timed = FirstTimed(upstream)
         told_at = -math.inf
+        events, has_result = self._tools.call(call), False
         try:
-            async with AsyncExitStack() as left:
-                events = await left.enter_async_context(aclosing(self._tools.call(call)))
+            try:
                 async for event in events:
                     match event:
                         case ToolStarted():
@@ -382,12 +382,16 @@ class Agent:
                                 told_at = now
                                 self._emit(ToolCallProgress(call.id, event.message, event.fraction))
                         case ToolResult():
-                            self._let_end(events, left.pop_all())
+                            has_result = True
+                            self._let_end(events)
                             if event.transient:
                                 raise _Transient(event)
                             if event.status is ToolStatus.OK:
                                 timed.end()
                             return event
+            finally:
+                if not has_result:
+                    await events.aclose()
         except NotFound as unknown:
             return ToolResult(ToolStatus.UNKNOWN_TOOL, str(unknown))
         except DeadlineSpentUpstream as spent:
@@ -407,16 +411,16 @@ class Agent:
             phases.leave()
         raise InternalFailure(f"the tool-runner ended {call.name} without a result", hop="tool-runner")
 
-    def _let_end(self, events: AsyncGenerator[ToolEvent, None], left: AsyncExitStack) -> None:
+    def _let_end(self, events: AsyncGenerator[ToolEvent, None]) -> None:
         """Have a call that has its result end by itself, as one that is left is a cancelled one. Nobody waits for it."""
-        ending = asyncio.create_task(_ended(events, left), name="a tool call's end")
+        ending = asyncio.create_task(_ended(events), name="a tool call's end")
         self._endings.add(ending)
         ending.add_done_callback(self._endings.discard)
 
 
-async def _ended(events: AsyncGenerator[ToolEvent, None], left: AsyncExitStack) -> None:
+async def _ended(events: AsyncGenerator[ToolEvent, None]) -> None:
     with suppress(MeshError):  # the result is there
-        async with narrowed_after(ENDS_WITHIN, "the end of a call"), left:
+        async with narrowed_after(ENDS_WITHIN, "the end of a call"), aclosing(events):
             async for _ in events:
                 pass
 
