@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.up import dmesh
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.bench]
 
 
 @pytest.mark.parametrize(
