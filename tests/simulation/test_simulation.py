@@ -12,7 +12,7 @@ from tests.simulation.explore import explore, scenarios
 from tests.simulation.scenario import Scenario, named
 from tests.simulation.world import Trace, play
 
-RUNS = 10_000 if os.environ.get("CI") == "true" else 1_000
+RUNS = 10_000 if os.environ.get("CI") == "true" else 2_500
 
 START = 1
 """Which runs: always the same, so that a failure is the work of the change under test. `make simulate` looks at others."""
