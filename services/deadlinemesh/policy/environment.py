@@ -11,7 +11,19 @@ from collections.abc import Iterator, Mapping
 from deadlinemesh.policy.model import OpenAIModel, Policy
 from deadlinemesh.policy.problems import Fault
 
-__all__ = ["missing_keys", "unset_variables"]
+__all__ = ["missing_keys", "secret", "unset_variables"]
+
+
+def secret(variable: str, environ: Mapping[str, str] = os.environ) -> str:
+    """What `variable` holds for a header, without white space around it, as secrets are often mounted with a line end. Empty where
+    it is not set.
+
+    Raises ValueError for what no header can hold; it does not repeat it.
+    """
+    value = environ.get(variable, "").strip()
+    if not (value.isascii() and value.isprintable()):
+        raise ValueError(f"the value of {variable} has characters that no header may have")
+    return value
 
 
 def missing_keys(policy: Policy, environ: Mapping[str, str] = os.environ) -> dict[str, str]:

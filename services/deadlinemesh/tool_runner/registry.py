@@ -14,6 +14,7 @@ import httpx
 from deadlinemesh.admission import Bulkhead, InUse
 from deadlinemesh.deadline import SYSTEM_CLOCK, Clock
 from deadlinemesh.errors import InvalidRequest, NotFound, Violation, choices
+from deadlinemesh.policy.environment import secret
 from deadlinemesh.policy.model import HttpTool as HttpToolPolicy
 from deadlinemesh.policy.model import Policy, ToolsPolicy
 from deadlinemesh.telemetry import Telemetry
@@ -205,10 +206,13 @@ def _wrong(http: HttpToolPolicy, url: UrlTemplate) -> Iterator[tuple[str, str]]:
 def _headers(http: HttpToolPolicy, environ: Mapping[str, str]) -> tuple[dict[str, str], list[tuple[str, str]]]:
     headers, missing = {}, []
     for header, variable in http.headers_env.items():
-        value = environ.get(variable, "").strip()  # secrets are often mounted with a line end
-        if not value:
-            missing.append((f"headers_env.{header}", f"the environment variable {variable} is not set"))
-        elif not (value.isascii() and value.isprintable()):
-            missing.append((f"headers_env.{header}", f"the value of {variable} has characters that no header may have"))
+        value = ""
+        try:
+            value = secret(variable, environ)
+            why = "" if value else f"the environment variable {variable} is not set"
+        except ValueError as error:
+            why = str(error)
+        if why:
+            missing.append((f"headers_env.{header}", why))
         headers[header] = value
     return headers, missing

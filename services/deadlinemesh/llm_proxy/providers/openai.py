@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
@@ -38,6 +37,7 @@ from deadlinemesh.llm_proxy.providers.choosing import asking, choice_schema, cho
 from deadlinemesh.llm_proxy.providers.deltas import Completion
 from deadlinemesh.llm_proxy.providers.fitting import fitted, room_for_input, room_for_output, tokens_at_most
 from deadlinemesh.llm_proxy.providers.unusable import MissingKey
+from deadlinemesh.policy.environment import secret
 from deadlinemesh.policy.model import OpenAIModel
 from deadlinemesh.transport.retry_after import retry_after
 
@@ -90,16 +90,14 @@ class OpenAIProvider:
     @classmethod
     def from_environment(cls, model: OpenAIModel) -> OpenAIProvider:
         """With the key that the environment holds. Raises MissingKey where it holds none that can be sent."""
-        key = os.environ.get(model.api_key_env, "").strip() if model.api_key_env else ""
+        try:
+            key = secret(model.api_key_env) if model.api_key_env else ""
+        except ValueError as error:
+            raise MissingKey(f"the key of {model.model}: {error}: correct it and start the llm-proxy again") from None
         if model.api_key_env and not key:
             raise MissingKey(
                 f"the key of {model.model} is missing: set {model.api_key_env} in the llm-proxy's environment and start it"
                 " again, or say `api_key_env: ''` in policy where none is needed"
-            )
-        if not (key.isascii() and key.isprintable()):
-            raise MissingKey(
-                f"the key of {model.model} has characters that no header may have: correct {model.api_key_env} in the"
-                " llm-proxy's environment and start it again"
             )
         return cls(model, key)
 
