@@ -32,8 +32,8 @@ tools: ## install grpcurl and Toxiproxy, with Go
 demo: $(SETUP) ## one tenant's slow provider and two others, naive and meshed
 	$(BIN)/dmesh demo
 
-test: $(SETUP) ## run the tests, but for chaos and benchmarks, which `make check` runs too
-	$(BIN)/python -m pytest -m "not chaos and not bench"
+test: $(SETUP) ## run the tests, but for chaos and the longest, which `make check` runs too
+	$(BIN)/python -m pytest -m "not chaos and not long"
 
 chaos: $(SETUP) ## break real processes and the network between them, and see that budgets hold: needs Toxiproxy
 	@command -v toxiproxy-server >/dev/null || { \

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.up import dmesh
 
-pytestmark = [pytest.mark.processes, pytest.mark.bench]
+pytestmark = [pytest.mark.processes, pytest.mark.long]
 
 
 @pytest.mark.parametrize(

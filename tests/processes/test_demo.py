@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 from tests.up import dmesh
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.long]
 
 
 def test_bs_slow_provider_eats_others_budgets_the_naive_way_and_only_its_own_through_the_mesh(tmp_path: Path) -> None:

@@ -263,6 +263,7 @@ async def at_work(pods: list[Service], runs: set[str], client: DeadlineMesh) -> 
         await client.answer("hello")  # what a pod reports is written a little later
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("service", ["orchestrator", "tool-runner"])
 async def test_a_pod_that_drains_finishes_its_runs_and_gets_no_others(tmp_path: Path, service: str) -> None:
     async with cluster(DEDICATED, tmp_path, **{f"{service}-acme": 2}) as mesh:
