@@ -15,7 +15,7 @@ from opentelemetry import trace
 
 from deadlinemesh.deadline import SYSTEM_CLOCK, DeadlineContext, Scopes
 from deadlinemesh.telemetry import Event, Telemetry
-from deadlinemesh.transport import DeadlineInterceptor, MeshChannel, MeshGate, MeshServer, ServerSettings
+from deadlinemesh.transport import DeadlineInterceptor, Gate, MeshChannel, MeshGate, MeshServer, ServerSettings
 from deadlinemesh.transport.channels import open_channel
 
 T = TypeVar("T")
@@ -190,10 +190,20 @@ async def serving(
     message_bytes: int = 4 * 1024 * 1024,
     drain: float = GENEROUS,
     connection_age: float = 0.0,
+    request_seconds: float = GENEROUS,
+    watches: int = 100,
+    gate: Gate | None = None,
 ) -> AsyncIterator[Served]:
     """Serve `handlers` as SERVICE on a free port, in this process."""
     facts = Facts()
-    interceptor = DeadlineInterceptor("hop-a", MeshGate("hop-a", TOKEN), telemetry=Telemetry([facts]), tracer=tracer)
+    interceptor = DeadlineInterceptor(
+        "hop-a",
+        gate or MeshGate("hop-a", TOKEN),
+        telemetry=Telemetry([facts]),
+        tracer=tracer,
+        request_seconds=request_seconds,
+        watches=watches,
+    )
     settings = ServerSettings("127.0.0.1:0", message_bytes=message_bytes, drain=drain, connection_age=connection_age)
     server = MeshServer(settings, interceptor, [(SERVICE, lambda server: register(server, handlers))])
     target = f"127.0.0.1:{await server.start()}"

@@ -12,6 +12,7 @@ from tests.virtual import in_virtual_time, with_seconds
 from deadlinemesh.deadline import Scopes
 from deadlinemesh.errors import DeadlineSpent
 from deadlinemesh.transport.answer import Answer
+from deadlinemesh.transport.stragglers import Exchange
 
 STATUS: Any = object()
 ANOTHER_STATUS: Any = object()
@@ -49,6 +50,12 @@ class Context:
         raise self.aborted
 
 
+def answer_on(context: Any) -> Answer:
+    task = asyncio.current_task()
+    assert task is not None
+    return Answer(context, Exchange(task, "/method", 0.0))
+
+
 async def turns(count: int = 5) -> None:
     for _ in range(count):
         await asyncio.sleep(0)
@@ -66,7 +73,7 @@ async def begun(sending: Any) -> asyncio.Task[None]:
 @in_virtual_time
 async def test_a_sending_that_is_not_disturbed_is_simply_awaited() -> None:
     context = Context()
-    task = await begun(Answer(context).write("first"))
+    task = await begun(answer_on(context).write("first"))
     context.batches[0].set_result(None)
     await task
     assert context.sent == ["first"]
@@ -77,7 +84,7 @@ async def test_a_sending_that_is_not_disturbed_is_simply_awaited() -> None:
 @in_virtual_time
 async def test_a_cancelled_first_sending_lets_its_task_go_at_once_and_goes_on(opening: str, awaits: int) -> None:
     context = Context(awaits)
-    answer = Answer(context)
+    answer = answer_on(context)
     task = await begun(getattr(answer, opening)("first"))
     task.cancel()
     await turns()
@@ -97,7 +104,7 @@ async def test_a_cancelled_first_sending_lets_its_task_go_at_once_and_goes_on(op
 @in_virtual_time
 async def test_in_a_scope_a_cancelled_first_sending_ends_before_its_task_does(opening: str) -> None:
     context = Context()
-    answer = Answer(context)
+    answer = answer_on(context)
     scope = Scopes("hop-a").open(with_seconds(1.0))
 
     async def handler() -> None:
@@ -121,7 +128,7 @@ async def test_in_a_scope_a_cancelled_first_sending_ends_before_its_task_does(op
 @in_virtual_time
 async def test_in_a_scope_a_timeout_of_the_handlers_own_ends_its_own_block_only() -> None:
     context = Context()
-    answer = Answer(context)
+    answer = answer_on(context)
 
     async def handler() -> str:
         try:
@@ -142,7 +149,7 @@ async def test_in_a_scope_a_timeout_of_the_handlers_own_ends_its_own_block_only(
 @in_virtual_time
 async def test_a_later_sending_is_cut_like_any_other() -> None:
     context = Context()
-    answer = Answer(context)
+    answer = answer_on(context)
     first = await begun(answer.write("first"))
     context.batches[0].set_result(None)
     await first
@@ -156,12 +163,12 @@ async def test_a_later_sending_is_cut_like_any_other() -> None:
 @in_virtual_time
 async def test_a_sending_that_fails_raises_and_one_that_fails_after_a_cancel_is_silent() -> None:
     context = Context()
-    failing = await begun(Answer(context).write("first"))
+    failing = await begun(answer_on(context).write("first"))
     context.batches[0].set_exception(ConnectionError("gone"))
     with pytest.raises(ConnectionError, match="gone"):
         await failing
 
-    answer = Answer(context)
+    answer = answer_on(context)
     cut = await begun(answer.write("first"))
     cut.cancel()
     await turns()
@@ -174,7 +181,7 @@ async def test_a_sending_that_fails_raises_and_one_that_fails_after_a_cancel_is_
 @in_virtual_time
 async def test_a_cancel_that_comes_with_the_end_of_the_sending_loses_neither() -> None:
     context = Context()
-    answer = Answer(context)
+    answer = answer_on(context)
     task = await begun(answer.write("first"))
     context.batches[0].set_result(None)
     task.cancel()
@@ -187,7 +194,7 @@ async def test_a_cancel_that_comes_with_the_end_of_the_sending_loses_neither() -
 @in_virtual_time
 async def test_a_second_opening_does_not_make_the_status_overtake_the_first() -> None:
     context = Context()
-    answer = Answer(context)
+    answer = answer_on(context)
     first = await begun(answer.send_initial_metadata("headers"))
     first.cancel()
     await turns()
@@ -203,7 +210,7 @@ async def test_a_second_opening_does_not_make_the_status_overtake_the_first() ->
 @in_virtual_time
 async def test_every_sending_is_a_coroutine_as_grpc_aios_own_are() -> None:
     context = Context()
-    answer = Answer(context)
+    answer = answer_on(context)
     for number, message in enumerate(("first", "second")):
         task = asyncio.create_task(answer.write(message))
         await turns()
@@ -212,14 +219,14 @@ async def test_every_sending_is_a_coroutine_as_grpc_aios_own_are() -> None:
     assert context.sent == ["first", "second"]
 
 
-def test_everything_else_is_the_contexts_own() -> None:
-    assert Answer(Context()).code() == 7
+async def test_everything_else_is_the_contexts_own() -> None:
+    assert answer_on(Context()).code() == 7
 
 
 @in_virtual_time
 async def test_a_call_ends_once_and_keeps_nothing_of_how_it_ended() -> None:
     context = Context()
-    answer = Answer(context)
+    answer = answer_on(context)
     await answer.end_with(STATUS)
     await answer.end_with(ANOTHER_STATUS)
     assert context.status is STATUS

@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 import pytest
+from tests.mesh.rpc import handler
 from tests.virtual import in_virtual_time, with_seconds
 
 from deadlinemesh.deadline import DeadlineContext
@@ -14,6 +15,7 @@ from deadlinemesh.errors import DeadlineSpent
 from deadlinemesh.transport import DeadlineInterceptor
 from deadlinemesh.transport.answer import Answer
 from deadlinemesh.transport.inbound import _Method
+from deadlinemesh.transport.stragglers import Exchange
 
 
 class Context:
@@ -36,19 +38,25 @@ class Context:
         raise grpc.aio.AbortError("Locally aborted.")
 
 
+def exchange() -> Exchange:
+    task = asyncio.current_task()
+    assert task is not None
+    return Exchange(task, "/method", 0.0)
+
+
 def _method() -> tuple[DeadlineInterceptor, _Method]:
     def gate(arrival: object) -> DeadlineContext:
         raise AssertionError("nobody comes this way")
 
     interceptor = DeadlineInterceptor("hop", gate)
-    return interceptor, _Method(interceptor, "/method", lambda request, context: None)
+    return interceptor, _Method(interceptor, "/method", handler("unary_unary", lambda request, context: None))
 
 
 @in_virtual_time
 async def test_a_status_that_the_handler_has_sent_after_all_is_not_sent_again() -> None:
     interceptor, method = _method()
     context: Any = Context()
-    method._answer_for(Answer(context), interceptor.scopes.open(with_seconds(1.0)))
+    method._answer_for(Answer(context, exchange()), interceptor.scopes.open(with_seconds(1.0)))
     context.statuses = 1  # the handler ends before the other may begin
     await asyncio.gather(*interceptor._answers)
     assert context.statuses == 1
@@ -57,7 +65,7 @@ async def test_a_status_that_the_handler_has_sent_after_all_is_not_sent_again() 
 async def test_a_handler_whose_call_was_answered_for_it_sends_no_status_itself() -> None:
     _, method = _method()
     context: Any = Context()
-    answer = Answer(context)
+    answer = Answer(context, exchange())
     opening = asyncio.create_task(answer.write("headers"))
     await asyncio.sleep(0)
     refusing = asyncio.create_task(method._refuse(DeadlineSpent("late"), None, answer))

@@ -28,7 +28,8 @@ from deadlinemesh.llm_proxy.servicer import build
 from deadlinemesh.policy.model import OpenAIModel, Policy
 from deadlinemesh.testing.memory import MemoryChannel, MemoryServer
 from deadlinemesh.testing.virtual_time import clock, run
-from deadlinemesh.transport.inbound import DeadlineInterceptor, MeshGate
+from deadlinemesh.transport.gates import MeshGate
+from deadlinemesh.transport.inbound import DeadlineInterceptor
 from deadlinemesh.transport.outbound import MeshChannel
 from deadlinemesh.transport.status import error_from
 from deadlinemesh.v1 import common_pb2, llm_proxy_pb2, llm_proxy_pb2_grpc

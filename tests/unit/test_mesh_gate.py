@@ -10,7 +10,7 @@ from deadlinemesh.deadline import DeadlineContext, VirtualClock
 from deadlinemesh.errors import NoDeadline, Shed, Unauthenticated
 from deadlinemesh.transport import Arrival, MeshGate, wire
 from deadlinemesh.transport.backlog import TOGETHER, Backlogs
-from deadlinemesh.transport.inbound import LONGEST_REMEMBERED, MOST_REMEMBERED
+from deadlinemesh.transport.gates import LONGEST_REMEMBERED, MOST_REMEMBERED
 
 TOKEN = "secret"
 

@@ -24,6 +24,7 @@ from deadlinemesh.telemetry import (
     CallEnded,
     CallRefused,
     CallStarted,
+    ConnectionClosed,
     Event,
     FellBack,
     LoopLagged,
@@ -87,6 +88,12 @@ LANDINGS: list[tuple[Event, str, float, dict[str, str]]] = [
     ),
     (LoopLagged("llm-proxy", *BY, 0.125, "here"), "mesh.loop.lag", 0.125, {"mesh.hop": "llm-proxy"}),
     (OrphanReported("llm-proxy", *BY, "task", 0.5), "mesh.orphans", 1, {"mesh.hop": "llm-proxy"}),
+    (
+        ConnectionClosed("edge", "10.0.0.7", "quiet"),
+        "mesh.connections.closed",
+        1,
+        {"mesh.hop": "edge", "error.type": "quiet"},
+    ),
     (MalformedRemaining("edge", GENERATE, "soon"), "mesh.deadline.malformed", 1, {"mesh.hop": "edge"}),
     (
         Retried("orchestrator", *BY, "tool look", 1, "HUNG", 0.1),

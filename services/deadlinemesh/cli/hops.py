@@ -96,7 +96,14 @@ class _Parts:
 
     def interceptor(self, hop: str, gate: Gate) -> DeadlineInterceptor:
         """The door of the service."""
-        return DeadlineInterceptor(hop, gate, telemetry=self.telemetry, tracer=self.tracer)
+        return DeadlineInterceptor(
+            hop,
+            gate,
+            telemetry=self.telemetry,
+            tracer=self.tracer,
+            request_seconds=self.settings.request_seconds,
+            watches=self.settings.watches,
+        )
 
     def mesh_gate(self, hop: str) -> MeshGate:
         """The gate of an inner service."""
@@ -104,7 +111,8 @@ class _Parts:
 
     def server(self, interceptor: DeadlineInterceptor, service: str, register: Callable[[Server], None]) -> MeshServer:
         """The service's server."""
-        settings = self.settings.server(interceptor.hop, self.policy.limits.message_bytes)
+        longest_budget = max(tier.run_budget for tier in self.policy.tiers.values())
+        settings = self.settings.server(interceptor.hop, self.policy.limits.message_bytes, longest_budget)
         return MeshServer(settings, interceptor, [(service, register)])
 
 

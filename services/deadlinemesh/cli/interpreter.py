@@ -10,15 +10,18 @@ __all__ = ["keep_memory_together", "spare_the_event_loop"]
 
 
 def keep_memory_together() -> None:
-    """Have the C library serve all threads from one arena, where it knows arenas. Before any other thread runs.
+    """Have the C library serve all threads from one arena, where it knows arenas, and give large blocks back to the system as they
+    are freed. Before any other thread runs.
 
-    gRPC's threads take memory that the event loop's gives back. In arenas of their own that leaves holes that are never filled.
+    gRPC's threads take memory that the event loop's gives back. In arenas of their own that leaves holes that are never filled. And
+    once it has freed a message of megabytes, the library would keep all that are freed later.
     """
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(_M_ARENA_MAX, 1)
+        mallopt(_M_MMAP_THRESHOLD, 256 * 1024)
 
 
-_M_ARENA_MAX = -8
+_M_ARENA_MAX, _M_MMAP_THRESHOLD = -8, -3
 """From glibc's malloc.h."""
 
 

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from deadlinemesh.policy import SHARED
-from deadlinemesh.transport import ServerSettings
+from deadlinemesh.transport import ConnectionLimits, ServerSettings
 
 __all__ = ["HOPS", "CommandSettings", "HopSettings"]
 
@@ -65,6 +65,16 @@ class HopSettings(BaseSettings):
     connection_age_seconds: Annotated[float, Field(ge=0)] = 0.0
     """Age at which clients make a connection anew, and so look up who else is there; 0: never. For services behind a name whose
     addresses change."""
+    request_seconds: Annotated[float, Field(gt=0)] = 15.0
+    """How long a request may take to follow its headers, and a stranger's connection may be quiet."""
+    connections: Annotated[int, Field(ge=1)] = 4096
+    """The most connections in all; more are refused."""
+    connections_per_address: Annotated[int, Field(ge=0)] = 512
+    """The most of one address; 0 for no limit, behind a proxy that counts them."""
+    streams: Annotated[int, Field(ge=1)] = 2048
+    """Calls at a time on one connection."""
+    watches: Annotated[int, Field(ge=0)] = 1024
+    """`Health/Watch` calls at a time."""
     traces: str = "off"
     """off, file:PATH or otlp."""
     metrics: str = "off"
@@ -89,15 +99,23 @@ class HopSettings(BaseSettings):
             raise ValueError(f"the mesh token in {self.mesh_token_file} is empty")
         return token
 
-    def server(self, hop: str, message_bytes: int) -> ServerSettings:
-        """The settings of the service's server."""
+    def server(self, hop: str, message_bytes: int, longest_budget: float) -> ServerSettings:
+        """The settings of the service's server, on which a call may take `longest_budget` seconds."""
         return ServerSettings(
             listen=self.listen or f"0.0.0.0:{HOPS[hop]}",
             message_bytes=message_bytes,
             drain=self.drain_seconds,
             keepalive=self.keepalive_seconds,
             connection_age=self.connection_age_seconds,
+            connection_grace=max(longest_budget, self.drain_seconds) + _CONNECTION_GRACE_S,
+            connections=self.connections,
+            connection_limits=ConnectionLimits(self.connections_per_address, self.request_seconds),
+            streams=self.streams,
         )
+
+
+_CONNECTION_GRACE_S = 30.0
+"""Seconds beyond the longest budget before an old connection is closed with the calls that are still on it."""
 
 
 class CommandSettings(BaseSettings):

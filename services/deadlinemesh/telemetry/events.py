@@ -17,6 +17,7 @@ __all__ = [
     "CallEnded",
     "CallRefused",
     "CallStarted",
+    "ConnectionClosed",
     "Event",
     "FellBack",
     "LoopLagged",
@@ -72,8 +73,19 @@ class CallRefused:
 
 
 @dataclass(frozen=True, slots=True)
+class ConnectionClosed:
+    """A hop has closed a connection that cost too much."""
+
+    hop: str
+    address: str
+    """The peer's, without its port."""
+    why: str
+    """`calls` without a known credential, too many `connections` of its address, or `quiet` for too long."""
+
+
+@dataclass(frozen=True, slots=True)
 class OrphanReported:
-    """A task lives on after its scope was stopped `age` seconds ago."""
+    """Work lives on `age` seconds after it should have ended: a task, a thread, a process, or a reply that nobody reads."""
 
     hop: str
     tenant_id: str
@@ -198,6 +210,7 @@ Event = (
     CallStarted
     | CallEnded
     | CallRefused
+    | ConnectionClosed
     | OrphanReported
     | LoopLagged
     | MalformedRemaining

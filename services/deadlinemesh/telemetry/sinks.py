@@ -18,6 +18,7 @@ from deadlinemesh.telemetry.events import (
     CacheWritten,
     CallEnded,
     CallRefused,
+    ConnectionClosed,
     Event,
     FellBack,
     LoopLagged,
@@ -142,6 +143,7 @@ class MetricsSink:
             explicit_bucket_boundaries_advisory=[0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10],
         )
         self._orphans = meter.create_counter("mesh.orphans", unit="{task}")
+        self._closed = meter.create_counter("mesh.connections.closed", unit="{connection}")
         self._malformed = meter.create_counter("mesh.deadline.malformed", unit="{call}")
         self._retries = meter.create_counter("mesh.retries", unit="{attempt}", description="Made and refused")
         self._fallbacks = meter.create_counter("mesh.fallbacks", unit="{run}")
@@ -161,6 +163,8 @@ class MetricsSink:
             self._duration.record(event.ended_at - event.started_at, labels)
         elif isinstance(event, OrphanReported):
             self._orphans.add(1, {"mesh.hop": event.hop})
+        elif isinstance(event, ConnectionClosed):
+            self._closed.add(1, {"mesh.hop": event.hop, "error.type": event.why})
         elif isinstance(event, LoopLagged):
             self._lags.record(event.seconds, {"mesh.hop": event.hop})
         elif isinstance(event, Wait):

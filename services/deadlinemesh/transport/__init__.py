@@ -4,9 +4,16 @@ wire.py           the metadata, encoded and decoded
 http_deadline.py  the same for HTTP: X-Request-Deadline and X-Request-Timeout-Ms
 retry_after.py    how long an HTTP upstream asks to be left alone
 outbound.py       `MeshChannel`: stamps every call, ends it with its caller
-inbound.py        `DeadlineInterceptor`: context, scope and status of every call; gates decide who may enter
+gates.py          who may enter: what a call says of itself, and the gate of an inner hop
+inbound.py        `DeadlineInterceptor`: context, scope and status of every call
+requests.py       a call's request: read, and refused where it is none
 backlog.py        how late calls are taken up, and so their deadlines here
 answer.py         the context a handler sees: what is sent first is never cut in the middle
+stragglers.py     calls whose peer does not send, or does not read, and their end
+open_calls.py     calls that need no credential, and how many of them there may be
+peers.py          which connections have shown a known credential
+connections.py    the inbound connections of a server, and which of them are closed
+health.py         the health service
 messages.py       messages that several services speak, to the domain's words and back
 status.py         errors to gRPC statuses and back
 throttling.py     calls that would be shed over there are shed here
@@ -17,13 +24,16 @@ server.py         `MeshServer`: start, health, reflection, drain, stop
 """
 
 from deadlinemesh.transport.channels import mesh_channel, open_channel
-from deadlinemesh.transport.inbound import Arrival, DeadlineInterceptor, Gate, MeshGate
+from deadlinemesh.transport.connections import ConnectionLimits
+from deadlinemesh.transport.gates import Arrival, Gate, MeshGate
+from deadlinemesh.transport.inbound import DeadlineInterceptor
 from deadlinemesh.transport.outbound import MeshChannel, StreamingCall
 from deadlinemesh.transport.server import MeshServer, ServerSettings
 from deadlinemesh.transport.status import error_from, status_of
 
 __all__ = [
     "Arrival",
+    "ConnectionLimits",
     "DeadlineInterceptor",
     "Gate",
     "MeshChannel",

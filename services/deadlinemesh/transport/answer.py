@@ -10,6 +10,7 @@ import grpc
 
 from deadlinemesh.deadline.context import _HERE
 from deadlinemesh.deadline.scope import outside_any_scope
+from deadlinemesh.transport.stragglers import Exchange, Stage
 
 __all__ = ["Answer"]
 
@@ -19,23 +20,25 @@ class Answer:
 
     What is sent first carries the response's headers, and is never cut in the middle: grpc.aio would take the headers for
     unsent and send them again with the status, the core would refuse both, and the client would be left without a status.
+    `exchange` is told, so that a peer that does not read it holds nothing up.
     """
 
-    __slots__ = ("_context", "_first", "_left", "_opening")
+    __slots__ = ("_context", "_exchange", "_first", "_left", "_opening")
 
-    def __init__(self, context: Any) -> None:
+    def __init__(self, context: Any, exchange: Exchange) -> None:
         self._context = context
+        self._exchange = exchange
         self._first = True
         self._opening = False
         self._left: asyncio.Event | None = None
 
     def write(self, message: Any) -> Coroutine[Any, Any, None]:
         sending: Coroutine[Any, Any, None] = self._context.write(message)
-        return self._open(sending) if self._first else sending
+        return self._open(sending) if self._first else self._send(sending)
 
     def send_initial_metadata(self, metadata: Any) -> Coroutine[Any, Any, None]:
         sending: Coroutine[Any, Any, None] = self._context.send_initial_metadata(metadata)
-        return self._open(sending) if self._first else sending
+        return self._open(sending) if self._first else self._send(sending)
 
     async def end_with(self, status: grpc.Status) -> None:
         """End the call with `status` once what was sent first has left, unless it has ended by then."""
@@ -53,18 +56,23 @@ class Answer:
         except grpc.aio.InternalError:
             pass  # the peer has left already
 
+    async def _send(self, sending: Coroutine[Any, Any, None]) -> None:
+        self._exchange.sending = True
+        await sending
+        self._exchange.sending = False
+
     async def _open(self, sending: Coroutine[Any, Any, None]) -> None:
         self._first, self._opening = False, True
+        self._exchange.stage, self._exchange.sending = Stage.FIRST_MESSAGE, True
         scope = _HERE.get()[1]
         if scope is None or not scope.hold():
             await self._open_apart(sending)
             return
         try:
             await sending
+            self._exchange.sending = False
         finally:
-            self._opening = False
-            if self._left is not None:
-                self._left.set()
+            self._opened()
             cancelled = scope.let_go()
         if cancelled:
             await asyncio.sleep(0)  # which raises it
@@ -72,11 +80,14 @@ class Answer:
     async def _open_apart(self, sending: Coroutine[Any, Any, None]) -> None:
         """For a task whose cancellation no scope can put off: one that the handler has started."""
         apart = asyncio.get_running_loop().create_task(sending, context=outside_any_scope())
+        self._exchange.apart = apart
         apart.add_done_callback(self._opened)
         await asyncio.shield(apart)
 
     def _opened(self, apart: asyncio.Task[None] | None = None) -> None:
         self._opening = False
+        if self._exchange.stage is Stage.FIRST_MESSAGE:
+            self._exchange.stage = Stage.WORK
         if self._left is not None:
             self._left.set()
         if apart is not None and not apart.cancelled():

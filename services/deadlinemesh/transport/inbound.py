@@ -7,7 +7,6 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from functools import partial
-from hmac import compare_digest
 from inspect import isasyncgenfunction
 from typing import TYPE_CHECKING, Any
 
@@ -21,15 +20,13 @@ from deadlinemesh.errors import (
     Draining,
     InternalFailure,
     MeshError,
-    NoDeadline,
-    Shed,
     Stopped,
-    Unauthenticated,
 )
 from deadlinemesh.telemetry import (
     CallEnded,
     CallRefused,
     CallStarted,
+    ConnectionClosed,
     LoopLagged,
     MalformedRemaining,
     OrphanReported,
@@ -37,11 +34,16 @@ from deadlinemesh.telemetry import (
 )
 from deadlinemesh.transport import wire
 from deadlinemesh.transport.answer import Answer
-from deadlinemesh.transport.backlog import Backlog, Backlogs
+from deadlinemesh.transport.connections import plain
+from deadlinemesh.transport.gates import Arrival, Gate
+from deadlinemesh.transport.open_calls import OpenCalls, OpenMethod
+from deadlinemesh.transport.peers import REFUSED_CALL, Peers
+from deadlinemesh.transport.requests import late_request, parser_of, received
 from deadlinemesh.transport.spans import ServerSpan, ServerSpans
 from deadlinemesh.transport.status import code_of, error_from, status_of
+from deadlinemesh.transport.stragglers import READ_GRACE_S, Exchange, Stage, Stragglers
 
-__all__ = ["Arrival", "DeadlineInterceptor", "Gate", "MeshGate"]
+__all__ = ["REQUEST_SECONDS", "WATCHES", "DeadlineInterceptor"]
 
 _LOG = logging.getLogger("deadlinemesh.transport")
 
@@ -49,122 +51,28 @@ Handler = Callable[[Any, Any], Any]
 if TYPE_CHECKING:
     MethodHandler = grpc.RpcMethodHandler[Any, Any]
 
-TOO_LATE = 0.5
-"""The part of its time that a call may have spent before it was taken up. gRPC queues calls in the order of their arrival, unseen
-by any admission: behind more than can be taken up, each would be begun with next to nothing left. Refused in time, those after it
-fare better, and their callers hear of the load."""
+REQUEST_SECONDS = 15.0
+"""How long a request may take to follow its headers."""
 
-MOST_REMEMBERED = 4096
-"""Identities of peers that a gate remembers."""
+WATCHES = 1024
+"""`Health/Watch` calls at a time."""
 
-LONGEST_REMEMBERED = 512
-"""Characters of one."""
+_AT_ONCE_S = 0.001
+"""Seconds by which the peer's own timer may be early."""
 
 # Health checks and reflection belong to no tenant and need no deadline.
 _OPEN_SERVICES = ("/grpc.health.", "/grpc.reflection.")
 
-
-class Arrival:
-    """A call at the door: what it says of itself, none of it believed yet."""
-
-    __slots__ = (
-        "at",
-        "backlog",
-        "identity",
-        "late",
-        "malformed",
-        "metadata",
-        "method",
-        "native_remaining",
-        "remaining",
-    )
-
-    def __init__(self, method: str, metadata: wire.Pairs, at: float, native_remaining: float | None) -> None:
-        self.method = method
-        self.metadata = metadata
-        self.at = at
-        """The instant of arrival."""
-        self.native_remaining = native_remaining
-        """What `grpc-timeout` left at that instant, in seconds; None without one."""
-        exact, self.identity, self.malformed = wire.decode(metadata)
-        if exact is None:
-            exact = native_remaining
-        self.remaining = exact
-        """Seconds left by the tighter of the two deadlines; None where the caller sent neither."""
-        self.late = 0.0
-        """Seconds from its sending to its being taken up here; 0 if unknown. As much to be believed as its caller."""
-        if exact is not None and native_remaining is not None and native_remaining < exact:
-            self.remaining, self.late = native_remaining, exact - native_remaining
-        self.backlog: Backlog | None = None
-        """The calls that were taken up with it; a gate that believes the caller says so."""
-
-    def header(self, name: str) -> str:
-        """The last value of this name; empty if there is none, or it is not text."""
-        return next((value for key, value in reversed(self.metadata) if key == name and isinstance(value, str)), "")
-
-
-# The headers of the call whose task this is, and the instant of its arrival. Asking its context would decode every header again,
-# and when the handler begins, the request has been awaited as well.
+# The headers of the call whose task this is, and the instant of its arrival. Asking its context would decode every header again.
 _ARRIVED: ContextVar[tuple[wire.Pairs, float]] = ContextVar("arrived")
-
-Gate = Callable[[Arrival], DeadlineContext]
-"""Decides who is calling and until when. Raises the error to refuse with."""
-
-
-class MeshGate:
-    """The door of an inner hop: believes peers that know the mesh's token, and refuses a call without a deadline, or one that has
-    spent half of its time before it was taken up.
-    """
-
-    def __init__(self, hop: str, mesh_token: str, clock: Clock = SYSTEM_CLOCK) -> None:
-        self._hop = hop
-        self._token = wire.checked_token(mesh_token).encode()
-        self._clock = clock
-        self._backlogs = Backlogs()
-        self._peers: dict[str, wire.Identity] = {}
-        """Whom lately believed identities name: a run's calls all carry the same."""
-
-    def __call__(self, arrival: Arrival) -> DeadlineContext:
-        caller = self._peers.get(arrival.identity) or self._introduced(arrival.identity)
-        if arrival.remaining is None:
-            raise NoDeadline(f"{self._hop} takes no call without a deadline: set the call's timeout", hop=self._hop)
-        if arrival.late > TOO_LATE * (arrival.late + arrival.remaining):
-            raise Shed(
-                f"{self._hop} is behind: this call waited {arrival.late * 1000:.0f} ms to be taken up",
-                retry_after=arrival.late,
-                hop=self._hop,
-                phase="admission",
-            )
-        at = arrival.at
-        arrival.backlog = self._backlogs.join(at, arrival.late)
-        return DeadlineContext(
-            caller.tenant_id,
-            at + arrival.remaining,
-            caller.tier,
-            caller.trace_id or wire.new_trace_id(),
-            caller.run_id,
-            at,
-            self._clock,
-        )
-
-    def _introduced(self, header: str) -> wire.Identity:
-        identity = wire.identity_of(header)
-        if not compare_digest(identity.mesh_token, self._token):
-            raise Unauthenticated(
-                f"{self._hop} is internal: `{wire.IDENTITY}` must begin with the mesh's token; clients call the orchestrator",
-                hop=self._hop,
-            )
-        if len(header) <= LONGEST_REMEMBERED:
-            if len(self._peers) >= MOST_REMEMBERED:
-                self._peers.clear()
-            self._peers[header] = identity
-        return identity
 
 
 class DeadlineInterceptor(grpc.aio.ServerInterceptor):
     """The one server interceptor of a hop. It must be the last of a server's, next to the handlers.
 
     `scopes` are the calls being served; `background` spawns work that outlives them. After `drain`, new calls are refused.
+    A caller is believed by its headers, and its request is read after that, for `request_seconds` at most. Health and reflection
+    are open to all, with at most `watches` at a time of `Health/Watch`.
     """
 
     def __init__(
@@ -175,8 +83,12 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
         clock: Clock = SYSTEM_CLOCK,
         telemetry: Telemetry | None = None,
         tracer: trace.Tracer | None = None,
+        request_seconds: float = REQUEST_SECONDS,
+        watches: int = WATCHES,
     ) -> None:
         self.hop = hop
+        self.peers = Peers(clock)
+        """What is known of the connections that calls came on."""
         self.scopes = Scopes(hop, self._report)
         self.background = Background(self.scopes)
         self._gate = gate
@@ -184,6 +96,10 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
         self._telemetry = telemetry or Telemetry()
         self._recording = bool(self._telemetry)
         self._spans = None if tracer is None else ServerSpans(tracer)
+        self._request_seconds = request_seconds
+        self.stragglers = Stragglers(clock, self._unread)
+        """The calls that wait for their peers."""
+        self._open_calls = OpenCalls(self.stragglers, self.peers, clock, request_seconds, watches)
         self._wrapped: dict[str, MethodHandler] = {}
         self._answers: set[asyncio.Task[None]] = set()
         self._unanswered = 0
@@ -221,17 +137,39 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
             return wrapped
         own_tasks(asyncio.get_running_loop())
         handler = await continuation(handler_call_details)
-        if handler is None or method.startswith(_OPEN_SERVICES):
-            return handler
+        if handler is None:
+            return None
         wrapped = self._wrapped[method] = self._wrap(method, handler)
         return wrapped
 
     def _wrap(self, method: str, handler: MethodHandler) -> MethodHandler:
-        kind = ("stream" if handler.request_streaming else "unary", "stream" if handler.response_streaming else "unary")
-        served = _Method(self, method, getattr(handler, "_".join(kind)))
-        factory = getattr(grpc, "_".join(kind) + "_rpc_method_handler")
-        wrapped: MethodHandler = factory(served.serve, handler.request_deserializer, handler.response_serializer)
+        served: _Method | OpenMethod
+        if method.startswith(_OPEN_SERVICES):
+            served = OpenMethod(self._open_calls, method, handler)
+        else:
+            served = _Method(self, method, handler)
+        # As one with a stream of requests, whatever its handler takes: of others grpc.aio reads the request before anything of
+        # ours runs, for as long as that takes, and from whoever.
+        factory = (
+            grpc.stream_stream_rpc_method_handler
+            if handler.response_streaming
+            else grpc.stream_unary_rpc_method_handler
+        )
+        parser = parser_of(method, handler.request_deserializer)
+        wrapped: MethodHandler = factory(served.serve, parser, handler.response_serializer)
         return wrapped
+
+    def _unread(self, exchange: Exchange) -> None:
+        owner, now = exchange.context, self._clock.monotonic()
+        tenant_id, run_id, due_at = (
+            ("", "", now) if owner is None else (owner.tenant_id, owner.run_id, owner.absolute_deadline)
+        )
+        what = f"the unread reply of {exchange.method}"
+        self._telemetry.record(OrphanReported(self.hop, tenant_id, run_id, what, max(0.0, now - due_at)))
+
+    def closed(self, address: str, why: str) -> None:
+        """Record that a connection of `address` was closed: it had too many `connections` or `calls`, or was `quiet`."""
+        self._telemetry.record(ConnectionClosed(self.hop, address, why))
 
     def _report(self, orphan: Orphan) -> None:
         owner = orphan.context
@@ -245,18 +183,23 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
 class _Method:
     """One method of a hop as grpc.aio is to call it: the way of every call, from its headers to its status."""
 
-    def __init__(self, hop: DeadlineInterceptor, name: str, handler: Handler) -> None:
+    def __init__(self, hop: DeadlineInterceptor, name: str, handler: MethodHandler) -> None:
+        kind = ("stream" if handler.request_streaming else "unary", "stream" if handler.response_streaming else "unary")
         self._hop = hop
         self._name = name
-        self._handler = handler
-        self._yields = isasyncgenfunction(handler)
+        self._streaming = handler.request_streaming
+        self._handler: Handler = getattr(handler, "_".join(kind))
+        self._yields = isasyncgenfunction(self._handler)
         """Whether it yields its responses; a stream's handler may also write them itself."""
 
-    async def serve(self, request: Any, context: Any) -> Any:
+    async def serve(self, requests: Any, context: Any) -> Any:
         # Everything that a response passes on its way out is in this one frame: each more would cost every message.
         hop = self._hop
         metadata, at = _ARRIVED.get()
-        answer = Answer(context)
+        task: Any = asyncio.current_task()
+        exchange = Exchange(task, self._name, at + hop._request_seconds)
+        hop.stragglers.add(exchange)
+        answer = Answer(context, exchange)
         deadline: DeadlineContext | None = None
         scope: Scope | None = None
         error: MeshError | None = None
@@ -268,12 +211,13 @@ class _Method:
                 if hop._draining:
                     raise Draining(f"{hop.hop} is shutting down; another instance will serve you", hop=hop.hop)
                 native = context.time_remaining()
-                if native is not None:  # at the arrival: the request may have taken a while to follow its headers
+                if native is not None:  # at the arrival: the call may have waited for its turn since
                     native += hop._clock.monotonic() - at
                 arrival = Arrival(self._name, metadata, at, native)
                 if arrival.malformed is not None:
                     hop._telemetry.record(MalformedRemaining(hop.hop, self._name, arrival.malformed))
                 deadline = hop._gate(arrival)
+                hop.peers.know(plain(context.peer()))
                 if span is not None:
                     deadline = span.describe(deadline)
                 if hop._recording:
@@ -283,13 +227,18 @@ class _Method:
                 scope = hop.scopes.open(deadline)
                 scope.on_overdue = partial(self._answer_for, answer)
                 scope.backlog = arrival.backlog
+                exchange.context = deadline
                 async with scope:
+                    request = requests if self._streaming else await received(context, self._name)
+                    hop.stragglers.expect(exchange, Stage.WORK, deadline.absolute_deadline + READ_GRACE_S)
                     if self._yields:
                         responses = self._handler(request, answer)
                         write: Callable[[Any], Awaitable[None]] = answer.write
                         try:
                             async for response in responses:
+                                exchange.sending = True
                                 await write(response)
+                                exchange.sending = False
                                 write = context.write
                         except BaseException:
                             await responses.aclose()
@@ -297,11 +246,20 @@ class _Method:
                     else:
                         result = await self._handler(request, answer)
             except BaseException as raised:
-                error = self._error_of(raised, scope)
+                if exchange.request_late and isinstance(raised, asyncio.CancelledError):
+                    task.uncancel()
+                    error = late_request(self._name, hop._request_seconds)
+                else:
+                    error = self._error_of(raised, scope)
             finally:
                 if span is not None or hop._recording:
                     self._conclude(context, at, deadline, error, span)
+                if exchange.sending and deadline is not None and deadline.remaining <= _AT_ONCE_S:
+                    hop.stragglers.unread(exchange)
+                hop.stragglers.reply(exchange, hop._clock.monotonic())
             if error is not None:
+                if deadline is None:
+                    hop.peers.charge(plain(context.peer()), REFUSED_CALL)
                 await self._refuse(error, scope, answer)
             return result
         finally:

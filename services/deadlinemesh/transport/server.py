@@ -7,18 +7,22 @@ import logging
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from deadlinemesh.deadline import SYSTEM_CLOCK
 from deadlinemesh.deadline.lag import LagWatch
-from deadlinemesh.deadline.scope import own_tasks
+from deadlinemesh.deadline.scope import outside_any_scope, own_tasks
 from deadlinemesh.deadline.threads import own_threads
 from deadlinemesh.errors import Cause
-from deadlinemesh.transport.channels import KEEPALIVE
+from deadlinemesh.transport.channels import KEEPALIVE, open_channel
+from deadlinemesh.transport.connections import ConnectionLimits, Connections
+from deadlinemesh.transport.health import Health
 from deadlinemesh.transport.inbound import DeadlineInterceptor
+from deadlinemesh.transport.stragglers import LAST_MESSAGE_S
 
 __all__ = ["LIVENESS", "MeshServer", "ServerSettings"]
 
@@ -44,6 +48,14 @@ class ServerSettings:
     connection_age: float = 0.0
     """How old a connection gets, give or take a tenth, before its client is asked for a new one; calls on it go on to their end.
     0: as old as it likes."""
+    connection_grace: float = 360.0
+    """How long after that an old connection may stay: more than the longest budget, as its calls are cut then."""
+    connections: int = 4096
+    """The most connections in all; more are refused."""
+    connection_limits: ConnectionLimits = field(default_factory=ConnectionLimits)
+    """What those of one address, and of strangers, may cost."""
+    streams: int = 2048
+    """Calls at a time on one connection; more wait at the client."""
 
     def __post_init__(self) -> None:
         host, _, port = self.listen.rpartition(":")
@@ -62,7 +74,9 @@ class MeshServer:
         """The port that is listened on, once started."""
         self._settings = settings
         self._services = tuple(services)
-        self._health = health.aio.HealthServicer()
+        self._health = Health()
+        self._guard: asyncio.Task[None] | None = None
+        self._calling: asyncio.Task[None] | None = None
         self._server: grpc.aio.Server | None = None
         self._lag: LagWatch | None = None
 
@@ -88,8 +102,12 @@ class MeshServer:
                 # What really ends a silent connection: by its own default a minute, whatever the keepalive timeout says.
                 ("grpc.http2.ping_timeout_ms", milliseconds),
                 ("grpc.http2.min_ping_interval_without_data_ms", min(milliseconds, 10_000)),
-                ("grpc.http2.max_ping_strikes", 0),
-                *_aging(settings.connection_age),
+                # Pings more often than that, in which time nothing else was sent, before the connection is closed.
+                ("grpc.http2.max_ping_strikes", _PING_STRIKES),
+                ("grpc.max_concurrent_streams", settings.streams),
+                ("grpc.max_allowed_incoming_connections", settings.connections),
+                ("grpc.server_handshake_timeout_ms", int(settings.connection_limits.quiet_seconds * 1000)),
+                *_aging(settings),
             ],
         )
         for _, register in self._services:
@@ -103,15 +121,21 @@ class MeshServer:
             raise OSError(f"cannot listen on {settings.listen}: is it taken by another process?") from error
         await server.start()
         self._lag = self.interceptor.watch_lag()
-        await self._tell_health(health_pb2.HealthCheckResponse.SERVING)
-        await self._health.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
+        self._guard = asyncio.get_running_loop().create_task(
+            Connections(
+                self.port, settings.connection_limits, self.interceptor.peers, SYSTEM_CLOCK, self.interceptor.closed
+            ).guard()
+        )
+        self.interceptor.stragglers.on_ended = self._call_itself_soon
+        self._tell_health(serving=True)
+        self._health.tell(LIVENESS, True)
         return self.port
 
     async def drain(self) -> None:
         """Take nothing new, let what runs go on for the drain time at most, then end it and stop listening."""
         assert self._server is not None
         self.interceptor.drain()
-        await self._tell_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._tell_health(serving=False)
         scopes = self.interceptor.scopes
         if len(scopes):
             _LOG.info("%s drains %d calls", self.interceptor.hop, len(scopes))
@@ -128,11 +152,15 @@ class MeshServer:
         self.interceptor.drain()
         self.interceptor.scopes.stop_all(Cause.DRAINING)
         # grpc.aio's own grace does not wait for a status that is being sent when it begins.
+        began_at = asyncio.get_running_loop().time()
         with suppress(TimeoutError):
             async with asyncio.timeout(_LAST_WORDS):
                 await self.interceptor.answered()
-        await self._server.stop(grace=_LAST_WORDS)
+        await self._server.stop(grace=max(0.0, began_at + _LAST_WORDS - asyncio.get_running_loop().time()))
         await self._server.wait_for_termination()
+        for task in (self._guard, self._calling):
+            if task is not None:
+                task.cancel()
         if self._lag is not None:
             self._lag.stop()
         self.interceptor.flush()
@@ -158,15 +186,36 @@ class MeshServer:
             draining.cancel()
             await self.stop()
 
-    async def _tell_health(self, status: Any) -> None:
+    def _call_itself_soon(self) -> None:
+        if self._calling is None or self._calling.done():
+            calling = asyncio.get_running_loop().create_task(self._call_itself(), context=outside_any_scope())
+            self._calling = calling
+
+    async def _call_itself(self) -> None:
+        """Have grpc.aio take another call: it holds on to the one that it took last, though that was ended."""
+        host = self._settings.listen.rpartition(":")[0]
+        target = f"{_LOOPBACK.get(host, host)}:{self.port}"
+        async with open_channel(target, message_bytes=self._settings.message_bytes) as channel:
+            stub: Any = health_pb2_grpc.HealthStub(channel)
+            with suppress(grpc.aio.AioRpcError):
+                await stub.Check(health_pb2.HealthCheckRequest(), timeout=LAST_MESSAGE_S)
+
+    def _tell_health(self, *, serving: bool) -> None:
         for name in ("", *(name for name, _ in self._services)):
-            await self._health.set(name, status)
+            self._health.tell(name, serving)
 
 
-def _aging(connection_age: float) -> list[tuple[str, int]]:
-    # The grace after it is left as endless as it is: at its end calls would be killed.
-    return [("grpc.max_connection_age_ms", max(1, int(connection_age * 1000)))] if connection_age else []
+def _aging(settings: ServerSettings) -> list[tuple[str, int]]:
+    if not settings.connection_age:
+        return []
+    return [
+        ("grpc.max_connection_age_ms", max(1, int(settings.connection_age * 1000))),
+        ("grpc.max_connection_age_grace_ms", int(settings.connection_grace * 1000)),
+    ]
 
+
+_PING_STRIKES = 64
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]", "::": "[::1]"}
 
 _LAST_WORDS = 1.0
 """Seconds for the statuses of ended calls to leave before connections close."""

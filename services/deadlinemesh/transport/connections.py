@@ -1,0 +1,157 @@
+"""The inbound connections of a server, and which of them are closed.
+
+The core bounds how many connections there are in all. How many of them one address has, and what a stranger does with its own, it
+leaves to proxies. A socket of this process can be shut down from here, which the core takes for its peer's leaving.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+from deadlinemesh.deadline import Clock
+from deadlinemesh.transport.peers import Peers
+
+__all__ = ["ConnectionLimits", "Connections"]
+
+LOOK_EVERY_S = 1.0
+"""Seconds between two looks at all connections."""
+
+LOOK_AGAIN_S = 0.05
+"""Seconds between two looks while strangers ask for too much."""
+
+_OPEN_FILES = "/proc/self/fd"
+_KNOWN_HERE = os.path.isdir(_OPEN_FILES)
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """What the connections of a server may cost."""
+
+    per_address: int = 512
+    """The most of one address; 0 for no limit, where a proxy before the server counts them."""
+    quiet_seconds: float = 15.0
+    """How long one may go without a call that shows a known credential, or a `Health/Watch`."""
+
+
+class Connections:
+    """Closes connections at `port` beyond `limits`, strangers' first. `on_closed(address, why)` is told of each.
+
+    Knows only connections on systems with `/proc`; elsewhere it closes none.
+    """
+
+    def __init__(
+        self, port: int, limits: ConnectionLimits, peers: Peers, clock: Clock, on_closed: Callable[[str, str], None]
+    ) -> None:
+        self._port = port
+        self._limits = limits
+        self._peers = peers
+        self._clock = clock
+        self._on_closed = on_closed
+        self._seen_at: dict[str, float] = {}
+        """When each connection was first seen."""
+        self._excess = asyncio.Event()
+        peers.on_excess = self._excess.set
+
+    async def guard(self) -> None:
+        """Look at all connections again and again, until cancelled."""
+        while _KNOWN_HERE:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_EVERY_S):
+                    await self._excess.wait()
+            self._excess.clear()
+            # In a thread: a thousand of them take 10 ms.
+            connected = await asyncio.to_thread(_connected, self._port)
+            why = self._too_many(connected)
+            if why:
+                await asyncio.to_thread(_shut, self._port, why.keys())
+                for peer, reason in why.items():
+                    self._on_closed(_address(peer), reason)
+            await asyncio.sleep(LOOK_AGAIN_S)
+
+    def _too_many(self, connected: set[str]) -> dict[str, str]:
+        """The connections to close, each with the reason."""
+        peers, now = self._peers, self._clock.monotonic()
+        peers.keep(connected)
+        self._seen_at = {peer: self._seen_at.get(peer, now) for peer in connected}
+        why = {}
+        by_address: defaultdict[str, list[str]] = defaultdict(list)
+        for peer in connected:
+            if peer in peers.excessive:
+                why[peer] = "calls"
+            elif self._is_quiet(peer, now):
+                why[peer] = "quiet"
+            else:
+                by_address[_address(peer)].append(peer)
+        for at_once in by_address.values():
+            if 0 < self._limits.per_address < len(at_once):
+                at_once.sort(key=self._worth)
+                why.update(dict.fromkeys(at_once[: len(at_once) - self._limits.per_address], "connections"))
+        return why
+
+    def _is_quiet(self, peer: str, now: float) -> bool:
+        unused = not self._peers.is_known(peer) and not self._peers.watches[peer]
+        return unused and now - self._seen_at[peer] > self._limits.quiet_seconds
+
+    def _worth(self, peer: str) -> tuple[bool, float]:
+        """Orders an address's connections: strangers' before others, of strangers the oldest first, of others the newest."""
+        known, at = self._peers.is_known(peer), self._seen_at[peer]
+        return known, -at if known else at
+
+
+def _connected(port: int) -> set[str]:
+    """The peers of all connections that this process has accepted at `port`, as gRPC names them."""
+    found = set()
+    for peer, connection in _accepted(port):
+        connection.close()
+        found.add(peer)
+    return found
+
+
+def _shut(port: int, peers: Iterable[str]) -> None:
+    unwanted = set(peers)
+    for peer, connection in _accepted(port):
+        with connection, suppress(OSError):
+            if peer in unwanted:
+                connection.shutdown(socket.SHUT_RDWR)
+
+
+def _accepted(port: int) -> Iterable[tuple[str, socket.socket]]:
+    for name in os.listdir(_OPEN_FILES):
+        try:
+            # A duplicate stays the same socket, whatever the core does to its own meanwhile.
+            duplicate = os.dup(int(name))
+        except OSError:
+            continue
+        try:
+            connection = socket.socket(fileno=duplicate)
+        except OSError:  # another kind of file
+            os.close(duplicate)
+            continue
+        try:
+            if connection.family in (socket.AF_INET, socket.AF_INET6) and connection.getsockname()[1] == port:
+                yield _named(*connection.getpeername()[:2]), connection
+                continue
+        except OSError:  # a socket that listens, or whose peer has left
+            pass
+        connection.close()
+
+
+def _named(address: str, port: int) -> str:
+    address = address.removeprefix("::ffff:")
+    return f"ipv6:[{address}]:{port}" if ":" in address else f"ipv4:{address}:{port}"
+
+
+def _address(peer: str) -> str:
+    return peer.partition(":")[2].rpartition(":")[0]
+
+
+def plain(peer: str) -> str:
+    """gRPC's name of a peer, without the escapes that it has for IPv6."""
+    return unquote(peer) if "%" in peer else peer

@@ -1,0 +1,184 @@
+"""Calls whose peer does not send its request, or does not read its reply, and their end.
+
+A peer with a flow-control window of 0 holds back a reply, the status behind it, and with both the call. The core ends such a call
+by itself only where the client sent a `grpc-timeout`, and grpc.aio has no means to end a call but to send something. What there is:
+the core resets the stream of a call that nothing refers to any more. Two tasks of grpc.aio refer to one, and both can be cancelled.
+Its server refers to the call that it took last until it takes another, so `on_ended` has a server call itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Callable, Iterable
+from contextvars import Context
+from enum import Enum
+from functools import partial
+from math import inf
+from typing import Any
+
+from deadlinemesh.deadline import Clock, DeadlineContext
+
+__all__ = ["LAST_MESSAGE_S", "READ_GRACE_S", "Exchange", "Stage", "Stragglers"]
+
+READ_GRACE_S = 0.15
+"""Seconds after its deadline in which a reply must have been read. Less than the 250 ms after which work counts as an orphan."""
+
+LAST_MESSAGE_S = 1.0
+"""Seconds for a message that has no deadline of its own, such as a refusal, to be read."""
+
+_JUST_BEFORE_S = 0.005
+"""Seconds before its deadline at which an unread reply is noted: at the deadline itself the peer's own timer ends the call."""
+
+_FEWEST_KEPT = 256
+
+
+class Stage(Enum):
+    """What a call waits for."""
+
+    REQUEST = "request"
+    """The peer, to send its request."""
+    WORK = "work"
+    """The handler. The call's scope ends that."""
+    FIRST_MESSAGE = "first message"
+    """The peer, to read what is sent first. No scope may cut that."""
+    REPLY = "reply"
+    """The peer, to read the last of the reply."""
+
+
+class Exchange:
+    """One call as far as it depends on its peer. `until` is the instant at which the stage must be over."""
+
+    __slots__ = ("apart", "context", "method", "request_late", "sending", "stage", "task", "unread", "until")
+
+    def __init__(self, task: asyncio.Task[Any], method: str, until: float) -> None:
+        self.task = task
+        """The task of grpc.aio that runs the handler and sends the reply."""
+        self.method = method
+        self.until = until
+        self.stage = Stage.REQUEST
+        self.context: DeadlineContext | None = None
+        """The context of the call; None while nothing of it is believed."""
+        self.apart: asyncio.Task[None] | None = None
+        """The task that sends the first message, where that is not `task`."""
+        self.request_late = False
+        """Whether the task was cancelled as the request did not arrive in time."""
+        self.sending = False
+        """Whether a message before the last is on its way."""
+        self.unread = False
+        """Whether the call has ended, by its peer's timer or by ours, with something unread."""
+
+
+class Stragglers:
+    """The exchanges of one hop. `on_unread` is told once of each that ends with something unread."""
+
+    def __init__(self, clock: Clock, on_unread: Callable[[Exchange], None]) -> None:
+        self.on_ended: Callable[[], None] = lambda: None
+        """Called after calls were ended without a status."""
+        self._clock = clock
+        self._on_unread = on_unread
+        self._exchanges: set[Exchange] = set()
+        self._crowded = _FEWEST_KEPT
+        self._timer: asyncio.TimerHandle | None = None
+        self._looks_at = inf
+
+    def add(self, exchange: Exchange) -> None:
+        """Watch an exchange until its task has ended."""
+        self._exchanges.add(exchange)
+        if exchange.until < self._looks_at:
+            self._look_at(exchange.until)
+        if len(self._exchanges) > self._crowded:
+            self._forget_ended()
+
+    def expect(self, exchange: Exchange, stage: Stage, until: float) -> None:
+        """Go on to `stage`, which must be over at the instant `until`."""
+        exchange.stage, exchange.until = stage, until
+        if until < self._looks_at:
+            self._look_at(until)
+
+    def reply(self, exchange: Exchange, now: float) -> None:
+        """Have the peer read the rest of the reply in time."""
+        if exchange.context is None:
+            self.expect(exchange, Stage.REPLY, now + LAST_MESSAGE_S)
+            return
+        at = exchange.context.absolute_deadline
+        self.expect(
+            exchange, Stage.REPLY, at - _JUST_BEFORE_S if now < at - _JUST_BEFORE_S else max(at, now) + READ_GRACE_S
+        )
+
+    def unread(self, exchange: Exchange) -> None:
+        """The call ends with something unread."""
+        if not exchange.unread:
+            exchange.unread = True
+            self._on_unread(exchange)
+
+    def end(self, exchanges: Iterable[Exchange]) -> None:
+        """End calls at once, without a status: their streams are reset."""
+        listeners = _listeners()
+        for exchange in exchanges:
+            asyncio.Task.cancel(exchange.task)  # not by the scope, which may be holding
+            for task in (exchange.apart, listeners.get(exchange.task)):
+                if task is not None:
+                    task.cancel()
+        self.on_ended()
+
+    def _look_at(self, at: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._looks_at = at
+        # On the loop's own clock, which need not be ours, and in a context of its own, which keeps no call alive.
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(max(0.0, at - self._clock.monotonic()), self._look, context=Context())
+
+    def _look(self) -> None:
+        self._timer, self._looks_at = None, inf
+        now = self._clock.monotonic()
+        self._forget_ended()
+        late = [exchange for exchange in self._exchanges if exchange.until <= now]
+        unread = []
+        for exchange in late:
+            deadline = None if exchange.context is None else exchange.context.absolute_deadline
+            exchange.until = max(deadline or now, now) + READ_GRACE_S  # it may take more than one cancellation
+            if exchange.stage is Stage.REQUEST and not exchange.request_late:
+                exchange.request_late = True
+                exchange.task.cancel()
+            elif exchange.stage is Stage.REPLY and deadline is not None and now < deadline:
+                exchange.task.add_done_callback(partial(self._ended, exchange), context=Context())
+            elif exchange.stage is not Stage.WORK:
+                unread.append(exchange)
+        if unread:
+            self.end(unread)
+        for exchange in unread:
+            self.unread(exchange)
+        nearest = min((exchange.until for exchange in self._exchanges), default=inf)
+        if nearest < inf:
+            self._look_at(nearest)
+
+    def _ended(self, exchange: Exchange, _: object) -> None:
+        """A call that was in its reply just before its deadline has ended: at the deadline itself, its reply was not read."""
+        assert exchange.context is not None
+        if exchange.context.remaining <= 0:
+            self.unread(exchange)
+
+    def _forget_ended(self) -> None:
+        self._exchanges = {exchange for exchange in self._exchanges if not exchange.task.done()}
+        self._crowded = max(_FEWEST_KEPT, 2 * len(self._exchanges))
+
+    def __len__(self) -> int:
+        return sum(not exchange.task.done() for exchange in self._exchanges)
+
+
+def _listeners() -> dict[asyncio.Task[Any], asyncio.Task[Any]]:
+    """For the task of each call, the other one that grpc.aio has for it, which listens for the call's end.
+
+    Found among what the garbage collector knows that one to refer to: grpc.aio keeps no way from one to the other.
+    """
+    found = {}
+    for task in asyncio.all_tasks():
+        coroutine = task.get_coro()
+        if getattr(coroutine, "__name__", "") == "_schedule_rpc_coro":
+            for variables in gc.get_referents(coroutine):
+                for value in gc.get_referents(variables):
+                    if isinstance(value, asyncio.Task):
+                        found[value] = task
+    return found

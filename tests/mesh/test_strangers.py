@@ -1,0 +1,234 @@
+"""What peers cost that do not send what they began, do not read what they asked for, or have no credential."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+from benchmarks.hostile.raw_peer import END_STREAM, Kind, RawPeer, frame
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tests.mesh.rpc import REQUEST, SERVICE, TOKEN, handler, methods, serving, within_bounds
+
+from deadlinemesh.deadline import DeadlineContext
+from deadlinemesh.telemetry import CallRefused, ConnectionClosed, OrphanReported
+from deadlinemesh.transport import Arrival, MeshGate
+from deadlinemesh.transport.open_calls import MOST_BRIEF, WATCHES_PER_CONNECTION
+
+BUDGET_S = 0.5
+NO_WINDOW = 0
+SOON_S = 0.1
+INVALID_ARGUMENT, UNAUTHENTICATED, UNIMPLEMENTED = "3", "16", "12"
+WATCH = "/grpc.health.v1.Health/Watch"
+LARGE = bytes(1_000_000)
+PEER = (("mesh-identity", f"token={TOKEN};tenant=acme;tier=free;run=run-1;trace="),)
+
+
+def budget(arrival: Arrival) -> DeadlineContext:
+    """A gate that grants BUDGET_S where the caller asks for no less."""
+    if arrival.remaining is None:
+        arrival.remaining = BUDGET_S
+    return MeshGate("hop-a", TOKEN)(arrival)
+
+
+async def large(request: bytes, context: Any) -> bytes:
+    return LARGE
+
+
+async def streamed(request: bytes, context: Any) -> AsyncIterator[bytes]:
+    for _ in range(3):
+        yield LARGE
+
+
+HANDLERS = {"unary": handler("unary_unary", large), "streamed": handler("unary_stream", streamed)}
+
+
+def live_calls(hop: Any) -> int:
+    return len(hop.interceptor.stragglers)
+
+
+@pytest.mark.parametrize("timeout", [None, f"{int(BUDGET_S * 1000)}m"], ids=["without timeout", "with timeout"])
+@pytest.mark.parametrize("method", HANDLERS)
+async def test_unread_reply_ends_with_its_deadline(method: str, timeout: str | None) -> None:
+    async with serving(HANDLERS, gate=budget) as hop:
+        peer = await RawPeer.connect(hop.server.port, window=NO_WINDOW)
+        metadata = PEER if timeout is None else (*PEER, ("grpc-timeout", timeout))
+        calls = [peer.call(f"/{SERVICE}/{method}", metadata, REQUEST) for _ in range(20)]
+        await within_bounds(asyncio.gather(*(call.ended() for call in calls)))
+        await hop.facts.see(OrphanReported, len(calls))
+        reported = hop.facts.seen(OrphanReported)
+        assert len(reported) == len(calls)
+        assert {(one.tenant_id, one.run_id) for one in reported} == {("acme", "run-1")}
+        assert all(one.age < 0.25 for one in reported)
+        await within_bounds(emptied(hop))
+        await peer.close()
+
+
+async def test_reply_that_is_read_is_no_orphan() -> None:
+    async with serving(HANDLERS, gate=budget) as hop:
+        peer = await RawPeer.connect(hop.server.port)
+        calls = [peer.call(f"/{SERVICE}/{method}", PEER, REQUEST) for method in HANDLERS]
+        await within_bounds(asyncio.gather(*(call.ended() for call in calls)))
+        assert [call.status for call in calls] == ["0", "0"]
+        assert not hop.facts.seen(OrphanReported)
+        await peer.close()
+
+
+async def test_first_message_unread_ends_a_handler() -> None:
+    """No scope may cut what is sent first, so it is the call that ends."""
+    began = asyncio.Event()
+
+    async def writes(request: bytes, context: Any) -> None:
+        began.set()
+        await context.write(LARGE)
+        await context.write(LARGE)
+
+    async with serving({"writes": handler("unary_stream", writes)}, gate=budget) as hop:
+        peer = await RawPeer.connect(hop.server.port, window=NO_WINDOW)
+        call = peer.call(f"/{SERVICE}/writes", PEER, REQUEST)
+        await within_bounds(began.wait())
+        await within_bounds(call.ended())
+        await within_bounds(hop.interceptor.scopes.emptied())
+        await hop.facts.see(OrphanReported)
+        await peer.close()
+
+
+async def test_stranger_is_refused_by_its_headers() -> None:
+    async with serving(methods()) as hop:
+        peer = await RawPeer.connect(hop.server.port)
+        call = peer.begin(f"/{SERVICE}/unary_unary")  # and no message, ever
+        await within_bounds(call.ended())
+        assert call.status == UNAUTHENTICATED
+        await peer.close()
+
+
+async def test_stranger_that_asks_on_is_closed() -> None:
+    async with serving(methods()) as hop:
+        peer = await RawPeer.connect(hop.server.port)
+        for _ in range(200):
+            peer.begin(f"/{SERVICE}/unary_unary")
+        await within_bounds(peer.closed.wait())
+        closed = await hop.facts.see(ConnectionClosed)
+        assert (closed.address, closed.why) == ("127.0.0.1", "calls")
+
+
+async def test_peer_with_a_credential_is_not_closed() -> None:
+    async with serving(methods()) as hop:
+        peer = await RawPeer.connect(hop.server.port)
+        good = peer.call(f"/{SERVICE}/unary_unary", (*PEER, ("grpc-timeout", "20S")), REQUEST)
+        await within_bounds(good.ended())
+        bad = [peer.begin(f"/{SERVICE}/unary_unary") for _ in range(200)]
+        await within_bounds(asyncio.gather(*(call.ended() for call in bad)))
+        assert {call.status for call in bad} == {UNAUTHENTICATED}
+        assert peer.is_open
+        await peer.close()
+
+
+async def test_request_that_does_not_come_is_refused() -> None:
+    async with serving(methods(), request_seconds=SOON_S) as hop:
+        peer = await RawPeer.connect(hop.server.port)
+        call = peer.begin(f"/{SERVICE}/unary_unary", (*PEER, ("grpc-timeout", "20S")))
+        await within_bounds(call.ended())
+        assert call.status == INVALID_ARGUMENT
+        await within_bounds(hop.interceptor.scopes.emptied())
+        await peer.close()
+
+
+async def test_request_that_is_no_message_is_refused() -> None:
+    """It is the caller's mistake, so it has neither UNKNOWN nor a traceback."""
+    method = grpc.unary_unary_rpc_method_handler(
+        methods()["unary_unary"].unary_unary, request_deserializer=health_pb2.HealthCheckRequest.FromString
+    )
+    async with serving({"unary_unary": method}) as hop:
+        peer = await RawPeer.connect(hop.server.port)
+        call = peer.call(f"/{SERVICE}/unary_unary", (*PEER, ("grpc-timeout", "20S")), b"\xff\xff\xff")
+        await within_bounds(call.ended())
+        assert call.status == INVALID_ARGUMENT
+        await peer.close()
+
+
+async def test_call_without_a_message_is_refused() -> None:
+    async with serving(methods()) as hop:
+        peer = await RawPeer.connect(hop.server.port)
+        call = peer.begin(f"/{SERVICE}/unary_unary", (*PEER, ("grpc-timeout", "20S")))
+        peer.send(frame(Kind.DATA, call.number, flags=END_STREAM))
+        await within_bounds(call.ended())
+        assert call.status == INVALID_ARGUMENT
+        await peer.close()
+
+
+async def test_watcher_that_does_not_read_holds_nothing_up() -> None:
+    async with serving(methods(), drain=0.0) as hop:
+        peer = await RawPeer.connect(hop.server.port, window=NO_WINDOW)
+        stuck = peer.call(WATCH, (), b"")
+        stub: Any = health_pb2_grpc.HealthStub(hop.raw)
+        watching = stub.Watch(health_pb2.HealthCheckRequest())
+        assert (await within_bounds(watching.read())).status == health_pb2.HealthCheckResponse.SERVING
+        draining = asyncio.ensure_future(hop.server.drain())
+        assert (await within_bounds(watching.read())).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        await within_bounds(draining)
+        await within_bounds(stuck.ended())
+        await peer.close()
+
+
+async def test_unread_watch_is_ended() -> None:
+    async with serving(methods()) as hop:
+        peer = await RawPeer.connect(hop.server.port, window=NO_WINDOW)
+        await within_bounds(peer.call(WATCH, (), b"").ended())
+        assert not hop.interceptor.peers.watches
+        await peer.close()
+
+
+async def test_watches_of_a_connection_are_bounded() -> None:
+    async with serving(methods()) as hop:
+        peer = await RawPeer.connect(hop.server.port)
+        calls = [peer.call(WATCH, (), b"") for _ in range(WATCHES_PER_CONNECTION + 1)]
+        await within_bounds(calls[-1].ended())
+        # By the protocol of health checks its client takes the server to be healthy.
+        assert calls[-1].status == UNIMPLEMENTED
+        assert all(call.ended_at is None for call in calls[:-1])
+        await peer.close()
+
+
+async def test_watches_in_all_are_bounded() -> None:
+    async with serving(methods(), watches=2) as hop:
+        peers = [await RawPeer.connect(hop.server.port) for _ in range(3)]
+        for peer in peers[:2]:
+            call = peer.call(WATCH, (), b"")
+            while not call.received:
+                await asyncio.sleep(0)
+        refused = peers[2].call(WATCH, (), b"")
+        await within_bounds(refused.ended())
+        assert refused.status == UNIMPLEMENTED
+        for peer in peers:
+            await peer.close()
+
+
+async def test_brief_open_calls_make_room() -> None:
+    """Whoever begins health checks and never ends them keeps nobody else's from their answer."""
+    async with serving(methods()) as hop:
+        peers = [await RawPeer.connect(hop.server.port) for _ in range(8)]
+        begun = [peers[number % 8].begin("/grpc.health.v1.Health/Check") for number in range(MOST_BRIEF + 1)]
+        await within_bounds(begun[0].ended())
+        stub: Any = health_pb2_grpc.HealthStub(hop.raw)
+        answer = await within_bounds(stub.Check(health_pb2.HealthCheckRequest()))
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        assert live_calls(hop) <= MOST_BRIEF
+        for peer in peers:
+            await peer.close()
+
+
+async def test_refusal_that_is_not_read_is_ended() -> None:
+    async with serving(methods()) as hop:
+        peer = await RawPeer.connect(hop.server.port, reads=False)
+        peer.begin(f"/{SERVICE}/unary_unary")
+        await hop.facts.see(CallRefused)
+        await within_bounds(emptied(hop))
+        await peer.close()
+
+
+async def emptied(hop: Any) -> None:
+    while live_calls(hop):
+        await asyncio.sleep(0.01)
