@@ -30,7 +30,7 @@ LAST_MESSAGE_S = 1.0
 _JUST_BEFORE_S = 0.005
 """Seconds before its deadline at which an unread reply is noted: at the deadline itself the peer's own timer ends the call."""
 
-_FEWEST_KEPT = 256
+_FEWEST_KEPT = 32
 
 
 class Stage(Enum):
