@@ -117,8 +117,9 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
         return LagWatch(self.scopes, self._lagged)
 
     def drain(self) -> None:
-        """Refuse every new call from now on."""
+        """Refuse every new call from now on, and those whose request has not arrived."""
         self._draining = True
+        self.stragglers.hurry()
 
     def flush(self) -> None:
         """Tell now of every call that has ended: what of that could wait is done."""
@@ -167,6 +168,9 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
         what = f"the unread reply of {exchange.method}"
         self._telemetry.record(OrphanReported(self.hop, tenant_id, run_id, what, max(0.0, now - due_at)))
 
+    def _shutting_down(self) -> Draining:
+        return Draining(f"{self.hop} is shutting down; another instance will serve you", hop=self.hop)
+
     def closed(self, address: str, why: str) -> None:
         """Record that a connection of `address` was closed: it had too many `connections` or `calls`, or was `quiet`."""
         self._telemetry.record(ConnectionClosed(self.hop, address, why))
@@ -209,7 +213,7 @@ class _Method:
         try:
             try:
                 if hop._draining:
-                    raise Draining(f"{hop.hop} is shutting down; another instance will serve you", hop=hop.hop)
+                    raise hop._shutting_down()
                 native = context.time_remaining()
                 if native is not None:  # at the arrival: the call may have waited for its turn since
                     native += hop._clock.monotonic() - at
@@ -248,7 +252,8 @@ class _Method:
             except BaseException as raised:
                 if exchange.request_late and isinstance(raised, asyncio.CancelledError):
                     task.uncancel()
-                    error = late_request(self._name, hop._request_seconds)
+                    late = late_request(self._name, hop._request_seconds)
+                    error = hop._shutting_down() if hop._draining else late
                 else:
                     error = self._error_of(raised, scope)
             finally:

@@ -105,6 +105,9 @@ class MeshServer:
                 # Pings more often than that, in which time nothing else was sent, before the connection is closed.
                 ("grpc.http2.max_ping_strikes", _PING_STRIKES),
                 ("grpc.max_concurrent_streams", settings.streams),
+                # Of more calls that wait to be taken up the core drops some, whoever's they are.
+                ("grpc.server.max_pending_requests", _PENDING_CALLS),
+                ("grpc.server.max_pending_requests_hard_limit", 2 * _PENDING_CALLS),
                 ("grpc.max_allowed_incoming_connections", settings.connections),
                 ("grpc.server_handshake_timeout_ms", int(settings.connection_limits.quiet_seconds * 1000)),
                 *_aging(settings),
@@ -152,11 +155,11 @@ class MeshServer:
         self.interceptor.drain()
         self.interceptor.scopes.stop_all(Cause.DRAINING)
         # grpc.aio's own grace does not wait for a status that is being sent when it begins.
-        began_at = asyncio.get_running_loop().time()
         with suppress(TimeoutError):
             async with asyncio.timeout(_LAST_WORDS):
                 await self.interceptor.answered()
-        await self._server.stop(grace=max(0.0, began_at + _LAST_WORDS - asyncio.get_running_loop().time()))
+        self.interceptor.stragglers.end_all()
+        await self._server.stop(grace=_LAST_CALLS)
         await self._server.wait_for_termination()
         for task in (self._guard, self._calling):
             if task is not None:
@@ -215,7 +218,11 @@ def _aging(settings: ServerSettings) -> list[tuple[str, int]]:
 
 
 _PING_STRIKES = 64
+_PENDING_CALLS = 16_384
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]", "::": "[::1]"}
 
 _LAST_WORDS = 1.0
 """Seconds for the statuses of ended calls to leave before connections close."""
+
+_LAST_CALLS = 0.1
+"""Seconds for the calls themselves to end after that."""

@@ -30,6 +30,9 @@ LAST_MESSAGE_S = 1.0
 _JUST_BEFORE_S = 0.005
 """Seconds before its deadline at which an unread reply is noted: at the deadline itself the peer's own timer ends the call."""
 
+_BEHIND_S = 0.02
+"""Seconds by which a timer may be late before what it would end is given another turn of the event loop."""
+
 _FEWEST_KEPT = 32
 
 
@@ -81,6 +84,7 @@ class Stragglers:
         self._crowded = _FEWEST_KEPT
         self._timer: asyncio.TimerHandle | None = None
         self._looks_at = inf
+        self._was_behind = False
 
     def add(self, exchange: Exchange) -> None:
         """Watch an exchange until its task has ended."""
@@ -105,6 +109,18 @@ class Stragglers:
         self.expect(
             exchange, Stage.REPLY, at - _JUST_BEFORE_S if now < at - _JUST_BEFORE_S else max(at, now) + READ_GRACE_S
         )
+
+    def hurry(self) -> None:
+        """Wait no longer for any request."""
+        now = self._clock.monotonic()
+        for exchange in self._exchanges:
+            if exchange.stage is Stage.REQUEST:
+                exchange.until = now
+        self._look()
+
+    def end_all(self) -> None:
+        """End every call that waits for its peer."""
+        self.end([one for one in self._exchanges if one.stage is not Stage.WORK and not one.task.done()])
 
     def unread(self, exchange: Exchange) -> None:
         """The call ends with something unread."""
@@ -131,10 +147,19 @@ class Stragglers:
         self._timer = loop.call_later(max(0.0, at - self._clock.monotonic()), self._look, context=Context())
 
     def _look(self) -> None:
-        self._timer, self._looks_at = None, inf
+        if self._timer is not None:
+            self._timer.cancel()
         now = self._clock.monotonic()
+        is_behind = _BEHIND_S < now - self._looks_at < inf
+        self._timer, self._looks_at = None, inf
         self._forget_ended()
         late = [exchange for exchange in self._exchanges if exchange.until <= now]
+        if is_behind and not self._was_behind:
+            # The event loop stood still: what has come meanwhile is still to be taken up, and is not to be missed.
+            self._was_behind = True
+            self._look_at(now + _BEHIND_S)
+            return
+        self._was_behind = False
         unread = []
         for exchange in late:
             deadline = None if exchange.context is None else exchange.context.absolute_deadline
