@@ -1,1 +1,0 @@
-"""Hostile peers and tenants, and what they cost everybody else."""
