@@ -54,7 +54,7 @@ class Attacker:
         """Units so far."""
         self._count = count
         self._apart = 1 / per_s
-        self._due = time.monotonic()
+        self._due = time.monotonic() - self._apart
         self._peers: list[RawPeer] = []
         self._channels: list[Any] = []
 

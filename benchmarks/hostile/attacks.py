@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from benchmarks.hostile import strangers
+from benchmarks.hostile import strangers, tenants
 from benchmarks.hostile.attacker import Attacker
 
-__all__ = ["RAW", "Attack", "Play"]
+__all__ = ["ATTACKS", "RAW", "TENANTS", "Attack", "Play"]
 
 Play = Callable[[Attacker], Awaitable[None]]
 
@@ -20,7 +20,7 @@ class Attack:
     play: Play
     per_s: float
     count: int
-    """Units that are enough for a test."""
+    """Units that are enough for a test of one service."""
 
     @property
     def name(self) -> str:
@@ -62,3 +62,27 @@ RAW = (
     Attack(strangers.garbage, 50, 100),
 )
 """Attacks with frames, against any service."""
+
+TENANTS = (
+    Attack(tenants.hostile_history, 2, 4),
+    Attack(tenants.nested_arguments, 0.5, 1),
+    Attack(tenants.large_reads, 4, 4),
+    Attack(tenants.large_runs, 2, 4),
+    Attack(tenants.unread_large_replies, 20, 40),
+    Attack(tenants.many_tool_calls, 1, 1),
+    Attack(tenants.long_answers, 0.1, 1),
+)
+"""Attacks with well-formed calls, against the whole mesh."""
+
+
+def _mixed(attacks: tuple[Attack, ...], share: float) -> tuple[Attack, ...]:
+    return tuple(replace(attack, per_s=attack.per_s * share) for attack in attacks)
+
+
+ATTACKS: dict[str, tuple[Attack, ...]] = {
+    **{attack.name: (attack,) for attack in (*RAW, *TENANTS)},
+    "all-frames": _mixed(RAW, 0.1),
+    "all-calls": _mixed(TENANTS, 0.25),
+    "everything": _mixed(RAW, 0.05) + _mixed(TENANTS, 0.12),
+}
+"""What the benchmark plays, by name: one attack, or several at once, each at a part of its rate."""

@@ -81,11 +81,11 @@ class Served:
 
     async def answers(self, seconds: float) -> None:
         """Make a health check and a call, both of which must be answered within `seconds`."""
-        health = health_pb2_grpc.HealthStub(self.channel)
+        health: Any = health_pb2_grpc.HealthStub(self.channel)
         told = await health.Check(health_pb2.HealthCheckRequest(), timeout=seconds)
         assert told.status == health_pb2.HealthCheckResponse.SERVING
         metadata = [pair for pair in self.target.metadata if pair[0] != "grpc-timeout"]
-        call = self.channel.unary_unary(self.target.unary.path)
+        call: Any = self.channel.unary_unary(self.target.unary.path)
         await call(self.target.unary.body, timeout=seconds, metadata=metadata)
 
 

@@ -49,8 +49,8 @@ def _services() -> Iterator[Any]:
         yield pytest.param(service, marks=() if service == "orchestrator" else pytest.mark.long)
 
 
-@pytest.mark.parametrize("service", _services())
-@pytest.mark.parametrize("attack", _attacks(), ids=lambda attack: attack.name)
+@pytest.mark.parametrize("service", list(_services()))
+@pytest.mark.parametrize("attack", list(_attacks()), ids=lambda attack: attack.name)
 async def test_costs_others_nothing(attack: Attack, service: str, tmp_path: Path) -> None:
     before = asyncio.all_tasks()
     async with serving(service, tmp_path) as served:
@@ -67,7 +67,7 @@ async def test_costs_others_nothing(attack: Attack, service: str, tmp_path: Path
 
 
 @WINS
-@pytest.mark.parametrize("service", _services())
+@pytest.mark.parametrize("service", list(_services()))
 async def test_all_attacks_at_once_cost_no_more(service: str, tmp_path: Path) -> None:
     before = asyncio.all_tasks()
     async with serving(service, tmp_path) as served, AsyncExitStack() as stack:
