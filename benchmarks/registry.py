@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable
 from benchmarks.blackhole import blackhole
 from benchmarks.drift import drift
 from benchmarks.goodput import goodput
+from benchmarks.hostile.bench import hostile
+from benchmarks.hostile.unread import unread
 from benchmarks.isolation import isolation
 from benchmarks.modes import modes
 from benchmarks.overhead import overhead
@@ -27,4 +29,6 @@ BENCHES: dict[str, Callable[[Options], Awaitable[Result]]] = {
     "blackhole": blackhole,
     "modes": modes,
     "soak": soak,
+    "hostile": hostile,
+    "unread": unread,
 }

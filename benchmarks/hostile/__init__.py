@@ -1,0 +1,1 @@
+"""Hostile peers and tenants, and what they cost everybody else."""
