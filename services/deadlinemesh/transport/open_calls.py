@@ -95,6 +95,8 @@ class OpenMethod:
         except MeshError as error:
             calls.peers.charge(peer, REFUSED_CALL)
             await self._refuse(error, context, exchange)
+        except grpc.aio.InternalError as error:  # the peer has left
+            raise asyncio.CancelledError from error
         except asyncio.CancelledError:
             if not exchange.request_late:
                 raise
