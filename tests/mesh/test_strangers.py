@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
-from benchmarks.hostile.raw_peer import END_STREAM, Kind, RawPeer, frame
+from benchmarks.hostile.raw_peer import END_STREAM, Kind, RawPeer, frame, message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.mesh.rpc import REQUEST, SERVICE, TOKEN, handler, methods, serving, within_bounds
 
@@ -16,11 +16,12 @@ from deadlinemesh.deadline import DeadlineContext
 from deadlinemesh.telemetry import CallRefused, ConnectionClosed, OrphanReported
 from deadlinemesh.transport import Arrival, MeshGate
 from deadlinemesh.transport.open_calls import MOST_BRIEF, WATCHES_PER_CONNECTION
+from deadlinemesh.transport.requests import READ_AT_ONCE, READ_IN_ALL
 
 BUDGET_S = 0.5
 NO_WINDOW = 0
 SOON_S = 0.1
-INVALID_ARGUMENT, UNAUTHENTICATED, UNIMPLEMENTED = "3", "16", "12"
+INVALID_ARGUMENT, UNIMPLEMENTED, UNAVAILABLE, UNAUTHENTICATED = "3", "12", "14", "16"
 WATCH = "/grpc.health.v1.Health/Watch"
 LARGE = bytes(1_000_000)
 PEER = (("mesh-identity", f"token={TOKEN};tenant=acme;tier=free;run=run-1;trace="),)
@@ -232,3 +233,57 @@ async def test_refusal_that_is_not_read_is_ended() -> None:
 async def emptied(hop: Any) -> None:
     while live_calls(hop):  # noqa: ASYNC110  # the fact is in tasks of grpc.aio
         await asyncio.sleep(0.01)
+
+
+class ByTurns:
+    """A gate by which requests are read in their callers' turns; each identity's run names another tenant."""
+
+    def __call__(self, arrival: Arrival) -> DeadlineContext:
+        arrival.by_turns = True
+        return MeshGate("hop-a", TOKEN)(arrival)
+
+
+def caller(tenant: str) -> tuple[tuple[str, str], ...]:
+    return (("mesh-identity", f"token={TOKEN};tenant={tenant};tier=free;run=run-1;trace="), ("grpc-timeout", "20S"))
+
+
+async def test_unsent_requests_hold_up_only_their_caller() -> None:
+    async with serving(methods(), gate=ByTurns()) as hop:
+        peer = await RawPeer.connect(hop.server.port)
+        begun = [peer.begin(f"/{SERVICE}/unary_unary", caller("slow")) for _ in range(READ_AT_ONCE)]
+        own = peer.call(f"/{SERVICE}/unary_unary", caller("slow"), REQUEST)
+        others = peer.call(f"/{SERVICE}/unary_unary", caller("quick"), REQUEST)
+        await within_bounds(others.ended())
+        assert others.status == "0"
+        assert own.ended_at is None
+        peer.send(frame(Kind.DATA, begun[0].number, message(REQUEST), END_STREAM))
+        await within_bounds(own.ended())
+        assert own.status == "0"
+        await peer.close()
+
+
+async def test_request_unsent_for_longest_gives_way() -> None:
+    async with serving(methods(), gate=ByTurns()) as hop:
+        peer = await RawPeer.connect(hop.server.port)
+        begun = [
+            peer.begin(f"/{SERVICE}/unary_unary", caller(f"slow-{number // READ_AT_ONCE}"))
+            for number in range(READ_IN_ALL)
+        ]
+        other = peer.call(f"/{SERVICE}/unary_unary", caller("quick"), REQUEST)
+        await within_bounds(asyncio.gather(begun[0].ended(), other.ended()))
+        assert (begun[0].status, other.status) == (INVALID_ARGUMENT, "0")
+        assert begun[1].ended_at is None
+        await peer.close()
+
+
+async def test_drain_does_not_wait_for_requests() -> None:
+    async with serving(methods()) as hop:
+        peer = await RawPeer.connect(hop.server.port)
+        call = peer.begin(f"/{SERVICE}/unary_unary", (*PEER, ("grpc-timeout", "20S")))
+        while not live_calls(hop):  # noqa: ASYNC110  # the fact is in tasks of grpc.aio
+            await asyncio.sleep(0)
+        draining = asyncio.ensure_future(hop.server.drain())
+        await within_bounds(call.ended())
+        assert call.status == UNAVAILABLE
+        await within_bounds(draining)
+        await peer.close()

@@ -81,6 +81,7 @@ class EdgeGate:
         self._limits = policy.limits
 
     def __call__(self, arrival: Arrival) -> DeadlineContext:
+        arrival.by_turns = True
         grant = self._grant(self._authenticated(arrival), arrival)
         set_grant(grant)
         return DeadlineContext(

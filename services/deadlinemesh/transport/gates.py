@@ -30,6 +30,7 @@ class Arrival:
     __slots__ = (
         "at",
         "backlog",
+        "by_turns",
         "identity",
         "late",
         "malformed",
@@ -55,6 +56,8 @@ class Arrival:
         """Seconds from its sending to its being taken up here; 0 if unknown. As much to be believed as its caller."""
         if exact is not None and native_remaining is not None and native_remaining < exact:
             self.remaining, self.late = native_remaining, exact - native_remaining
+        self.by_turns = False
+        """Whether its request is read in its caller's turn; a gate that lets in who is not of the mesh says so."""
         self.backlog: Backlog | None = None
         """The calls that were taken up with it; a gate that believes the caller says so."""
 

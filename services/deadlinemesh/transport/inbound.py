@@ -38,7 +38,7 @@ from deadlinemesh.transport.connections import plain
 from deadlinemesh.transport.gates import Arrival, Gate
 from deadlinemesh.transport.open_calls import OpenCalls, OpenMethod
 from deadlinemesh.transport.peers import REFUSED_CALL, Peers
-from deadlinemesh.transport.requests import late_request, parser_of, received
+from deadlinemesh.transport.requests import Readings, late_request, parser_of, received
 from deadlinemesh.transport.spans import ServerSpan, ServerSpans
 from deadlinemesh.transport.status import code_of, error_from, status_of
 from deadlinemesh.transport.stragglers import READ_GRACE_S, Exchange, Stage, Stragglers
@@ -99,6 +99,7 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
         self._request_seconds = request_seconds
         self.stragglers = Stragglers(clock, self._unread)
         """The calls that wait for their peers."""
+        self.readings = Readings(self.stragglers)
         self._open_calls = OpenCalls(self.stragglers, self.peers, clock, request_seconds, watches)
         self._wrapped: dict[str, MethodHandler] = {}
         self._answers: set[asyncio.Task[None]] = set()
@@ -233,7 +234,13 @@ class _Method:
                 scope.backlog = arrival.backlog
                 exchange.context = deadline
                 async with scope:
-                    request = requests if self._streaming else await received(context, self._name)
+                    if self._streaming:
+                        request = requests
+                    elif arrival.by_turns:
+                        async with hop.readings.turn(deadline.tenant_id, exchange):
+                            request = await received(context, self._name)
+                    else:
+                        request = await received(context, self._name)
                     hop.stragglers.expect(exchange, Stage.WORK, deadline.absolute_deadline + READ_GRACE_S)
                     if self._yields:
                         responses = self._handler(request, answer)

@@ -1,15 +1,25 @@
-"""The request of a call: read, and refused where it is none."""
+"""The request of a call: read in its turn, and refused where it is none."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
 
 from deadlinemesh.errors import ClientCancelled, InvalidRequest, Violation
+from deadlinemesh.transport.stragglers import Exchange, Stragglers
 
-__all__ = ["late_request", "parser_of", "received"]
+__all__ = ["Readings", "late_request", "parser_of", "received"]
+
+READ_AT_ONCE = 4
+"""Requests of one caller that are read at a time. The core holds the bytes of each before anybody knows how many there are."""
+
+READ_IN_ALL = 32
+"""And of all. Beyond it, the one that has been read for longest is given up."""
 
 Parser = Callable[[bytes], Any]
 
@@ -44,3 +54,48 @@ def late_request(method: str, seconds: float) -> InvalidRequest:
     return InvalidRequest(
         [Violation("request", f"{method} waits {seconds:g} s for its message, and it has not arrived")]
     )
+
+
+class Readings:
+    """The requests that are being read: few of each caller, whose others wait, and few in all."""
+
+    def __init__(self, stragglers: Stragglers) -> None:
+        self._stragglers = stragglers
+        self._read: dict[Exchange, None] = {}
+        self._counts: dict[str, int] = {}
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+
+    @asynccontextmanager
+    async def turn(self, caller: str, exchange: Exchange) -> AsyncIterator[None]:
+        """Wait for the caller's turn, and read in the block."""
+        while self._counts.get(caller, 0) >= READ_AT_ONCE:
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiting.setdefault(caller, deque()).append(waiter)
+            try:
+                await waiter
+            except asyncio.CancelledError:
+                if waiter.done():
+                    self._wake(caller)
+                raise
+        if len(self._read) >= READ_IN_ALL:
+            self._stragglers.give_up(next(iter(self._read)))
+        self._counts[caller] = self._counts.get(caller, 0) + 1
+        self._read[exchange] = None
+        try:
+            yield
+        finally:
+            self._read.pop(exchange, None)
+            self._counts[caller] -= 1
+            if not self._counts[caller]:
+                del self._counts[caller]
+            self._wake(caller)
+
+    def _wake(self, caller: str) -> None:
+        waiting = self._waiting.get(caller)
+        while waiting:
+            waiter = waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                break
+        if not waiting:
+            self._waiting.pop(caller, None)

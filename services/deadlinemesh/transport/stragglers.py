@@ -110,6 +110,12 @@ class Stragglers:
             exchange, Stage.REPLY, at - _JUST_BEFORE_S if now < at - _JUST_BEFORE_S else max(at, now) + READ_GRACE_S
         )
 
+    def give_up(self, exchange: Exchange) -> None:
+        """Wait no longer for one request."""
+        exchange.request_late = True
+        # Not from the running task: a scope takes that for its caller's leaving.
+        asyncio.get_running_loop().call_soon(exchange.task.cancel, context=Context())
+
     def hurry(self) -> None:
         """Wait no longer for any request."""
         now = self._clock.monotonic()
@@ -165,8 +171,7 @@ class Stragglers:
             deadline = None if exchange.context is None else exchange.context.absolute_deadline
             exchange.until = max(deadline or now, now) + READ_GRACE_S  # it may take more than one cancellation
             if exchange.stage is Stage.REQUEST and not exchange.request_late:
-                exchange.request_late = True
-                exchange.task.cancel()
+                self.give_up(exchange)
             elif exchange.stage is Stage.REPLY and deadline is not None and now < deadline:
                 exchange.task.add_done_callback(partial(self._ended, exchange), context=Context())
             elif exchange.stage is not Stage.WORK:
