@@ -18,6 +18,10 @@ class Options:
 
     repetitions: int | None = None
     seed: int = 1
+    only: tuple[str, ...] = ()
+    """Names of the parts to run, of a benchmark that has parts; none: all."""
+    seconds: float | None = None
+    """How long each measurement takes, of a benchmark that says so."""
 
 
 def quantile(values: Sequence[float], share: float) -> float:

@@ -28,7 +28,7 @@ from benchmarks.hostile.world import DRAIN_S, Neighbour, World, mesh_world, plai
 from benchmarks.process import started
 from benchmarks.report import Options, Result, bar, median, result
 
-__all__ = ["hostile", "measured"]
+__all__ = ["BARS", "hostile", "judged", "measured"]
 
 ATTACK_S = 20.0
 ALONE_PART = 0.3
@@ -48,9 +48,10 @@ WorldOf = Callable[[], AbstractAsyncContextManager[World]]
 
 
 async def hostile(options: Options) -> Result:
-    """Play every attack, or those that the environment names."""
-    only = os.environ.get("HOSTILE_ONLY", "").split(",") if "HOSTILE_ONLY" in os.environ else list(ATTACKS)
-    return await measured(only, float(os.environ.get("HOSTILE_SECONDS", ATTACK_S)), options.repetitions or 1)
+    """Play every attack, or those that are named."""
+    named = options.only or tuple(filter(None, os.environ.get("HOSTILE_ONLY", "").split(",")))
+    seconds = options.seconds or float(os.environ.get("HOSTILE_SECONDS", ATTACK_S))
+    return await measured(named or tuple(ATTACKS), seconds, options.repetitions or 1)
 
 
 async def measured(names: Sequence[str], seconds: float, rounds: int) -> Result:
@@ -68,10 +69,16 @@ async def measured(names: Sequence[str], seconds: float, rounds: int) -> Result:
         }
         if name in raw:
             figures[name]["plain"] = await _median_of(rounds, plain_world, name, seconds * PLAIN_PART)
-        judged = [bar(f"{name}: {what}", mesh[what], BARS[what], at_least=what == "goodput_kept") for what in BARS]
-        bars += judged
-        _tell(name, figures[name], [one["what"] for one in judged if not one["holds"]])
+        bars += (verdicts := judged(name, mesh))
+        _tell(name, figures[name], [one["what"] for one in verdicts if not one["holds"]])
     return result("hostile", rounds, {"seconds": seconds, "attacks": figures}, bars)
+
+
+def judged(name: str, figures: Figures) -> list[dict[str, Any]]:
+    """The bars of one attack."""
+    return [
+        bar(f"{name}: {what}", figures[what], limit, at_least=what == "goodput_kept") for what, limit in BARS.items()
+    ]
 
 
 def _tell(name: str, figures: Mapping[str, Any], broken: Sequence[str]) -> None:

@@ -1,13 +1,14 @@
 """An HTTP/2 client that keeps the protocol only as far as it is told to.
 
-It writes whatever frames it is given, valid or not, acknowledges settings and pings unless told otherwise, and reads what comes
-without keeping it: per stream it knows how many bytes came, the gRPC status, and whether it was reset.
+It writes whatever frames it is given, valid or not, acknowledges settings and pings as they come, and keeps nothing of
+what it reads: per stream it knows how many bytes came, the gRPC status, and whether it was reset.
 """
 
 from __future__ import annotations
 
 import asyncio
 import struct
+import sys
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -35,6 +36,8 @@ LARGEST_WINDOW = 2**31 - 1
 FIRST_WINDOW = 65_535
 """Bytes that a connection's window has at its beginning, whatever the settings say."""
 
+_FROM = ("127.0.0.2", 0) if sys.platform == "linux" else None
+"""Whence it connects: to a service that bounds what one host may do, it is another host than those who call from 127.0.0.1."""
 _MARK = b"so far ?"
 """What the ping of `taken` carries."""
 
@@ -128,9 +131,9 @@ class Stream:
 
 
 class RawPeer:
-    """One connection. `window` is what each stream may receive; `reads` and `answers` switch reading and acknowledging off."""
+    """One connection. `window` is what each stream may receive."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, window: int, answers: bool) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, window: int) -> None:
         self.greets = False
         """Whether it has sent its preface by itself."""
         self.streams: dict[int, Stream] = {}
@@ -144,7 +147,6 @@ class RawPeer:
         self._reader = reader
         self._writer = writer
         self._window = window
-        self._answers = answers
         self._next = 1
         self._taken = asyncio.Event()
         self._reading: asyncio.Task[None] | None = None
@@ -156,11 +158,15 @@ class RawPeer:
 
     @classmethod
     async def connect(
-        cls, port: int, *, window: int = LARGEST_WINDOW, reads: bool = True, answers: bool = True, greets: bool = True
+        cls, port: int, *, window: int = LARGEST_WINDOW, reads: bool = True, greets: bool = True
     ) -> RawPeer:
-        """Connect to 127.0.0.1:`port`. Unless it `greets`, the preface and the first settings are left to the caller."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        peer = cls(reader, writer, window, answers)
+        """Connect to 127.0.0.1:`port`.
+
+        Unless it `reads`, whatever comes stays in the system's buffers, pings and settings that want an answer included; unless it
+        `greets`, the preface and the first settings are left to the caller.
+        """
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=_FROM)
+        peer = cls(reader, writer, window)
         if greets:
             peer.greets = True
             peer.send(PREFACE)
@@ -265,9 +271,9 @@ class RawPeer:
                 if stream is not None:
                     stream.reset = int.from_bytes(body)
                 self._end(number)
-            case Kind.SETTINGS if self._answers and not flags & ACK:
+            case Kind.SETTINGS if not flags & ACK:
                 self.send(frame(Kind.SETTINGS, flags=ACK))
-            case Kind.PING if self._answers and not flags & ACK:
+            case Kind.PING if not flags & ACK:
                 self.send(frame(Kind.PING, body=body, flags=ACK))
             case Kind.PING if body == _MARK:
                 self._taken.set()

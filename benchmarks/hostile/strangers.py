@@ -16,6 +16,7 @@ from benchmarks.hostile.raw_peer import (
     LARGEST_WINDOW,
     PREFACE,
     Kind,
+    RawPeer,
     frame,
     literal,
     message,
@@ -275,17 +276,19 @@ async def slow_bytes(attacker: Attacker) -> None:
         + frame(Kind.DATA, 1, message(call.body), END_STREAM)
     )
     length = len(bytes_of_call)
-    slow = []
+    slow: list[tuple[RawPeer, int]] = []
     for number in range(SLOW_CONNECTIONS):
         peer, at = await attacker.connect(greets=False), length * number // SLOW_CONNECTIONS
         peer.send(bytes_of_call[:at])
         slow.append((peer, at))
-    for turn in range(length):
-        for peer, at in slow:
-            if at + turn < length:
-                if not await attacker.turn():
-                    return
-                peer.send(bytes_of_call[at + turn : at + turn + 1])
+    while True:
+        for number, (peer, at) in enumerate(slow):
+            if not await attacker.turn():
+                return
+            if at == length or not peer.is_open:
+                peer, at = await attacker.connect(greets=False), 0
+            peer.send(bytes_of_call[at : at + 1])
+            slow[number] = (peer, at + 1)
 
 
 async def silent_connections(attacker: Attacker) -> None:
