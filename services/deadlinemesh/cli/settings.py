@@ -71,8 +71,9 @@ class HopSettings(BaseSettings):
     """The most connections in all; more are refused."""
     connections_per_address: Annotated[int, Field(ge=0)] = 512
     """The most of one address; 0 for no limit, behind a proxy that counts them."""
-    streams: Annotated[int, Field(ge=1)] = 2048
-    """Calls at a time on one connection."""
+    streams: Annotated[int, Field(ge=0)] = 0
+    """Calls at a time on one connection; more wait at the caller. 0: CLIENT_STREAMS where clients call, MESH_STREAMS where hops do,
+    whose one connection has the calls of all tenants."""
     watches: Annotated[int, Field(ge=0)] = 1024
     """`Health/Watch` calls at a time."""
     traces: str = "off"
@@ -99,6 +100,9 @@ class HopSettings(BaseSettings):
             raise ValueError(f"the mesh token in {self.mesh_token_file} is empty")
         return token
 
+    def _is_called_by_clients(self, hop: str) -> bool:
+        return hop == "edge" or (hop == "orchestrator" and not self.pool)
+
     def server(self, hop: str, message_bytes: int, longest_budget: float) -> ServerSettings:
         """The settings of the service's server, on which a call may take `longest_budget` seconds."""
         return ServerSettings(
@@ -110,9 +114,11 @@ class HopSettings(BaseSettings):
             connection_grace=max(longest_budget, self.drain_seconds) + _CONNECTION_GRACE_S,
             connections=self.connections,
             connection_limits=ConnectionLimits(self.connections_per_address, self.request_seconds),
-            streams=self.streams,
+            streams=self.streams or (CLIENT_STREAMS if self._is_called_by_clients(hop) else MESH_STREAMS),
         )
 
+
+CLIENT_STREAMS, MESH_STREAMS = 1024, 16_384
 
 _CONNECTION_GRACE_S = 30.0
 """Seconds beyond the longest budget before an old connection is closed with the calls that are still on it."""
