@@ -8,13 +8,14 @@ from typing import Any
 
 import grpc
 import pytest
-from benchmarks.hostile.raw_peer import END_STREAM, Kind, RawPeer, frame, message
+from benchmarks.hostile.raw_peer import END_STREAM, Kind, RawPeer, frame, literal, message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.mesh.rpc import REQUEST, SERVICE, TOKEN, handler, methods, serving, within_bounds
 
 from deadlinemesh.deadline import DeadlineContext
 from deadlinemesh.telemetry import CallRefused, ConnectionClosed, OrphanReported
 from deadlinemesh.transport import Arrival, MeshGate
+from deadlinemesh.transport.inbound import MOST_HEADERS
 from deadlinemesh.transport.open_calls import MOST_BRIEF, WATCHES_PER_CONNECTION
 from deadlinemesh.transport.requests import READ_AT_ONCE, READ_IN_ALL
 
@@ -286,4 +287,17 @@ async def test_drain_does_not_wait_for_requests() -> None:
         await within_bounds(call.ended())
         assert call.status == UNAVAILABLE
         await within_bounds(draining)
+        await peer.close()
+
+
+async def test_crowded_headers_end_the_connection() -> None:
+    """Until it has acknowledged its settings, the core takes as many headers as a peer likes to send."""
+    one = b"\x40" + literal("x-one", "x" * 1000)[1:]
+    again = b"\xbe"  # the newest entry of the dynamic table
+    async with serving(methods()) as hop:
+        peer = await RawPeer.connect(hop.server.port, reads=False)
+        peer.begin(f"/{SERVICE}/unary_unary", PEER, more=one + again * (MOST_HEADERS + 1))
+        refused = await hop.facts.see(CallRefused)
+        closed = await hop.facts.see(ConnectionClosed)
+        assert (refused.code, closed.why) == ("INVALID_ARGUMENT", "calls")
         await peer.close()

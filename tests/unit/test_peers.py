@@ -64,3 +64,10 @@ def test_excess_is_forgotten_with_its_connection() -> None:
     peers.keep(set())
     peers.keep(set())
     assert not peers.excessive
+
+
+def test_condemned_peer_is_told_whoever_it_is() -> None:
+    peers = Peers(VirtualClock())
+    peers.know("a")
+    peers.condemn("a")
+    assert peers.excessive == {"a"}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from uuid import uuid4
 
 from deadlinemesh.deadline import SYSTEM_CLOCK, Clock, DeadlineContext
-from deadlinemesh.errors import Doomed, Unauthenticated
+from deadlinemesh.errors import Doomed, InvalidRequest, Unauthenticated, Violation
 from deadlinemesh.orchestrator.stagger import Stagger
 from deadlinemesh.policy import Credentials, Policy, Tenant
 from deadlinemesh.transport import Arrival, wire
@@ -22,6 +22,9 @@ HOP = "orchestrator"
 C_CORE_STRETCH = 1.045
 """A `grpc-timeout` from the C core may be this much longer than the caller's own timer: it is rounded up to three digits and then
 one of the last values, up to 3% longer, may be sent instead (seen: 10.0 s arriving as 10.4 s)."""
+
+LARGEST_METADATA = 16 * 1024
+"""Bytes of a call's metadata, which are held as long as the call."""
 
 APART = 0.002
 """Seconds between the ends of two runs, where there is room: about twice what an orchestrator needs to end one."""
@@ -81,6 +84,8 @@ class EdgeGate:
         self._limits = policy.limits
 
     def __call__(self, arrival: Arrival) -> DeadlineContext:
+        if (size := sum(len(key) + len(value) for key, value in arrival.metadata)) > LARGEST_METADATA:
+            raise InvalidRequest([Violation("metadata", f"has {size} bytes, and may have {LARGEST_METADATA}")])
         arrival.by_turns = True
         grant = self._grant(self._authenticated(arrival), arrival)
         set_grant(grant)

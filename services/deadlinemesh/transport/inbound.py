@@ -19,8 +19,10 @@ from deadlinemesh.deadline.scope import outside_any_scope, own_tasks
 from deadlinemesh.errors import (
     Draining,
     InternalFailure,
+    InvalidRequest,
     MeshError,
     Stopped,
+    Violation,
 )
 from deadlinemesh.telemetry import (
     CallEnded,
@@ -57,6 +59,9 @@ REQUEST_SECONDS = 15.0
 WATCHES = 1024
 """`Health/Watch` calls at a time."""
 
+MOST_HEADERS = 128
+"""Entries of a call's metadata. Until a peer has acknowledged its settings, the core takes 16 MiB of them."""
+
 _AT_ONCE_S = 0.001
 """Seconds by which the peer's own timer may be early."""
 
@@ -64,7 +69,7 @@ _AT_ONCE_S = 0.001
 _OPEN_SERVICES = ("/grpc.health.", "/grpc.reflection.")
 
 # The headers of the call whose task this is, and the instant of its arrival. Asking its context would decode every header again.
-_ARRIVED: ContextVar[tuple[wire.Pairs, float]] = ContextVar("arrived")
+_ARRIVED: ContextVar[tuple[wire.Pairs | None, float]] = ContextVar("arrived")
 
 
 class DeadlineInterceptor(grpc.aio.ServerInterceptor):
@@ -133,7 +138,10 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> MethodHandler | None:
         method: str = handler_call_details.method
-        _ARRIVED.set((handler_call_details.invocation_metadata, self._clock.monotonic()))
+        metadata: wire.Pairs | None = handler_call_details.invocation_metadata
+        if len(handler_call_details.invocation_metadata) > MOST_HEADERS:
+            metadata = None  # not to be kept until the call has ended: a few bytes of HPACK may stand for megabytes
+        _ARRIVED.set((metadata, self._clock.monotonic()))
         wrapped = self._wrapped.get(method)
         if wrapped is not None:
             return wrapped
@@ -209,12 +217,15 @@ class _Method:
         scope: Scope | None = None
         error: MeshError | None = None
         result: Any = None
-        span = None if hop._spans is None else hop._spans.begin(self._name, metadata, context.peer())
+        span = None if hop._spans is None else hop._spans.begin(self._name, metadata or (), context.peer())
         hop._unanswered += 1
         try:
             try:
                 if hop._draining:
                     raise hop._shutting_down()
+                if metadata is None:
+                    hop.peers.condemn(plain(context.peer()))
+                    raise InvalidRequest([Violation("metadata", f"has more than {MOST_HEADERS} entries")])
                 native = context.time_remaining()
                 if native is not None:  # at the arrival: the call may have waited for its turn since
                     native += hop._clock.monotonic() - at

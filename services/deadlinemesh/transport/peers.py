@@ -28,7 +28,7 @@ class Peers:
     def __init__(self, clock: Clock, on_excess: Callable[[], None] = lambda: None) -> None:
         self.on_excess = on_excess
         self.excessive: set[str] = set()
-        """Strangers that have asked for too much."""
+        """Connections that have asked for too much."""
         self.watches: Counter[str] = Counter()
         """Open `Health/Watch` calls of each connection."""
         self._clock = clock
@@ -53,13 +53,18 @@ class Peers:
         used, at = self._asked.get(peer, (0.0, now))
         used = max(0.0, used - (now - at) * CALLS_PER_SECOND) + calls
         self._asked[peer] = used, now
-        if used > CALLS and peer not in self.excessive:
+        if used > CALLS:
+            self.condemn(peer)
+
+    def condemn(self, peer: str) -> None:
+        """The connection, whoever's it is, has sent what no well-meaning peer sends."""
+        if peer not in self.excessive:
             self.excessive.add(peer)
             self.on_excess()
 
     def keep(self, connected: Set[str]) -> None:
         """Forget the connections that are gone, the second time that they are missed: a new one may have come after the look."""
-        missed = (self._known | self._asked.keys()) - connected
+        missed = (self._known | self._asked.keys() | self.excessive) - connected
         gone, self._missed = missed & self._missed, missed
         self._known -= gone
         self.excessive -= gone

@@ -110,6 +110,7 @@ class MeshServer:
                 ("grpc.server.max_pending_requests_hard_limit", 2 * _PENDING_CALLS),
                 ("grpc.max_allowed_incoming_connections", settings.connections),
                 ("grpc.server_handshake_timeout_ms", int(settings.connection_limits.quiet_seconds * 1000)),
+                ("grpc.http2.settings_timeout", int(settings.connection_limits.quiet_seconds * 1000)),
                 *_aging(settings),
             ],
         )
