@@ -113,7 +113,7 @@ async def test_stranger_that_asks_on_is_closed() -> None:
             peer.begin(f"/{SERVICE}/unary_unary")
         await within_bounds(peer.closed.wait())
         closed = await hop.facts.see(ConnectionClosed)
-        assert (closed.address, closed.why) == ("127.0.0.1", "calls")
+        assert closed.why == "calls"
 
 
 async def test_peer_with_a_credential_is_not_closed() -> None:
