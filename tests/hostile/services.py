@@ -15,7 +15,7 @@ from benchmarks.hostile.attacker import Call, Target
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from deadlinemesh.cli.hops import assemble
-from deadlinemesh.cli.settings import HopSettings
+from deadlinemesh.cli.settings import CLIENT_STREAMS, MESH_STREAMS, HopSettings
 from deadlinemesh.policy import hash_key, new_key
 from deadlinemesh.transport import MeshServer
 from deadlinemesh.v1 import common_pb2, llm_proxy_pb2, orchestrator_pb2, tool_runner_pb2
@@ -25,7 +25,7 @@ __all__ = ["DRAIN_S", "SERVICES", "Served", "serving"]
 SERVICES = ("orchestrator", "llm-proxy", "tool-runner", "edge")
 DRAIN_S = 0.5
 TOKEN = "mesh-secret"
-KEY = new_key("acme")
+KEY, NEIGHBOURS_KEY = new_key("acme"), new_key("cora")
 _INNER = {
     "orchestrator": "orchestrator",
     "edge": "orchestrator",
@@ -36,7 +36,10 @@ _INNER = {
 _MODEL = {"provider": "scripted", "first_token": 0, "per_token": "10ms", "jitter": 0}
 POLICY = {
     "tiers": {"free": {"run_budget": "30s", "iterations": 2}},
-    "tenants": {"acme": {"tier": "free", "api_keys": [hash_key(KEY)]}},
+    "tenants": {
+        "acme": {"tier": "free", "api_keys": [hash_key(KEY)]},
+        "cora": {"tier": "free", "api_keys": [hash_key(NEIGHBOURS_KEY)]},
+    },
     "models": {"fast": _MODEL},
 }
 _AS_TENANT = (("authorization", f"Bearer {KEY}"),)
@@ -44,6 +47,7 @@ _AS_PEER = (
     ("mesh-identity", f"token={TOKEN};tenant=acme;tier=free;run=run-1;trace={1:032x}"),
     ("grpc-timeout", "20S"),
 )
+_NEIGHBOUR = {_AS_TENANT: (("authorization", f"Bearer {NEIGHBOURS_KEY}"),)}
 _USER = common_pb2.Message(role=common_pb2.ROLE_USER, content="Write 2000 words about deadlines")
 _CALLS = {
     "orchestrator": (
@@ -71,20 +75,28 @@ _FULL_NAMES = {
 }
 
 
+_TASKS_OF_CLIENT, _TASKS_OF_HOP = 3 * CLIENT_STREAMS, 3 * MESH_STREAMS
+"""Two or three for each call. A hop's connection, which has shown the mesh's token, has the calls of all tenants."""
+
+
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A service under attack, and a well-behaved client of it."""
+    """A service under attack, and a well-behaved client of it, another tenant's."""
 
     server: MeshServer
     target: Target
     channel: grpc.aio.Channel
+    most_tasks: int
+    """Tasks that one connection may keep the event loop with."""
 
     async def answers(self, seconds: float) -> None:
         """Make a health check and a call, both of which must be answered within `seconds`."""
         health: Any = health_pb2_grpc.HealthStub(self.channel)
         told = await health.Check(health_pb2.HealthCheckRequest(), timeout=seconds)
         assert told.status == health_pb2.HealthCheckResponse.SERVING
-        metadata = [pair for pair in self.target.metadata if pair[0] != "grpc-timeout"]
+        metadata = _NEIGHBOUR.get(self.target.metadata) or [
+            pair for pair in self.target.metadata if pair[0] not in ("grpc-timeout", "deadline-remaining-us")
+        ]
         call: Any = self.channel.unary_unary(self.target.unary.path)
         await call(self.target.unary.body, timeout=seconds, metadata=metadata)
 
@@ -121,4 +133,4 @@ async def serving(service: str, folder: Path) -> AsyncIterator[Served]:
         )
         async with asyncio.timeout(20):
             await channel.channel_ready()
-        yield Served(server, target, channel)
+        yield Served(server, target, channel, _TASKS_OF_CLIENT if hop == "orchestrator" else _TASKS_OF_HOP)

@@ -19,28 +19,14 @@ IN_TIME_S = 5.0
 """Seconds for a call that takes a millisecond, on a busy machine, and for an attack that takes a fifth of one."""
 AFTER_DRAIN_S = 2.0
 """Seconds that a service may take after its drain time."""
-MOST_TASKS = 1500
-"""Tasks that one connection may keep a service's event loop with, well under the streams that the attacks begin."""
 GIVEN_UP_S = 10.0
 """Seconds after which a drain is taken not to end."""
 TURNS = 50
 """Turns of the event loop for what has ended to be forgotten."""
 
-WINS = pytest.mark.xfail(strict=False, reason="the transport does not bound this yet")
-WINS_TODAY = {
-    "watch-without-window",
-    "watch-many",
-    "headers-only",
-    "half-messages",
-    "promised-messages",
-    "unread-streams",
-}
-"""Attacks that need the transport's bounds on watchers, unfinished requests and unread replies."""
-
-
 def _attacks() -> Iterator[Any]:
     for attack in RAW:
-        yield pytest.param(attack, marks=WINS if attack.name in WINS_TODAY else ())
+        yield pytest.param(attack)
 
 
 def _services() -> Iterator[Any]:
@@ -59,14 +45,13 @@ async def test_costs_others_nothing(attack: Attack, service: str, tmp_path: Path
             assert attacker.is_spent
             async with asyncio.timeout(IN_TIME_S):
                 await asyncio.gather(*(peer.taken() for peer in attacker.peers if peer.greets and peer.reads))
-            assert await _tasks(served) - len(before) <= MOST_TASKS
+            assert await _tasks(served) - len(before) <= served.most_tasks
             await _drained(served)
             async with asyncio.timeout(IN_TIME_S):
                 await asyncio.gather(*(peer.closed.wait() for peer in attacker.peers if peer.reads))
     await _nothing_left(before)
 
 
-@WINS
 @pytest.mark.parametrize("service", list(_services()))
 async def test_all_attacks_at_once_cost_no_more(service: str, tmp_path: Path) -> None:
     before = asyncio.all_tasks()
@@ -76,7 +61,7 @@ async def test_all_attacks_at_once_cost_no_more(service: str, tmp_path: Path) ->
             for attack in RAW
         ]
         await _answered_during(served, asyncio.gather(*(attack.play(attacker) for attack, attacker in attackers)))
-        assert await _tasks(served) - len(before) <= len(RAW) * MOST_TASKS
+        assert await _tasks(served) - len(before) <= len(RAW) * served.most_tasks
         await _drained(served)
     await _nothing_left(before)
 

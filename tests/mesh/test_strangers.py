@@ -213,11 +213,14 @@ async def test_brief_open_calls_make_room() -> None:
     async with serving(methods()) as hop:
         peers = [await RawPeer.connect(hop.server.port) for _ in range(8)]
         begun = [peers[number % 8].begin("/grpc.health.v1.Health/Check") for number in range(MOST_BRIEF + 1)]
-        await within_bounds(begun[0].ended())
+        ends = [asyncio.ensure_future(call.ended()) for call in begun]
+        await within_bounds(asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED))
         stub: Any = health_pb2_grpc.HealthStub(hop.raw)
         answer = await within_bounds(stub.Check(health_pb2.HealthCheckRequest()))
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
         assert live_calls(hop) <= MOST_BRIEF
+        for end in ends:
+            end.cancel()
         for peer in peers:
             await peer.close()
 

@@ -104,7 +104,7 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
         self._request_seconds = request_seconds
         self.stragglers = Stragglers(clock, self._unread)
         """The calls that wait for their peers."""
-        self.readings = Readings(self.stragglers)
+        self.readings = Readings(self.stragglers, clock)
         self._open_calls = OpenCalls(self.stragglers, self.peers, clock, request_seconds, watches)
         self._wrapped: dict[str, MethodHandler] = {}
         self._answers: set[asyncio.Task[None]] = set()

@@ -10,13 +10,17 @@ from typing import Any
 
 import grpc
 
+from deadlinemesh.deadline import Clock
 from deadlinemesh.errors import ClientCancelled, InvalidRequest, Violation
-from deadlinemesh.transport.stragglers import Exchange, Stragglers
+from deadlinemesh.transport.stragglers import Exchange, Stage, Stragglers
 
 __all__ = ["Readings", "late_request", "parser_of", "received"]
 
 READ_AT_ONCE = 4
 """Requests of one caller that are read at a time. The core holds the bytes of each before anybody knows how many there are."""
+
+READ_FOR_S = 5.0
+"""Seconds after which one gives way to another of its caller's that waits."""
 
 READ_IN_ALL = 32
 """And of all. Beyond it, the one that has been read for longest is given up."""
@@ -59,9 +63,11 @@ def late_request(method: str, seconds: float) -> InvalidRequest:
 class Readings:
     """The requests that are being read: few of each caller, whose others wait, and few in all."""
 
-    def __init__(self, stragglers: Stragglers) -> None:
+    def __init__(self, stragglers: Stragglers, clock: Clock) -> None:
         self._stragglers = stragglers
-        self._read: dict[Exchange, None] = {}
+        self._clock = clock
+        self._read: dict[Exchange, tuple[str, float]] = {}
+        """Whose each is, and since when it is read; the first for longest."""
         self._counts: dict[str, int] = {}
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
 
@@ -69,6 +75,7 @@ class Readings:
     async def turn(self, caller: str, exchange: Exchange) -> AsyncIterator[None]:
         """Wait for the caller's turn, and read in the block."""
         while self._counts.get(caller, 0) >= READ_AT_ONCE:
+            self._hurry(caller)
             waiter = asyncio.get_running_loop().create_future()
             self._waiting.setdefault(caller, deque()).append(waiter)
             try:
@@ -80,7 +87,7 @@ class Readings:
         if len(self._read) >= READ_IN_ALL:
             self._stragglers.give_up(next(iter(self._read)))
         self._counts[caller] = self._counts.get(caller, 0) + 1
-        self._read[exchange] = None
+        self._read[exchange] = caller, self._clock.monotonic()
         try:
             yield
         finally:
@@ -89,6 +96,11 @@ class Readings:
             if not self._counts[caller]:
                 del self._counts[caller]
             self._wake(caller)
+
+    def _hurry(self, caller: str) -> None:
+        longest, since = next((one, since) for one, (whose, since) in self._read.items() if whose == caller)
+        if longest.until > since + READ_FOR_S:
+            self._stragglers.expect(longest, Stage.REQUEST, since + READ_FOR_S)
 
     def _wake(self, caller: str) -> None:
         waiting = self._waiting.get(caller)
