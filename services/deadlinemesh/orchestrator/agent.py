@@ -42,6 +42,7 @@ from deadlinemesh.errors import (
     UpstreamFailed,
     UpstreamRefused,
     choices,
+    shown,
 )
 from deadlinemesh.orchestrator.events import (
     RunEvent,
@@ -344,7 +345,7 @@ class Agent:
     async def _result_of(self, call: ToolCall) -> ToolResult:
         spec = self._specs.get(call.name)
         if spec is None:  # the tenant's it may be, but not this run's
-            unknown = f"there is no tool {call.name!r}; {choices(sorted(self._specs))}"
+            unknown = f"there is no tool {shown(call.name)}; {choices(sorted(self._specs))}"
             return ToolResult(ToolStatus.UNKNOWN_TOOL, unknown)
         upstream = self._upstreams.of(f"tool {call.name}")
         try:

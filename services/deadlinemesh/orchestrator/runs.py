@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +34,7 @@ from deadlinemesh.errors import (
     Shed,
     Stopped,
     Violation,
+    shown,
 )
 from deadlinemesh.orchestrator.agent import EXPIRES_WITH, Agent, Assignment
 from deadlinemesh.orchestrator.answers import NO_ANSWER, partial_answer
@@ -281,13 +282,13 @@ class Runs:
         self._forget(tenant_id)
         run = self._by_id.get(run_id)
         if run is None or run.context.tenant_id != tenant_id:
-            raise NotFound([Violation("run_id", f"{run_id!r} is not a run of yours, or was forgotten")])
+            raise NotFound([Violation("run_id", f"{shown(run_id)} is not a run of yours, or was forgotten")])
         return run
 
-    def of(self, tenant_id: str) -> list[AgentRun]:
-        """The tenant's runs, newest first."""
+    def of(self, tenant_id: str) -> Iterator[AgentRun]:
+        """The tenant's runs, newest first. Not for use across turns of the event loop."""
         self._forget(tenant_id)
-        return list(reversed(self._by_request[tenant_id].values()))
+        return reversed(self._by_request.get(tenant_id, {}).values())
 
     def start(self, grant: Grant, request_id: str, prepare: Callable[[AgentRun], Awaitable[Assignment]]) -> AgentRun:
         """Register a run for the current call, and have it wait for a place and then do as `prepare` says.

@@ -13,7 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from deadlinemesh.admission import Bulkhead
 from deadlinemesh.conversation import Message, Role, ToolSpec, history_violations
 from deadlinemesh.deadline import SYSTEM_CLOCK, Background, Clock, Phase
-from deadlinemesh.errors import Cause, InvalidRequest, NotFound, TooLarge, Violation, choices
+from deadlinemesh.errors import Cause, InvalidRequest, NotFound, TooLarge, Violation, Violations, choices, shown
 from deadlinemesh.orchestrator.agent import Assignment
 from deadlinemesh.orchestrator.catalog import Catalog, Listed
 from deadlinemesh.orchestrator.edge import HOP, Grant, current_grant
@@ -35,8 +35,8 @@ from deadlinemesh.policy import Policy
 from deadlinemesh.telemetry import Telemetry
 from deadlinemesh.transport.messages import (
     hop_spend,
-    message_from_wire,
-    message_to_wire,
+    messages_from_wire,
+    messages_to_wire,
     microseconds,
     phase_spends,
     phase_to_wire,
@@ -57,6 +57,8 @@ _MOST_ITEMS = 4096
 _PAGE, _LARGEST_PAGE = 20, 100
 _PAGE_OVERHEAD = 32
 """Bytes of a page, and of each run in it, that are not the run's own, with room to spare."""
+_PAGE_BYTES = 1024 * 1024
+"""A page's size, where messages may be larger: it is built in one turn of the event loop."""
 _PAGE_TOKEN = re.compile(r"[0-9]{1,18}", re.ASCII)
 
 
@@ -92,12 +94,12 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         self, request: orchestrator_pb2.RunRequest, context: Any
     ) -> AsyncIterator[orchestrator_pb2.RunResponse]:
         grant = current_grant()
-        _check(request)
+        history = await self._checked(request)
         run = self._runs.known(grant.tenant.tenant_id, request.request_id) if request.request_id else None
         attached = run is not None
         policy = self._policy  # which may be another when the run has its place
         if run is None:
-            run = self._runs.start(grant, request.request_id, lambda new: self._prepare(policy, request, new))
+            run = self._runs.start(grant, request.request_id, lambda new: self._prepare(policy, request, history, new))
         with run.watched():
             granted_us = str(microseconds(run.grant.granted))
             await context.send_initial_metadata(((GRANTED_US, granted_us), (RUN_ID, run.run_id)))
@@ -107,13 +109,18 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
 
     async def GetRun(self, request: orchestrator_pb2.GetRunRequest, context: Any) -> orchestrator_pb2.GetRunResponse:
         run = self._runs.get(current_grant().tenant.tenant_id, request.run_id)
-        reply = orchestrator_pb2.GetRunResponse(run=_info(run), messages=[message_to_wire(one) for one in run.history])
-        size, most = reply.ByteSize(), self._policy.limits.message_bytes
-        if size > most:
-            raise TooLarge(
-                f"with its history {run.run_id} has {size} bytes, and a message {most}; ListRuns has the rest"
-            )
-        return reply
+        history, most = run.history, self._policy.limits.message_bytes
+        size = sum(map(_length, history))
+        if size <= most:
+            reply = orchestrator_pb2.GetRunResponse(run=_info(run))
+            async for message in messages_to_wire(history):
+                reply.messages.append(message)
+            size = reply.ByteSize()
+            if size <= most:
+                return reply
+        raise TooLarge(
+            f"with its history {run.run_id} has {size} bytes or more, and a message {most}; ListRuns has the rest"
+        )
 
     async def ListRuns(
         self, request: orchestrator_pb2.ListRunsRequest, context: Any
@@ -124,14 +131,27 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             orchestrator_pb2.RUN_STATE_RUNNING: (False,),
             orchestrator_pb2.RUN_STATE_FINISHED: (True,),
         }[request.state]
-        runs = [
+        runs = (
             run
             for run in self._runs.of(current_grant().tenant.tenant_id)
             if (before is None or run.number < before) and run.over in wanted
-        ]
-        page = _fitting([_info(run) for run in runs[:size]], self._policy.limits.message_bytes)
-        token = str(runs[len(page) - 1].number) if len(runs) > len(page) else ""
-        return orchestrator_pb2.ListRunsResponse(runs=page, next_page_token=token)
+        )
+        last = 0
+        page, room = orchestrator_pb2.ListRunsResponse(), min(self._policy.limits.message_bytes, _PAGE_BYTES)
+        room -= _PAGE_OVERHEAD
+        for run in runs:
+            # An answer that alone does not fit need not become a message first.
+            if page.runs and (len(page.runs) == size or _answer_length(run) > room):
+                page.next_page_token = str(last)
+                break
+            info = _info(run)
+            room -= info.ByteSize() + _PAGE_OVERHEAD
+            if room < 0 and page.runs:
+                page.next_page_token = str(last)
+                break
+            page.runs.append(info)
+            last = run.number
+        return page
 
     async def CancelRun(
         self, request: orchestrator_pb2.CancelRunRequest, context: Any
@@ -141,11 +161,31 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         await run.ended()
         return orchestrator_pb2.CancelRunResponse(run=_info(run))
 
-    async def _prepare(self, policy: Policy, request: orchestrator_pb2.RunRequest, run: AgentRun) -> Assignment:
+    async def _checked(self, request: orchestrator_pb2.RunRequest) -> list[Message]:
+        """The history of `request`. Raises InvalidRequest where that, or anything else of the request, is not right."""
+        found = Violations()
+        _check(request, found)
+        history: list[Message] = []
+        entries = request.history
+        if len(entries) > _MOST_ITEMS or sum(len(message.tool_calls) for message in entries) > _MOST_ITEMS:
+            found.add("history", f"must have at most {_MOST_ITEMS} messages, and as many tool calls")
+        else:
+            history = await messages_from_wire(entries)
+            for violation in history_violations(history, "history", self._policy.limits.longest_arguments):
+                found.add(violation.field, violation.description)
+        if found:
+            raise InvalidRequest(found.told())
+        return history
+
+    async def _prepare(
+        self, policy: Policy, request: orchestrator_pb2.RunRequest, history: Sequence[Message], run: AgentRun
+    ) -> Assignment:
         tenant = run.grant.tenant
         if request.model and request.model not in tenant.models:
-            raise NotFound([Violation("model", f"{request.model!r} is unknown or not yours: {choices(tenant.models)}")])
-        messages = [message_from_wire(message) for message in request.history]
+            raise NotFound(
+                [Violation("model", f"{shown(request.model)} is unknown or not yours: {choices(tenant.models)}")]
+            )
+        messages = list(history)
         if request.instructions and messages and messages[0].role is Role.SYSTEM:
             del messages[0]  # an earlier run's, as a run's messages begin with its instructions
         instructions = request.instructions or policy.instructions
@@ -167,24 +207,16 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         )
 
 
-def _check(request: orchestrator_pb2.RunRequest) -> None:
-    found: list[Violation] = []
+def _check(request: orchestrator_pb2.RunRequest, found: Violations) -> None:
     if not request.prompt.strip():
-        found.append(Violation("prompt", "must not be empty: say what the agent should do"))
+        found.add("prompt", "must not be empty: say what the agent should do")
     if len(request.request_id) > _LONGEST_REQUEST_ID:
-        found.append(Violation("request_id", f"must be at most {_LONGEST_REQUEST_ID} characters"))
+        found.add("request_id", f"must be at most {_LONGEST_REQUEST_ID} characters")
     for limit in ("max_iterations", "max_output_tokens"):
         if getattr(request.limits, limit) < 0:
-            found.append(Violation(f"limits.{limit}", "must be positive, or 0 to leave it to policy"))
+            found.add(f"limits.{limit}", "must be positive, or 0 to leave it to policy")
     if len(request.tools) > _MOST_ITEMS:
-        found.append(Violation("tools", f"must be at most {_MOST_ITEMS}"))
-    history = request.history
-    if len(history) > _MOST_ITEMS or sum(len(message.tool_calls) for message in history) > _MOST_ITEMS:
-        found.append(Violation("history", f"must have at most {_MOST_ITEMS} messages, and as many tool calls"))
-    else:
-        found += history_violations([message_from_wire(message) for message in history], "history")
-    if found:
-        raise InvalidRequest(found)
+        found.add("tools", f"must be at most {_MOST_ITEMS}")
 
 
 def _chosen(names: Sequence[str], listed: Listed) -> tuple[ToolSpec, ...]:
@@ -192,13 +224,12 @@ def _chosen(names: Sequence[str], listed: Listed) -> tuple[ToolSpec, ...]:
         return listed.specs
     offered = {spec.name: spec for spec in listed.specs}
     known = choices(sorted(offered))
-    unknown = [
-        Violation(f"tools[{index}]", f"{name!r} is unknown or not yours: {known}")
-        for index, name in enumerate(names)
-        if name not in offered
-    ]
+    unknown = Violations()
+    for index, name in enumerate(names):
+        if name not in offered:
+            unknown.add(f"tools[{index}]", f"{shown(name)} is unknown or not yours: {known}")
     if unknown and listed.now:  # else it cannot be told
-        raise NotFound(unknown)
+        raise NotFound(unknown.told())
     return tuple(offered[name] for name in dict.fromkeys(names) if name in offered)
 
 
@@ -218,16 +249,6 @@ def _page(request: orchestrator_pb2.ListRunsRequest) -> tuple[int, int | None]:
     if found:
         raise InvalidRequest(found)
     return request.page_size or _PAGE, int(request.page_token) if request.page_token else None
-
-
-def _fitting(infos: list[orchestrator_pb2.RunInfo], most_bytes: int) -> list[orchestrator_pb2.RunInfo]:
-    """As many of them, from the first on, as one message can hold; one in any case."""
-    room = most_bytes - _PAGE_OVERHEAD
-    for count, info in enumerate(infos):
-        room -= info.ByteSize() + _PAGE_OVERHEAD
-        if room < 0 and count:
-            return infos[:count]
-    return infos
 
 
 def _grant(grant: Grant) -> orchestrator_pb2.Grant:
@@ -255,6 +276,15 @@ def _info(run: AgentRun) -> orchestrator_pb2.RunInfo:
         create_time=created,
         finished=None if run.finished is None else _finished(run.finished),
     )
+
+
+def _length(message: Message) -> int:
+    """Characters of its texts: no more than the bytes that they take in a message."""
+    return len(message.content) + sum(len(call.arguments_json) for call in message.tool_calls)
+
+
+def _answer_length(run: AgentRun) -> int:
+    return 0 if run.finished is None else len(run.finished.answer)
 
 
 def _response(run: AgentRun, timed: Timed, attached: bool) -> orchestrator_pb2.RunResponse:

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, StringConstraints
 
 from deadlinemesh.admission import Share
+from deadlinemesh.errors import shown
 
 __all__ = [
     "SHARED",
@@ -30,7 +31,6 @@ __all__ = [
     "TierPolicy",
     "ToolsPolicy",
     "parse_duration",
-    "shown",
     "url_arguments",
 ]
 
@@ -60,12 +60,6 @@ def parse_duration(value: Any) -> float:
 def url_arguments(url: str) -> tuple[str, ...]:
     """The names of the `{argument}` parts of a tool's URL, in order."""
     return tuple(_PLACEHOLDER.findall(url))
-
-
-def shown(value: Any) -> str:
-    """A value as an error message shows it: quoted, on one line, and short."""
-    text = "an empty value" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _form(pattern: str, right: str, *, secret: bool = False) -> AfterValidator:
@@ -339,6 +333,8 @@ class Limits(_Frozen):
     """Held back so that the answer is delivered before the client's own timer fires."""
     message_bytes: Annotated[WholeNumber, Field(ge=1024)] = 4 * 1024 * 1024
     """The largest message that any hop accepts."""
+    longest_arguments: Annotated[WholeNumber, Field(ge=256)] = 131_072
+    """Characters of one tool call's arguments, in a history or from a model."""
     keep_finished_runs: Duration = 600.0
     """How long a finished run stays known to GetRun, ListRuns and its request id."""
     keep_runs_per_tenant: Annotated[WholeNumber, Field(ge=1)] = 1000
