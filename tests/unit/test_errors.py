@@ -120,7 +120,12 @@ def test_a_call_with_a_part_too_long_is_refused(call: ToolCall, field: str, most
 
 def test_no_more_than_a_part_of_long_arguments_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
     parsed: list[int] = []
-    monkeypatch.setattr("deadlinemesh.conversation.json.loads", lambda text: parsed.append(len(text)) or {})
+
+    def loads(text: str) -> dict[str, int]:
+        parsed.append(len(text))
+        return {}
+
+    monkeypatch.setattr("deadlinemesh.conversation.json.loads", loads)
     text = '{"a": [' + "[]," * 3000 + "[]]}"
     calls = tuple(ToolCall(f"c{number}", "look", text) for number in range(400))
     answers = [Message(Role.TOOL, "", (), call.id) for call in calls]

@@ -128,9 +128,9 @@ def _edge(parts: _Parts) -> _Built:
     if SHARED in policy.pools() and not settings.orchestrator:
         raise ValueError("DMESH_ORCHESTRATOR: is empty, and policy has tenants that are not dedicated")
     forwarder = orchestrator.Forwarder(
-        policy, {pool: parts.channel(where[pool], _ORCHESTRATOR) for pool in policy.pools()}
+        policy, {pool: parts.channel(where[pool], _ORCHESTRATOR) for pool in policy.pools()}, parts.telemetry
     )
-    gate = orchestrator.EdgeGate(policy)
+    gate = orchestrator.EdgeGate(policy, telemetry=parts.telemetry, hop=orchestrator.EDGE)
     interceptor = parts.interceptor(orchestrator.EDGE, gate)
 
     def use(policy: Policy) -> None:
@@ -151,7 +151,7 @@ def _orchestrator_gate(parts: _Parts) -> orchestrator.EdgeGate | orchestrator.Gr
             f"DMESH_POOL: policy gives some tenants processes of their own, so clients call `dmesh serve edge`, and this "
             f"must know whose runs it serves: {choices(policy.pools())}"
         )
-    return orchestrator.EdgeGate(policy)
+    return orchestrator.EdgeGate(policy, telemetry=parts.telemetry)
 
 
 def _orchestrator(parts: _Parts) -> _Built:

@@ -27,8 +27,9 @@ from deadlinemesh.orchestrator.events import (
     ToolCallProgress,
     ToolCallStarted,
 )
+from deadlinemesh.orchestrator.memory import COPIES, Memory
 from deadlinemesh.orchestrator.ports import ModelPort, ToolPort
-from deadlinemesh.orchestrator.runs import AgentRun, Runs, Timed
+from deadlinemesh.orchestrator.runs import GROWS_BY, AgentRun, Runs, Timed
 from deadlinemesh.orchestrator.shortening import Bounds
 from deadlinemesh.orchestrator.upstreams import Upstreams
 from deadlinemesh.policy import Policy
@@ -54,6 +55,10 @@ RUN_ID = "mesh-run-id"
 _LONGEST_REQUEST_ID = 128
 _MOST_ITEMS = 4096
 """Messages of a history, calls in them, tools: each costs the event loop some microseconds, whatever its bytes."""
+_LARGEST_QUESTION = 64 * 1024
+"""Bytes of a request that names a run or a page of them."""
+_SMALL_REPLY = 16 * 1024
+"""Bytes of a reply that is not worth counting."""
 _PAGE, _LARGEST_PAGE = 20, 100
 _PAGE_OVERHEAD = 32
 """Bytes of a page, and of each run in it, that are not the run's own, with room to spare."""
@@ -75,14 +80,16 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._places = Bulkhead("runs", policy.admission.runs, clock=clock, on_wait=telemetry.record)
+        self._memory = Memory(policy, telemetry, HOP)
         upstreams = Upstreams(telemetry, HOP)
         self._catalog = Catalog(tools, upstreams)
-        self._runs = Runs(background, self._places, models, tools, policy.limits, telemetry, upstreams)
+        self._runs = Runs(background, self._places, models, tools, policy.limits, telemetry, upstreams, self._memory)
         self.use(policy)
 
     def use(self, policy: Policy) -> None:
         """Begin runs to come by `policy`; those at work keep what they were begun with."""
         self._policy = policy
+        self._memory.use(policy)
         self._runs.use(policy.limits)
         self._places.resize(policy.admission.runs, shares=policy.shares(), most_waiting=policy.admission.most_waiting)
 
@@ -93,25 +100,31 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     async def Run(
         self, request: orchestrator_pb2.RunRequest, context: Any
     ) -> AsyncIterator[orchestrator_pb2.RunResponse]:
-        grant = current_grant()
-        history = await self._checked(request)
-        run = self._runs.known(grant.tenant.tenant_id, request.request_id) if request.request_id else None
-        attached = run is not None
-        policy = self._policy  # which may be another when the run has its place
-        if run is None:
-            run = self._runs.start(grant, request.request_id, lambda new: self._prepare(policy, request, history, new))
-        with run.watched():
-            granted_us = str(microseconds(run.grant.granted))
-            await context.send_initial_metadata(((GRANTED_US, granted_us), (RUN_ID, run.run_id)))
-            async with aclosing(run.told()) as events:
-                async for event in events:
-                    yield _response(run, event, attached)
+        grant, size = current_grant(), request.ByteSize()
+        with self._memory.request(grant.tenant, size):
+            history = await self._checked(request)
+            run = self._runs.known(grant.tenant.tenant_id, request.request_id) if request.request_id else None
+            attached = run is not None
+            policy = self._policy  # which may be another when the run has its place
+            if run is None:
+                held = self._memory.take(grant.tenant.tenant_id, (COPIES - 1) * size + GROWS_BY)
+                run = self._runs.start(
+                    grant, request.request_id, lambda new: self._prepare(policy, request, history, new), held
+                )
+            with run.watched():
+                granted_us = str(microseconds(run.grant.granted))
+                await context.send_initial_metadata(((GRANTED_US, granted_us), (RUN_ID, run.run_id)))
+                async with aclosing(run.told()) as events:
+                    async for event in events:
+                        yield _response(run, event, attached)
 
     async def GetRun(self, request: orchestrator_pb2.GetRunRequest, context: Any) -> orchestrator_pb2.GetRunResponse:
+        _check_size(request)
         run = self._runs.get(current_grant().tenant.tenant_id, request.run_id)
         history, most = run.history, self._policy.limits.message_bytes
         size = sum(map(_length, history))
         if size <= most:
+            self._hold_reply(size, context)
             reply = orchestrator_pb2.GetRunResponse(run=_info(run))
             async for message in messages_to_wire(history):
                 reply.messages.append(message)
@@ -125,6 +138,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     async def ListRuns(
         self, request: orchestrator_pb2.ListRunsRequest, context: Any
     ) -> orchestrator_pb2.ListRunsResponse:
+        _check_size(request)
         size, before = _page(request)
         wanted = {
             orchestrator_pb2.RUN_STATE_UNSPECIFIED: (True, False),
@@ -151,15 +165,25 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                 break
             page.runs.append(info)
             last = run.number
+        self._hold_reply(page.ByteSize(), context)
         return page
 
     async def CancelRun(
         self, request: orchestrator_pb2.CancelRunRequest, context: Any
     ) -> orchestrator_pb2.CancelRunResponse:
+        _check_size(request)
         run = self._runs.get(current_grant().tenant.tenant_id, request.run_id)
         run.stop(Cause.CLIENT_CANCELLED)
         await run.ended()
-        return orchestrator_pb2.CancelRunResponse(run=_info(run))
+        reply = orchestrator_pb2.CancelRunResponse(run=_info(run))
+        self._hold_reply(reply.ByteSize(), context)
+        return reply
+
+    def _hold_reply(self, size: int, context: Any) -> None:
+        """Count a large reply until its call is over: it may be read slowly. Raises Shed where there is no room for it."""
+        if size > _SMALL_REPLY:
+            held = self._memory.take(current_grant().tenant.tenant_id, size)
+            context.add_done_callback(lambda _: held.release())
 
     async def _checked(self, request: orchestrator_pb2.RunRequest) -> list[Message]:
         """The history of `request`. Raises InvalidRequest where that, or anything else of the request, is not right."""
@@ -204,7 +228,16 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             max_iterations=_max_iterations(request, run.grant),
             max_output_tokens=request.limits.max_output_tokens,
             tool_retries=retries,
+            most_calls=policy.limits.tool_calls_per_turn,
+            longest_arguments=policy.limits.longest_arguments,
         )
+
+
+def _check_size(request: Any) -> None:
+    """Raises TooLarge for a request that is to name a run or a page, and is far larger."""
+    size = request.ByteSize()
+    if size > _LARGEST_QUESTION:
+        raise TooLarge(f"the request has {size} bytes, and at most {_LARGEST_QUESTION} are needed to ask this")
 
 
 def _check(request: orchestrator_pb2.RunRequest, found: Violations) -> None:

@@ -19,6 +19,7 @@ __all__ = [
     "CallStarted",
     "Event",
     "FellBack",
+    "LimitHit",
     "LoopLagged",
     "MalformedRemaining",
     "OrphanReported",
@@ -194,6 +195,16 @@ class FellBack:
     """As in `Retried`."""
 
 
+@dataclass(frozen=True, slots=True)
+class LimitHit:
+    """A tenant has come to a limit: a call was refused, a run ended, or a part of one left out."""
+
+    hop: str
+    tenant_id: str
+    limit: str
+    """As policy names it, such as `calls_per_second`."""
+
+
 Event = (
     CallStarted
     | CallEnded
@@ -208,6 +219,7 @@ Event = (
     | Retried
     | RetryRefused
     | FellBack
+    | LimitHit
 )
 
 

@@ -85,7 +85,7 @@ class MemoryMesh:
         _, server = serve(llm_proxy.HOP, llm_proxy.HOP, MeshGate(llm_proxy.HOP, _TOKEN, clock))
         models = llm_proxy.build(self.policy, clock, providers, telemetry)
         llm_proxy_pb2_grpc.add_LlmProxyServiceServicer_to_server(models, server)
-        edge = orchestrator.EdgeGate(self.policy, clock)
+        edge = orchestrator.EdgeGate(self.policy, clock, telemetry)
         if self.policy.pools() == (SHARED,):
             outermost = serve_pool(SHARED, edge)
         else:
@@ -95,7 +95,7 @@ class MemoryMesh:
             }
             outermost = orchestrator.EDGE
             _, server = serve(outermost, orchestrator.EDGE, edge)
-            orchestrator.Forwarder(self.policy, found).register(server)
+            orchestrator.Forwarder(self.policy, found, telemetry).register(server)
         self.channels = channels
         """What each hop is dialled by, without the mesh's token."""
         self.channel = channels[outermost]

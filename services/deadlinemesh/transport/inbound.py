@@ -76,6 +76,7 @@ class Arrival:
         "metadata",
         "method",
         "native_remaining",
+        "on_end",
         "remaining",
     )
 
@@ -95,6 +96,8 @@ class Arrival:
         """Seconds from its sending to its being taken up here; 0 if unknown. As much to be believed as its caller."""
         if exact is not None and native_remaining is not None and native_remaining < exact:
             self.remaining, self.late = native_remaining, exact - native_remaining
+        self.on_end: Callable[[], None] | None = None
+        """Called once when the call is over, refused or not. A gate may set it before it raises."""
         self.backlog: Backlog | None = None
         """The calls that were taken up with it; a gate that believes the caller says so."""
 
@@ -257,6 +260,7 @@ class _Method:
         hop = self._hop
         metadata, at = _ARRIVED.get()
         answer = Answer(context)
+        arrival: Arrival | None = None
         deadline: DeadlineContext | None = None
         scope: Scope | None = None
         error: MeshError | None = None
@@ -306,6 +310,8 @@ class _Method:
             return result
         finally:
             error = None  # its traceback has this frame: they would keep one another until a collection of cycles
+            if arrival is not None and arrival.on_end is not None:
+                arrival.on_end()
             hop._unanswered -= 1
             if not hop._unanswered and hop._all_answered is not None:
                 hop._all_answered.set()
