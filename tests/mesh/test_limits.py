@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from deadlinemesh import orchestrator
-from deadlinemesh.errors import Cause, MeshError, Shed, TooLarge
+from deadlinemesh.errors import Cause, InvalidRequest, MeshError, Shed, TooLarge
 from deadlinemesh.llm_proxy.conversation import (
     Event,
     FinishReason,
@@ -335,6 +335,17 @@ def test_a_page_of_large_runs_is_built_as_far_as_it_goes(monkeypatch: pytest.Mon
         assert [one.request_id for one in page.runs] == ["6", "5", "4"]
 
     in_memory(test, provider)
+
+
+def test_a_request_of_too_many_parts_is_refused_unparsed() -> None:
+    async def test(client: Client) -> None:
+        run = client.mesh.channel.unary_stream("/deadlinemesh.v1.OrchestratorService/Run")
+        call = run(b"\x0a\x01x" + b"\x22\x00" * 100_000, metadata=client.mesh.credentials(FREE))
+        error = await client.refused(call.read())
+        assert isinstance(error, InvalidRequest)
+        assert "more than 32768 parts" in str(error)
+
+    in_memory(test)
 
 
 def test_a_question_larger_than_any_is_refused() -> None:

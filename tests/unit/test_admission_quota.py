@@ -52,20 +52,30 @@ def test_keys_that_are_quiet_are_forgotten() -> None:
     quotas.end("at work")
 
 
-def test_one_tenant_holds_its_part_and_all_the_whole() -> None:
-    budget = Budget(100, tenant_part=0.6)
-    acme, bolt = budget.take("acme", 60), budget.take("bolt", 40)
+def test_one_tenant_holds_its_part_and_leaves_some_to_the_next() -> None:
+    budget = Budget(160, tenant_part=0.5)
+    acme, bolt, cora = budget.take("acme", 80), budget.take("bolt", 40), budget.take("cora", 20)
     assert acme is not None
     assert bolt is not None
-    assert budget.take("acme", 1) is None
-    assert budget.take("cora", 1) is None
+    assert cora is not None
+    assert [budget.take(one, 11) for one in ("acme", "bolt", "cora", "new")] == [None] * 4
+    assert budget.take("new", 10) is not None
+    acme.release()
+    acme.release()
+    assert (budget.held, budget.held_by("acme"), budget.held_by("bolt")) == (70, 0, 40)
+
+
+def test_what_has_begun_may_grow_to_the_whole_part() -> None:
+    budget = Budget(100, tenant_part=0.5)
+    acme, bolt = budget.take("acme", 20), budget.take("bolt", 40)
+    assert acme is not None
+    assert bolt is not None
+    assert bolt.grow(10)
     assert not bolt.grow(1)
-    acme.release()
-    acme.release()
-    assert (budget.held, budget.held_by("acme"), budget.held_by("bolt")) == (40, 0, 40)
-    assert bolt.grow(20)
-    with bolt:
-        assert budget.held == 60
+    assert acme.grow(30)
+    assert not acme.grow(1)
+    with acme, bolt:
+        assert budget.held == 100
     assert budget.held == 0
 
 

@@ -1,10 +1,15 @@
 """Bytes that all tenants together, and each of them alone, may hold at once.
 
 There is no queue: who would wait for memory has its bytes in memory already. What does not fit is refused at once.
+
+A tenant may begin to hold more as long as it has no more than a multiple of what is free (the dynamic threshold of Choudhury and
+Hahne, IEEE/ACM Transactions on Networking 6, 1998). One that is alone gets its part, of two each gets less, and there is always
+something left for the next one.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from types import TracebackType
 from typing import Self
@@ -35,6 +40,7 @@ class Budget:
         if total < 1 or not 0 < tenant_part <= 1:
             raise ValueError("a budget must be positive, and a tenant's part more than 0 and at most 1")
         self.total = total
+        self._multiple = tenant_part / (1 - tenant_part) if tenant_part < 1 else math.inf
         self.most = int(total * tenant_part)
         """Bytes that one tenant may hold."""
 
@@ -44,8 +50,12 @@ class Budget:
 
     def take(self, tenant_id: str, amount: int) -> Held | None:
         """Hold so many bytes for the tenant; None where they do not fit."""
+        free = self.total - self.held - amount
+        if free < 0 or self.held_by(tenant_id) + amount > self._multiple * free:
+            return None
         held = Held(self, tenant_id)
-        return held if held.grow(amount) else None
+        held._add(amount)
+        return held
 
 
 class Held:
@@ -59,14 +69,20 @@ class Held:
         self.amount = 0
 
     def grow(self, amount: int) -> bool:
-        """Hold so many more. False, and nothing is changed, where they do not fit."""
+        """Hold so many more, as far as the tenant's part and the whole allow. False, and nothing is changed, where they do not fit.
+
+        Who has begun need not leave room for others any more, so that work is not cut as soon as others come.
+        """
         budget = self._budget
-        if budget.held + amount > budget.total or budget._by_tenant[self._tenant_id] + amount > budget.most:
+        if budget.held + amount > budget.total or budget.held_by(self._tenant_id) + amount > budget.most:
             return False
-        budget.held += amount
-        budget._by_tenant[self._tenant_id] += amount
-        self.amount += amount
+        self._add(amount)
         return True
+
+    def _add(self, amount: int) -> None:
+        self._budget.held += amount
+        self._budget._by_tenant[self._tenant_id] += amount
+        self.amount += amount
 
     def __enter__(self) -> Self:
         return self

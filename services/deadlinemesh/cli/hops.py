@@ -21,7 +21,7 @@ from deadlinemesh.telemetry.metering import LAST_EXPORT, metering_to
 from deadlinemesh.telemetry.tracing import tracing_to
 from deadlinemesh.tool_runner import servicer as tool_runner
 from deadlinemesh.transport import DeadlineInterceptor, Gate, MeshChannel, MeshGate, MeshServer, mesh_channel
-from deadlinemesh.v1 import llm_proxy_pb2_grpc, orchestrator_pb2_grpc, tool_runner_pb2_grpc
+from deadlinemesh.v1 import llm_proxy_pb2_grpc, tool_runner_pb2_grpc
 
 __all__ = ["Hop", "assemble"]
 
@@ -165,13 +165,12 @@ def _orchestrator(parts: _Parts) -> _Built:
         parts.telemetry,
     )
     parts.stack.callback(servicer.flush)
-    register = partial(orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server, servicer)
 
     def use(policy: Policy) -> None:
         gate.use(policy)
         servicer.use(policy)
 
-    return parts.server(interceptor, _ORCHESTRATOR, register), use
+    return parts.server(interceptor, _ORCHESTRATOR, servicer.register), use
 
 
 def _llm_proxy(parts: _Parts) -> _Built:

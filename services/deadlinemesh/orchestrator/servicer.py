@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Any
 
+import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from deadlinemesh.admission import Bulkhead
@@ -34,6 +35,7 @@ from deadlinemesh.orchestrator.shortening import Bounds
 from deadlinemesh.orchestrator.upstreams import Upstreams
 from deadlinemesh.policy import Policy
 from deadlinemesh.telemetry import Telemetry
+from deadlinemesh.transport.crowded import unless_crowded
 from deadlinemesh.transport.messages import (
     hop_spend,
     messages_from_wire,
@@ -55,6 +57,11 @@ RUN_ID = "mesh-run-id"
 _LONGEST_REQUEST_ID = 128
 _MOST_ITEMS = 4096
 """Messages of a history, calls in them, tools: each costs the event loop some microseconds, whatever its bytes."""
+_MOST_PARTS = 8 * _MOST_ITEMS
+"""Fields of a request, of its messages and so on: as many messages and calls as there may be, with all that they have."""
+_PARTS = {
+    orchestrator_pb2.RunRequest.HISTORY_FIELD_NUMBER: {common_pb2.Message.TOOL_CALLS_FIELD_NUMBER: None},
+}
 _LARGEST_QUESTION = 64 * 1024
 """Bytes of a request that names a run or a page of them."""
 _SMALL_REPLY = 16 * 1024
@@ -92,6 +99,11 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         self._memory.use(policy)
         self._runs.use(policy.limits)
         self._places.resize(policy.admission.runs, shares=policy.shares(), most_waiting=policy.admission.most_waiting)
+
+    def register(self, server: Any) -> None:
+        """Serve every method, as the generated `add_…_to_server` does; requests of too many parts are refused unparsed."""
+        registrar: Any = _Registrar(server)
+        orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server(self, registrar)
 
     def flush(self) -> None:
         """Tell now of every run that has ended: what of that could wait is done."""
@@ -231,6 +243,23 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             most_calls=policy.limits.tool_calls_per_turn,
             longest_arguments=policy.limits.longest_arguments,
         )
+
+
+class _Registrar:
+    """Registers handlers at a server, with a bound on the parts of each Run's request."""
+
+    def __init__(self, server: Any) -> None:
+        self._server = server
+
+    def add_generic_rpc_handlers(self, handlers: Any) -> None:
+        """Nothing: `add_registered_method_handlers` brings the same."""
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
+        run = handlers["Run"]
+        parse = unless_crowded(run.request_deserializer, _PARTS, _MOST_PARTS)
+        bounded = {**handlers, "Run": run._replace(request_deserializer=parse)}
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, bounded),))
+        self._server.add_registered_method_handlers(service, bounded)
 
 
 def _check_size(request: Any) -> None:

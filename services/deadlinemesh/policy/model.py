@@ -328,7 +328,7 @@ class AdmissionPolicy(_Frozen):
     """Runs at once in one orchestrator."""
     most_waiting: Annotated[WholeNumber, Field(ge=0)] = 256
     """Claims of one tenant that may wait in one line; more are shed."""
-    memory_bytes: Annotated[WholeNumber, Field(ge=1024)] = 192 * 1024 * 1024
+    memory_bytes: Annotated[WholeNumber, Field(ge=1024)] = 128 * 1024 * 1024
     """What requests, runs at work and replies on their way may hold in one orchestrator, copies included. What does not fit is
     shed; with the finished runs that are kept, and the process itself, it is to fit the process's memory."""
     memory_part: Annotated[float, Strict(), Field(gt=0, le=1)] = 0.5

@@ -20,7 +20,7 @@ from deadlinemesh.tool_runner.cache import ResultCache
 from deadlinemesh.tool_runner.kinds.connections import pooled_client
 from deadlinemesh.tool_runner.workers.keeper import Keeper
 from deadlinemesh.transport import DeadlineInterceptor, Gate, MeshChannel, MeshGate
-from deadlinemesh.v1 import llm_proxy_pb2_grpc, orchestrator_pb2_grpc, tool_runner_pb2_grpc
+from deadlinemesh.v1 import llm_proxy_pb2_grpc, tool_runner_pb2_grpc
 
 __all__ = ["MemoryMesh"]
 
@@ -78,7 +78,7 @@ class MemoryMesh:
                 telemetry,
                 clock,
             )
-            orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server(servicer, server)
+            servicer.register(server)
             self._servicers.append(servicer)
             return name
 

@@ -51,7 +51,9 @@ class ScriptedProvider:
         self._model = model
 
     async def stream(self, turn: TurnRequest) -> AsyncGenerator[Event, None]:
+        await asyncio.sleep(0)  # before and after: of a long history each takes 10 ms
         fingerprint = _fingerprint(self._model.seed, turn)
+        await asyncio.sleep(0)
         chance = random.Random(fingerprint)
         text, asked = _say(turn, chance)
         left = turn.max_output_tokens
