@@ -256,7 +256,7 @@ class _Registrar:
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
         run = handlers["Run"]
-        parse = unless_crowded(run.request_deserializer, _PARTS, _MOST_PARTS)
+        parse = unless_crowded(run.request_deserializer, "history, tools", _PARTS, _MOST_PARTS)
         bounded = {**handlers, "Run": run._replace(request_deserializer=parse)}
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, bounded),))
         self._server.add_registered_method_handlers(service, bounded)

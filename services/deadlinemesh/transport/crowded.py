@@ -21,14 +21,17 @@ LOOKED_AT = 64 * 1024
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 
 
-def unless_crowded(parse: Callable[[bytes], Any], parts: Parts, most: int) -> Callable[[bytes], Any]:
-    """A deserializer that parses what has at most `most` parts, and gives the error to refuse with for anything else."""
+def unless_crowded(
+    parse: Callable[[bytes], Any], fields: str, parts: Parts, most: int
+) -> Callable[[bytes], Any | MeshError]:
+    """A deserializer that parses what has at most `most` parts, and gives the error to refuse with for anything else.
+
+    The error names `fields`, of which a message may have many.
+    """
 
     def deserialize(raw: bytes) -> Any | MeshError:
         if len(raw) > LOOKED_AT and is_crowded(raw, parts, most):
-            return InvalidRequest(
-                [Violation("", f"the message has more than {most} parts; send fewer, or larger ones")]
-            )
+            return InvalidRequest([Violation(fields, f"the message has more than {most} parts; send fewer")])
         return parse(raw)
 
     return deserialize
