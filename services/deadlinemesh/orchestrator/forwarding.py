@@ -88,7 +88,10 @@ class Forwarder:
             with self._memory.request(current_grant().tenant, len(request)):
                 call = self._pools[current().tenant_id].begin(method, request)
                 async with narrowed_at(self._answered_by()):
-                    return await call
+                    reply = await call
+                held = self._memory.take(current().tenant_id, len(reply))  # it may be read slowly
+                context.add_done_callback(lambda _: held.release())
+                return reply
         except (DeadlineSpent, grpc.aio.AioRpcError) as error:
             await _pass_on(error, context)
 

@@ -8,7 +8,7 @@ import time
 from collections import Counter, defaultdict, deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from sys import getsizeof
@@ -57,6 +57,7 @@ from deadlinemesh.orchestrator.events import (
 )
 from deadlinemesh.orchestrator.memory import Memory
 from deadlinemesh.orchestrator.ports import ModelPort, ToolPort
+from deadlinemesh.orchestrator.shortening import cut
 from deadlinemesh.orchestrator.upstreams import Upstreams
 from deadlinemesh.policy import Limits
 from deadlinemesh.telemetry import RunEnded, Telemetry
@@ -75,6 +76,9 @@ PIECE = 4096
 
 COMPACT_EVERY = 256
 """Events after which those pieces are put together."""
+
+EXCERPT = 4000
+"""Characters of a tool's result that are told of a run that is large already."""
 
 GROWS_BY = 16 * 1024
 """Bytes by which what a run holds is counted: so many as it begins, and as many more each time that it outgrows them."""
@@ -167,9 +171,13 @@ class AgentRun:
         return self._said if self.agent is None else self.agent.history
 
     def emit(self, event: RunEvent) -> None:
-        """Tell every watcher, present and future; but no tool's progress once a run is half as large as it may be."""
+        """Tell every watcher, present and future. Of a run that is half as large as it may be, no tool's progress is told any more,
+        and of a result no more than the beginning: the model is given little more of it.
+        """
         if isinstance(event, ToolCallProgress) and self._grown > self._most / 2:
             return
+        if isinstance(event, ToolCallFinished) and self._grown + _size(event) > self._most / 2:
+            event = replace(event, content=cut(event.content, EXCERPT))
         self._events.append(Timed(self.ledger.elapsed, event))
         self._grown += _size(event)
         if len(self._events) - self._compacted >= COMPACT_EVERY:
@@ -184,8 +192,8 @@ class AgentRun:
             return
         if self._grown > self._most:
             self.limit = "run_bytes"
-        elif self._held.grow(GROWS_BY):
-            self._counted += GROWS_BY
+        elif self._held.grow(step := max(GROWS_BY, self._grown - self._counted)):
+            self._counted += step
         else:
             self.limit = "memory_bytes"
         if self.limit:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
-from deadlinemesh.conversation import LONGEST_TOOL_NAME
+from deadlinemesh.conversation import LONGEST_ARGUMENTS, LONGEST_TOOL_NAME
 from deadlinemesh.errors import UpstreamFailed, shortened
 from deadlinemesh.llm_proxy.conversation import (
     Event,
@@ -39,7 +39,7 @@ _BROKEN_OFF = {"abort", "error", "insufficient_system_resource", "network_error"
 """What vLLM, Mistral, DeepSeek and others give as the reason where it is their failure that ended the stream."""
 
 
-LONGEST_WRITTEN = 1_000_000
+LONGEST_WRITTEN = 4 * LONGEST_ARGUMENTS
 """Characters of a call's arguments after which a model is taken to be out of its mind; policy has the limit for others."""
 
 _PIECE = 16_384
