@@ -9,13 +9,33 @@ from enum import StrEnum
 from itertools import islice
 from typing import Any
 
-from deadlinemesh.errors import Violation
+from deadlinemesh.errors import Violation, Violations, shortened, shown
 
-__all__ = ["Message", "Role", "ToolCall", "ToolSpec", "history_violations"]
+__all__ = [
+    "LONGEST_ARGUMENTS",
+    "LONGEST_CALL_ID",
+    "LONGEST_TOOL_NAME",
+    "Message",
+    "Role",
+    "ToolCall",
+    "ToolSpec",
+    "history_violations",
+]
 
+LONGEST_CALL_ID = 256
+"""Characters."""
+
+LONGEST_TOOL_NAME = 128
+"""Characters."""
+
+LONGEST_ARGUMENTS = 131_072
+"""Characters of one call's arguments, where policy does not say otherwise. So many take 4 ms to parse at worst."""
+
+_MOST_PARSED = 131_072
+"""Characters of arguments in one history that are parsed, on the event loop; of those beyond, the braces are looked at."""
 
 _NAMED = 8
-"""Open calls that are named where one is missed."""
+"""Open calls that an error names where one has no answer."""
 
 
 class Role(StrEnum):
@@ -56,24 +76,29 @@ class ToolSpec:
     idempotent: bool = False
 
 
-def history_violations(messages: Sequence[Message], field: str) -> list[Violation]:
-    """What keeps `messages` from being a valid history; `field` is their name in the request.
+def history_violations(
+    messages: Sequence[Message], field: str, longest_arguments: int = LONGEST_ARGUMENTS
+) -> list[Violation]:
+    """What keeps `messages` from being a valid history: the first few violations, and how many more there are.
 
     Valid: each call of an assistant's message is answered by exactly one tool message before the assistant speaks again.
+    `field` is the name of the messages in the request, `longest_arguments` the most characters of a call's arguments.
     """
-    history = _History()
+    history = _History(longest_arguments)
     for index, message in enumerate(messages):
         history.add(f"{field}[{index}]", message)
     if messages:
         history.end(f"{field}[{len(messages) - 1}]")
-    return history.violations
+    return history.violations.told()
 
 
 class _History:
     """Walks a conversation and keeps the calls that are not answered yet."""
 
-    def __init__(self) -> None:
-        self.violations: list[Violation] = []
+    def __init__(self, longest_arguments: int) -> None:
+        self.violations = Violations()
+        self._longest_arguments = longest_arguments
+        self._parsed = 0
         self._open: dict[str, None] = {}
         self._seen: set[str] = set()
 
@@ -100,35 +125,49 @@ class _History:
     def _ask(self, field: str, call: ToolCall) -> None:
         if not call.id:
             self._refuse(f"{field}.id", "required: the tool's result names it")
+        elif len(call.id) > LONGEST_CALL_ID:
+            self._refuse(f"{field}.id", _too_long(call.id, LONGEST_CALL_ID))
         elif call.id in self._seen:
-            self._refuse(f"{field}.id", f"{call.id!r} was used before; ids are unique within a run")
+            self._refuse(f"{field}.id", f"{shown(call.id)} was used before; ids are unique within a run")
         else:
             self._seen.add(call.id)
             self._open[call.id] = None
         if not call.name:
             self._refuse(f"{field}.name", "required: which tool was asked for")
-        if not _is_object(call.arguments_json):
+        elif len(call.name) > LONGEST_TOOL_NAME:
+            self._refuse(f"{field}.name", _too_long(call.name, LONGEST_TOOL_NAME))
+        if len(call.arguments_json) > self._longest_arguments:
+            self._refuse(f"{field}.arguments_json", _too_long(call.arguments_json, self._longest_arguments))
+        elif not self._is_object(call.arguments_json):
             self._refuse(f"{field}.arguments_json", "must be a JSON object")
 
     def _answer(self, field: str, call_id: str) -> None:
-        if call_id in self._open:
+        if len(call_id) > LONGEST_CALL_ID:
+            self._refuse(field, _too_long(call_id, LONGEST_CALL_ID))
+        elif call_id in self._open:
             del self._open[call_id]
         elif call_id in self._seen:
-            self._refuse(field, f"{call_id!r} is answered already; a call has exactly one result")
+            self._refuse(field, f"{shown(call_id)} is answered already; a call has exactly one result")
         else:
-            self._refuse(field, f"{call_id!r} answers no open call; open are: {self._names() or 'none'}")
+            self._refuse(field, f"{shown(call_id)} answers no open call; open are: {self._names() or 'none'}")
 
     def _names(self) -> str:
-        # Some of them: a history may have thousands of mistakes, and each is told.
-        named = ", ".join(islice(self._open, _NAMED))
+        named = ", ".join(shortened(name, 40) for name in islice(self._open, _NAMED))
         return f"{named} and {len(self._open) - _NAMED} more" if len(self._open) > _NAMED else named
 
     def _refuse(self, field: str, description: str) -> None:
-        self.violations.append(Violation(field, description))
+        self.violations.add(field, description)
+
+    def _is_object(self, text: str) -> bool:
+        self._parsed += len(text)
+        if self._parsed > _MOST_PARSED:
+            outline = text.strip()
+            return outline[:1] == "{" and outline[-1:] == "}"
+        try:
+            return isinstance(json.loads(text), dict)
+        except (ValueError, RecursionError):
+            return False
 
 
-def _is_object(text: str) -> bool:
-    try:
-        return isinstance(json.loads(text), dict)
-    except (ValueError, RecursionError):
-        return False
+def _too_long(text: str, most: int) -> str:
+    return f"has {len(text)} characters; at most {most} are taken"

@@ -6,9 +6,13 @@ reason that travels in `google.rpc.ErrorInfo`, and carries what a reader needs t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+import reprlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import islice
+from typing import Any
 
 __all__ = [
     "Cause",
@@ -29,8 +33,23 @@ __all__ = [
     "UpstreamFailed",
     "UpstreamRefused",
     "Violation",
+    "Violations",
     "choices",
+    "shortened",
+    "shown",
 ]
+
+MOST_VIOLATIONS = 20
+"""Violations of one request that are told; of the rest, only how many there are."""
+
+MOST_CHOICES = 20
+"""Valid choices that an error names."""
+
+LONGEST_SHOWN = 60
+"""Characters of a value that an error repeats."""
+
+LONGEST_MESSAGE = 4000
+"""Characters of an error's text. Those who write one keep it far shorter; this is for texts that come from elsewhere."""
 
 
 class Cause(StrEnum):
@@ -55,7 +74,7 @@ class MeshError(Exception):
     reason = "INTERNAL"
 
     def __init__(self, message: str, *, hop: str = "", phase: str = "") -> None:
-        super().__init__(message)
+        super().__init__(shortened(message, LONGEST_MESSAGE))
         self.hop = hop
         self.phase = phase
 
@@ -138,13 +157,45 @@ class Violation:
     description: str
 
 
+class Violations:
+    """Collects what is wrong with one request: the first MOST_VIOLATIONS, then only their number.
+
+    >>> found = Violations()
+    >>> for number in range(22):
+    ...     found.add(f"tools[{number}]", "is unknown")
+    >>> len(found), found.told()[-1]
+    (22, Violation(field='', description='and 2 more'))
+    """
+
+    def __init__(self) -> None:
+        self._first: list[Violation] = []
+        self._count = 0
+
+    def add(self, field: str, description: str) -> None:
+        """Note a violation."""
+        self._count += 1
+        if self._count <= MOST_VIOLATIONS:
+            self._first.append(Violation(field, description))
+
+    def told(self) -> list[Violation]:
+        """The violations to tell; the last one is the number of those left out."""
+        left_out = self._count - len(self._first)
+        return [*self._first, Violation("", f"and {left_out} more")] if left_out else list(self._first)
+
+    def __len__(self) -> int:
+        return self._count
+
+
 class InvalidRequest(MeshError):
-    """The request cannot be served as it is. Holds every violation found, not only the first."""
+    """The request cannot be served as it is. Holds every violation given; its text has the first MOST_VIOLATIONS."""
 
     reason = "INVALID_REQUEST"
 
     def __init__(self, violations: Sequence[Violation], *, hop: str = "") -> None:
-        super().__init__("; ".join(f"{v.field}: {v.description}" for v in violations), hop=hop)
+        told = [f"{v.field}: {v.description}" if v.field else v.description for v in violations[: MOST_VIOLATIONS + 1]]
+        if len(violations) > len(told):
+            told.append(f"and {len(violations) - len(told)} more")
+        super().__init__("; ".join(told), hop=hop)
         self.violations = tuple(violations)
 
 
@@ -173,6 +224,46 @@ class TooLarge(MeshError):
 
 
 def choices(names: Iterable[str]) -> str:
-    """The valid choices as a sentence's end: `one of a, b, c`, or `none is defined`."""
-    listed = ", ".join(names)
-    return f"one of {listed}" if listed else "none is defined"
+    """The valid choices as a sentence's end: `one of a, b, c`, or `none is defined`. Names at most MOST_CHOICES of them."""
+    rest = iter(names)
+    listed = ", ".join(shortened(name, LONGEST_SHOWN) for name in islice(rest, MOST_CHOICES))
+    more = sum(1 for _ in rest)
+    return f"one of {listed}{f' and {more} more' if more else ''}" if listed else "none is defined"
+
+
+def shortened(text: str, most: int) -> str:
+    """`text`, cut with a mark where it has more than `most` characters."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def shown(value: Any, most: int = LONGEST_SHOWN, *, as_json: bool = False) -> str:
+    """A value as an error message shows it: quoted, on one line, at most `most` characters; never spelled out whole before.
+
+    >>> shown("x" * 4_000_000, 12)
+    "'xxxxxxxx..."
+    """
+    if isinstance(value, str):
+        value = value[:most]
+    if as_json:
+        return shortened(_beginning(_JSON.iterencode(value), most), most)
+    if value is None:
+        return "an empty value"
+    return shortened(str(value).lower() if isinstance(value, bool) else _REPR.repr(value), most)
+
+
+def _beginning(pieces: Iterator[str], most: int) -> str:
+    """The first pieces, until they have more than `most` characters."""
+    found, length = [], 0
+    for piece in pieces:
+        found.append(piece)
+        length += len(piece)
+        if length > most:
+            break
+    return "".join(found)
+
+
+_JSON = json.JSONEncoder(ensure_ascii=False)
+_REPR = reprlib.Repr()
+_REPR.maxlevel = 3
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 200
+_REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = _REPR.maxset = _REPR.maxfrozenset = 12

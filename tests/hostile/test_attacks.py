@@ -24,6 +24,7 @@ GIVEN_UP_S = 10.0
 TURNS = 50
 """Turns of the event loop for what has ended to be forgotten."""
 
+
 def _attacks() -> Iterator[Any]:
     for attack in RAW:
         yield pytest.param(attack)

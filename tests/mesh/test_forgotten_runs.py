@@ -63,7 +63,7 @@ def test_no_more_are_kept_for_a_tenant_than_policy_says_though_it_never_asks_for
 def test_what_is_kept_of_a_tenants_runs_has_a_bound_however_few_they_are() -> None:
     async def test(mesh: MemoryMesh) -> None:
         stub = orchestrator_pb2_grpc.OrchestratorServiceStub(mesh.channel)
-        large = mesh.policy.limits.message_bytes * MOST_KEPT * 2 // 5
+        large = int(mesh.policy.limits.keep_bytes * MOST_KEPT * 2 / 5)
         for number in range(3):
             request = orchestrator_pb2.RunRequest(prompt="x" * large, request_id=str(number))
             async for _ in stub.Run(request, metadata=mesh.credentials("bolt")):
@@ -73,7 +73,47 @@ def test_what_is_kept_of_a_tenants_runs_has_a_bound_however_few_they_are() -> No
         listed = await stub.ListRuns(orchestrator_pb2.ListRunsRequest(), metadata=mesh.credentials("bolt"))
         assert [one.request_id for one in listed.runs] == ["2", "1"]
 
-    in_memory(test, message_bytes=4096)
+    in_memory(test, keep_bytes=1_000_000)
+
+
+def test_wide_letters_count_with_the_memory_that_they_take() -> None:
+    async def test(mesh: MemoryMesh) -> None:
+        await run_of(mesh, "bolt", "latin", "x" * 150_000)
+        await run_of(mesh, "bolt", "wide", "\N{SNOWMAN}" * 150_000)
+        await run_of(mesh, "bolt", "last", "x")
+        assert await listed(mesh, "bolt") == ["last", "wide"]
+
+    in_memory(test, keep_bytes=1_800_000)
+
+
+def test_the_runs_of_whoever_keeps_most_make_room_for_others() -> None:
+    async def test(mesh: MemoryMesh) -> None:
+        await run_of(mesh, "bolt", "small", "x" * 100_000)
+        for number in range(3):
+            await run_of(mesh, "cora", str(number), "x" * 240_000)
+        assert await listed(mesh, "bolt") == ["small"]
+        assert await listed(mesh, "cora") == ["2", "1"]
+        await run_of(mesh, "acme", "new", "x" * 450_000)
+        assert await listed(mesh, "cora") == ["2"]
+        assert await listed(mesh, "bolt") == ["small"]
+        assert await listed(mesh, "acme") == ["new"]
+
+    in_memory(test, keep_bytes=1_000_000)
+
+
+async def run_of(mesh: MemoryMesh, tenant: str, request_id: str, prompt: str) -> None:
+    stub = orchestrator_pb2_grpc.OrchestratorServiceStub(mesh.channel)
+    request = orchestrator_pb2.RunRequest(prompt=prompt, request_id=request_id)
+    async for _ in stub.Run(request, metadata=mesh.credentials(tenant)):
+        pass
+    await mesh.idle()
+    await asyncio.sleep(1.0)
+
+
+async def listed(mesh: MemoryMesh, tenant: str) -> list[str]:
+    stub = orchestrator_pb2_grpc.OrchestratorServiceStub(mesh.channel)
+    page = await stub.ListRuns(orchestrator_pb2.ListRunsRequest(), metadata=mesh.credentials(tenant))
+    return [one.request_id for one in page.runs]
 
 
 def test_of_a_run_that_its_client_left_no_piece_of_text_is_kept_by_itself() -> None:

@@ -20,7 +20,10 @@ C_CORE, GO = "grpc-python-asyncio/1.85.1 grpc-c/53.0.0 (linux; chttp2)", "grpc-g
 def grants(count: int, seconds: float | None, user_agent: str = C_CORE, tenant: str = "acme") -> list[Grant]:
     """What as many calls are granted that arrive at once with this timeout."""
     metadata = [("authorization", f"Bearer {KEYS[tenant]}"), ("user-agent", user_agent)]
-    gate = EdgeGate(POLICY, VirtualClock())
+    generous = {
+        name: tier.model_copy(update={"burst": count, "concurrent_calls": count}) for name, tier in POLICY.tiers.items()
+    }
+    gate = EdgeGate(POLICY.model_copy(update={"tiers": generous}), VirtualClock())
     given = []
     for _ in range(count):
         gate(Arrival("/deadlinemesh.v1.OrchestratorService/Run", metadata, 0.0, seconds))
@@ -76,5 +79,5 @@ def test_a_longer_timeout_is_clipped() -> None:
 def test_the_ends_of_past_runs_are_forgotten() -> None:
     stagger = Stagger(0.002)
     for second in range(10_000):
-        assert stagger.place(second + 1.0, second + 0.9, second) == second + 1.0
+        assert stagger.place(second + 1.0, second + 0.9, second).at == second + 1.0
     assert len(stagger) <= 1025

@@ -27,6 +27,7 @@ from deadlinemesh.telemetry import (
     ConnectionClosed,
     Event,
     FellBack,
+    LimitHit,
     LoopLagged,
     MalformedRemaining,
     MetricsSink,
@@ -55,6 +56,12 @@ def of_call(code: str, **more: str) -> dict[str, str]:
 
 
 LANDINGS: list[tuple[Event, str, float, dict[str, str]]] = [
+    (
+        LimitHit("edge", "acme", "calls_per_second"),
+        "mesh.limits.hit",
+        1,
+        {"mesh.hop": "edge", "mesh.limit": "calls_per_second"},
+    ),
     (ended("OK", ""), "rpc.server.call.duration", 0.25, of_call("OK")),
     (
         ended("DEADLINE_EXCEEDED", "DEADLINE_SPENT"),

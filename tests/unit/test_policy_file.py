@@ -92,7 +92,10 @@ def test_a_sound_file_becomes_a_policy() -> None:
 
 DURATIONS = "write 250ms, 30s, 5m, 1h, or a number of seconds"
 NOT_A_URL = "this is not an HTTP URL: write http://host:port/path or https://host/path"
-TIER_FIELDS = "one of run_budget, iterations, tool_retries, model_queue, weight, dedicated"
+TIER_FIELDS = (
+    "one of run_budget, iterations, tool_retries, model_queue, weight, calls_per_second, burst, concurrent_calls, "
+    "request_bytes, dedicated"
+)
 NOT_A_HASH = "this is not a hashed key: write sha256: and 64 hexadecimal digits, as `dmesh policy hash-key` prints them"
 
 # What is replaced, by what, and the one problem that follows: its line, path and reason.

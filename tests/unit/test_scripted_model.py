@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import aclosing
 
 import pytest
@@ -125,6 +126,21 @@ def test_an_answered_call_is_told_however_deeply_its_arguments_are_nested(depth:
     asks = Message(Role.ASSISTANT, "", (ToolCall("1", "crm_lookup", arguments),))
     text, _, _ = said(turn("Hm.", asks, Message(Role.TOOL, "gold", (), "1")))
     assert "gold" in text
+
+
+@pytest.mark.parametrize(
+    "results",
+    [["[" + "[]," * 1_200_000 + "[]]"], ["[" + "[]," * 5000 + "[]]"] * 240],
+    ids=["one that is long", "very many"],
+)
+def test_little_is_parsed_of_results_in_a_long_history(results: list[str]) -> None:
+    """It took 400 ms of the event loop for one, and as long again for each time that it was looked at."""
+    calls = tuple(ToolCall(f"c{number}", "crm_lookup", "{}") for number in range(len(results)))
+    answers = [Message(Role.TOOL, result, (), call.id) for call, result in zip(calls, results, strict=True)]
+    request = turn("Look up customer Globex", Message(Role.ASSISTANT, "", calls), *answers, choice=ToolChoice.NONE)
+    began = time.thread_time()
+    assert said(request)[0].startswith("Here is what I found.")
+    assert time.thread_time() - began < 0.3
 
 
 def test_it_takes_the_steps_of_a_task_one_after_the_other() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from tests.blocking_tools import NoSuchCity, Speechless
 
+from deadlinemesh.conversation import LONGEST_ARGUMENTS
 from deadlinemesh.deadline import SYSTEM_CLOCK, Clock, DeadlineContext, Phase, Scopes, VirtualClock, current
 from deadlinemesh.errors import Cause, ClientCancelled, DeadlineSpent, NotFound, Shed, UpstreamFailed
 from deadlinemesh.tool_runner import Progress, ToolError, tool
@@ -200,6 +201,14 @@ async def test_long_arguments_are_checked_beside_the_event_loop(
     monkeypatch.setattr(Arguments, "read", read)
     assert (await outcome(service(greet), "greet", json.dumps({"name": "x" * length}))).content == "hello Ada"
     assert (threads != [threading.main_thread()]) is beside
+
+
+async def test_arguments_beyond_any_size_are_not_even_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Arguments, "read", lambda *_: pytest.fail("they were parsed"))
+    text = '{"a": [' + "[]," * LONGEST_ARGUMENTS + "[]]}"
+    result = await outcome(service(greet), "greet", text)
+    assert result.status is ToolStatus.INVALID_ARGUMENTS
+    assert f"they have {len(text)} characters; give at most {LONGEST_ARGUMENTS}" in result.content
 
 
 async def test_an_unknown_tool_is_an_error_of_the_call_that_names_the_known_ones() -> None:

@@ -21,7 +21,7 @@ from deadlinemesh.telemetry.metering import LAST_EXPORT, metering_to
 from deadlinemesh.telemetry.tracing import tracing_to
 from deadlinemesh.tool_runner import servicer as tool_runner
 from deadlinemesh.transport import DeadlineInterceptor, Gate, MeshChannel, MeshGate, MeshServer, mesh_channel
-from deadlinemesh.v1 import llm_proxy_pb2_grpc, orchestrator_pb2_grpc, tool_runner_pb2_grpc
+from deadlinemesh.v1 import llm_proxy_pb2_grpc, tool_runner_pb2_grpc
 
 __all__ = ["Hop", "assemble"]
 
@@ -136,9 +136,9 @@ def _edge(parts: _Parts) -> _Built:
     if SHARED in policy.pools() and not settings.orchestrator:
         raise ValueError("DMESH_ORCHESTRATOR: is empty, and policy has tenants that are not dedicated")
     forwarder = orchestrator.Forwarder(
-        policy, {pool: parts.channel(where[pool], _ORCHESTRATOR) for pool in policy.pools()}
+        policy, {pool: parts.channel(where[pool], _ORCHESTRATOR) for pool in policy.pools()}, parts.telemetry
     )
-    gate = orchestrator.EdgeGate(policy)
+    gate = orchestrator.EdgeGate(policy, telemetry=parts.telemetry, hop=orchestrator.EDGE)
     interceptor = parts.interceptor(orchestrator.EDGE, gate)
 
     def use(policy: Policy) -> None:
@@ -159,7 +159,7 @@ def _orchestrator_gate(parts: _Parts) -> orchestrator.EdgeGate | orchestrator.Gr
             f"DMESH_POOL: policy gives some tenants processes of their own, so clients call `dmesh serve edge`, and this "
             f"must know whose runs it serves: {choices(policy.pools())}"
         )
-    return orchestrator.EdgeGate(policy)
+    return orchestrator.EdgeGate(policy, telemetry=parts.telemetry)
 
 
 def _orchestrator(parts: _Parts) -> _Built:
@@ -173,13 +173,12 @@ def _orchestrator(parts: _Parts) -> _Built:
         parts.telemetry,
     )
     parts.stack.callback(servicer.flush)
-    register = partial(orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server, servicer)
 
     def use(policy: Policy) -> None:
         gate.use(policy)
         servicer.use(policy)
 
-    return parts.server(interceptor, _ORCHESTRATOR, register), use
+    return parts.server(interceptor, _ORCHESTRATOR, servicer.register), use
 
 
 def _llm_proxy(parts: _Parts) -> _Built:

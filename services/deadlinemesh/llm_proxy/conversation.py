@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from deadlinemesh.conversation import Message, Role, ToolCall, ToolSpec, history_violations
-from deadlinemesh.errors import InvalidRequest, Violation
+from deadlinemesh.conversation import LONGEST_ARGUMENTS, Message, Role, ToolCall, ToolSpec, history_violations
+from deadlinemesh.errors import InvalidRequest, Violation, shown
 
 __all__ = [
     "Event",
@@ -115,9 +115,9 @@ def parsed_schema(text: str, field: str, found: list[Violation]) -> Mapping[str,
     return schema
 
 
-def check(turn: TurnRequest, found: Sequence[Violation] = ()) -> None:
+def check(turn: TurnRequest, found: Sequence[Violation] = (), *, longest_arguments: int = LONGEST_ARGUMENTS) -> None:
     """Raise InvalidRequest with every violation in `turn`, and those `found` before, if there are any."""
-    violations = [*found, *_of_messages(turn.messages), *_of_tools(turn)]
+    violations = [*found, *_of_messages(turn.messages, longest_arguments), *_of_tools(turn)]
     if turn.max_output_tokens < 0:
         violations.append(Violation("max_output_tokens", "must be positive, or 0 for the model's own limit"))
     if violations:
@@ -133,14 +133,14 @@ def _of_tools(turn: TurnRequest) -> list[Violation]:
             violations.append(Violation(field, "must be 1 to 64 letters, digits, underscores or hyphens"))
         elif uses[tool.name] > 1:
             violations.append(
-                Violation(field, f"{tool.name!r} is offered {uses[tool.name]} times; names must be unique")
+                Violation(field, f"{shown(tool.name)} is offered {uses[tool.name]} times; names must be unique")
             )
     if turn.tool_choice is ToolChoice.REQUIRED and not turn.tools:
         violations.append(Violation("tool_choice", "tools are required, but `tools` is empty"))
     return violations
 
 
-def _of_messages(messages: Sequence[Message]) -> list[Violation]:
+def _of_messages(messages: Sequence[Message], longest_arguments: int) -> list[Violation]:
     if not messages:
         return [Violation("messages", "at least one message is needed")]
-    return history_violations(messages, "messages")
+    return history_violations(messages, "messages", longest_arguments)

@@ -10,7 +10,7 @@ from typing import Any
 
 from deadlinemesh.admission import Bulkhead, InUse
 from deadlinemesh.deadline import Clock, Ledger, Phase, Successive, current
-from deadlinemesh.errors import MeshError, NotFound, UpstreamFailed, Violation, choices
+from deadlinemesh.errors import MeshError, NotFound, UpstreamFailed, Violation, choices, shown
 from deadlinemesh.llm_proxy.conversation import TextDelta, ToolCallReady, TurnEnded, TurnRequest, Writing, check
 from deadlinemesh.llm_proxy.providers import Provider
 from deadlinemesh.llm_proxy.providers.unusable import UnusableProvider
@@ -79,7 +79,7 @@ class ModelService:
         if tenant not in self._policy.tenants:
             known = choices(self._policy.tenants)
             raise NotFound(
-                [Violation("tenant", f"this llm-proxy's policy knows no tenant {tenant!r}: {known}")], hop=HOP
+                [Violation("tenant", f"this llm-proxy's policy knows no tenant {shown(tenant)}: {known}")], hop=HOP
             )
         return {name: self._policy.models[name] for name in self._policy.models_of(tenant)}
 
@@ -94,8 +94,10 @@ class ModelService:
         """
         offered = self.models()
         if turn.model not in offered:
-            raise NotFound([Violation("model", f"{turn.model!r} is unknown or not yours: {choices(offered)}")], hop=HOP)
-        check(turn)
+            raise NotFound(
+                [Violation("model", f"{shown(turn.model)} is unknown or not yours: {choices(offered)}")], hop=HOP
+            )
+        check(turn, longest_arguments=self._policy.limits.longest_arguments)
         limit = offered[turn.model].max_output_tokens
         turn = replace(turn, max_output_tokens=min(turn.max_output_tokens or limit, limit))
         ledger = Ledger(self._clock, current().started_at)

@@ -23,7 +23,7 @@ from deadlinemesh.llm_proxy.providers import Provider, providers_of
 from deadlinemesh.llm_proxy.service import HOP, ModelService, TurnFinished, TurnProgress, TurnStarted
 from deadlinemesh.policy.model import Policy
 from deadlinemesh.telemetry import Telemetry
-from deadlinemesh.transport.messages import hop_spend, message_from_wire, microseconds, tool_call_to_wire
+from deadlinemesh.transport.messages import hop_spend, messages_from_wire, microseconds, tool_call_to_wire
 from deadlinemesh.v1 import common_pb2, llm_proxy_pb2, llm_proxy_pb2_grpc
 
 __all__ = ["HOP", "LlmProxyServicer", "build"]
@@ -64,7 +64,7 @@ class LlmProxyServicer(llm_proxy_pb2_grpc.LlmProxyServiceServicer):
     async def Generate(
         self, request: llm_proxy_pb2.GenerateRequest, context: Any
     ) -> AsyncIterator[llm_proxy_pb2.GenerateResponse]:
-        async with aclosing(self._service.generate(_turn(request))) as events:
+        async with aclosing(self._service.generate(await _turn(request))) as events:
             async for event in events:
                 yield _response(event)
 
@@ -95,11 +95,11 @@ class LlmProxyServicer(llm_proxy_pb2_grpc.LlmProxyServiceServicer):
         await self._service.aclose()
 
 
-def _turn(request: llm_proxy_pb2.GenerateRequest) -> TurnRequest:
+async def _turn(request: llm_proxy_pb2.GenerateRequest) -> TurnRequest:
     found: list[Violation] = []
     turn = TurnRequest(
         model=request.model,
-        messages=tuple(message_from_wire(message) for message in request.messages),
+        messages=tuple(await messages_from_wire(request.messages)),
         tools=tuple(_tool(tool, f"tools[{index}]", found) for index, tool in enumerate(request.tools)),
         tool_choice=_CHOICES.get(request.tool_choice, ToolChoice.AUTO),
         max_output_tokens=request.max_output_tokens,

@@ -15,7 +15,15 @@ from functools import partial
 from itertools import count
 from traceback import clear_frames
 
-from deadlinemesh.conversation import Message, Role, ToolCall, ToolSpec
+from deadlinemesh.conversation import (
+    LONGEST_ARGUMENTS,
+    LONGEST_CALL_ID,
+    LONGEST_TOOL_NAME,
+    Message,
+    Role,
+    ToolCall,
+    ToolSpec,
+)
 from deadlinemesh.deadline import (
     Allotment,
     Attempt,
@@ -42,6 +50,8 @@ from deadlinemesh.errors import (
     UpstreamFailed,
     UpstreamRefused,
     choices,
+    shortened,
+    shown,
 )
 from deadlinemesh.orchestrator.events import (
     RunEvent,
@@ -74,6 +84,9 @@ EXPIRES_WITH = 0.05
 PROGRESS_EVERY = 0.05
 """Seconds between two of a tool's messages on its progress that are passed on: each is kept for as long as its run."""
 
+TOO_MANY_CALLS = 2
+"""So many times the calls that a turn may make end it: each beyond those has a failed result in the history."""
+
 ENDS_WITHIN = 1.0
 """Seconds after its result in which a tool's call ends by itself, or is cancelled."""
 
@@ -94,6 +107,10 @@ class Assignment:
     """Attempts after the first; a model turn that has said nothing may have as many."""
     results: Bounds
     """What the model is given of a tool's result."""
+    most_calls: int = 64
+    """Calls that a model may make in one turn."""
+    longest_arguments: int = LONGEST_ARGUMENTS
+    """Characters of a call's arguments."""
     fallbacks: tuple[str, ...] = ()
     """Models that take the place of `model`, one after the other, in the rest of a run in which it fails."""
 
@@ -124,7 +141,9 @@ class _Turn:
 
 
 class Agent:
-    """One run of the loop. `emit` takes what happens; `ledger` is charged with the phases."""
+    """One run of the loop. `emit` takes what happens, `on_limit` the names of limits that it comes to; `ledger` is charged with the
+    phases.
+    """
 
     def __init__(
         self,
@@ -134,6 +153,7 @@ class Agent:
         upstreams: Upstreams,
         ledger: Ledger,
         emit: Callable[[RunEvent], None],
+        on_limit: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.iteration = 0
         self.usage = Usage()
@@ -145,9 +165,11 @@ class Agent:
         self._upstreams = upstreams
         self._ledger = ledger
         self._emit = emit
+        self._on_limit = on_limit
         self._history = list(assignment.messages)
         self._turn = _Turn()
         self._call_ids = {"", *(call.id for message in assignment.messages for call in message.tool_calls)}
+        self._next_number: dict[str, int] = {}
         self._specs = {tool.name: tool for tool in assignment.tools}
         self._endings: set[asyncio.Task[None]] = set()
         self._truncated = False
@@ -303,6 +325,8 @@ class Agent:
                             attempt.settled()
                             timed.end()
                             phases.enter(Phase.LLM_STREAM)
+                            if len(self._turn.calls) >= TOO_MANY_CALLS * self._assignment.most_calls:
+                                break  # it does not stop by itself
                             self._dispatch(event, group)
                         case TurnFinished():
                             self.usage.input_tokens += event.input_tokens
@@ -316,13 +340,44 @@ class Agent:
             phases.leave()
 
     def _dispatch(self, call: ToolCall, group: asyncio.TaskGroup) -> None:
-        if call.id in self._call_ids:  # some servers begin anew in each turn, or name all alike
-            call = replace(call, id=next(name for n in count(2) if (name := f"{call.id}_{n}") not in self._call_ids))
+        refusal = self._refusal_of(call)
+        call = self._fit_for_history(call)
         self._call_ids.add(call.id)
         self._turn.calls.append(call)
         self.usage.tool_calls += 1
         self._emit(ToolCallStarted(call, self.iteration, current().remaining))
-        group.create_task(self._call(call, self._turn), name=f"tool {call.name} {call.id}")
+        if refusal:
+            result = self._turn.results[call.id] = ToolResult(ToolStatus.FAILED, refusal)
+            self.finished_calls.append((call, result))
+            self._emit(ToolCallFinished(call, result.status, result.content, 0.0, None))
+        else:
+            group.create_task(self._call(call, self._turn), name=f"tool {call.name} {call.id}")
+
+    def _refusal_of(self, call: ToolCall) -> str:
+        """Why a call is not made, as the model will read it; empty for one that is."""
+        most, longest = self._assignment.most_calls, self._assignment.longest_arguments
+        if len(self._turn.calls) >= most:
+            self._on_limit("tool_calls_per_turn")
+            return f"This call was not made: a turn may make {most} calls. Use what the others have found."
+        if len(call.arguments_json) > longest:
+            self._on_limit("longest_arguments")
+            return (
+                f"This call was not made: its arguments have {len(call.arguments_json)} characters; at most {longest} "
+                "are taken."
+            )
+        return ""
+
+    def _fit_for_history(self, call: ToolCall) -> ToolCall:
+        """`call` with an id of its own, and with parts that are taken in a history."""
+        base = call.id[: LONGEST_CALL_ID - 16]
+        call_id = call.id if len(call.id) <= LONGEST_CALL_ID else base
+        if call_id in self._call_ids:  # some servers begin anew in each turn, or name all alike
+            first = self._next_number.get(base, 2)
+            number = next(n for n in count(first) if f"{base}_{n}" not in self._call_ids)
+            self._next_number[base], call_id = number + 1, f"{base}_{number}"
+        name = shortened(call.name, LONGEST_TOOL_NAME)
+        arguments = call.arguments_json if len(call.arguments_json) <= self._assignment.longest_arguments else "{}"
+        return ToolCall(call_id, name, arguments)
 
     async def _call(self, call: ToolCall, turn: _Turn) -> None:
         """Run one tool to a result; what goes wrong with the tool is a result, what ends the run is raised."""
@@ -344,7 +399,7 @@ class Agent:
     async def _result_of(self, call: ToolCall) -> ToolResult:
         spec = self._specs.get(call.name)
         if spec is None:  # the tenant's it may be, but not this run's
-            unknown = f"there is no tool {call.name!r}; {choices(sorted(self._specs))}"
+            unknown = f"there is no tool {shown(call.name)}; {choices(sorted(self._specs))}"
             return ToolResult(ToolStatus.UNKNOWN_TOOL, unknown)
         upstream = self._upstreams.of(f"tool {call.name}")
         try:

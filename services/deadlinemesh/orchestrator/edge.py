@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from uuid import uuid4
 
+from deadlinemesh.admission import Quota, Quotas
 from deadlinemesh.deadline import SYSTEM_CLOCK, Clock, DeadlineContext
-from deadlinemesh.errors import Doomed, InvalidRequest, Unauthenticated, Violation
-from deadlinemesh.orchestrator.stagger import Stagger
+from deadlinemesh.errors import Doomed, InvalidRequest, Shed, Unauthenticated, Violation
+from deadlinemesh.orchestrator.stagger import Place, Stagger
 from deadlinemesh.policy import Credentials, Policy, Tenant
+from deadlinemesh.telemetry import LimitHit, Telemetry
 from deadlinemesh.transport import Arrival, wire
 
 __all__ = ["HOP", "EdgeGate", "Grant", "current_grant", "set_grant"]
@@ -73,21 +76,31 @@ def set_grant(grant: Grant) -> None:
 class EdgeGate:
     """The gate that clients come to: authenticates by API key and grants the earlier of the caller's deadline and its tier's."""
 
-    def __init__(self, policy: Policy, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(
+        self, policy: Policy, clock: Clock = SYSTEM_CLOCK, telemetry: Telemetry | None = None, hop: str = HOP
+    ) -> None:
         self._clock = clock
+        self._telemetry = telemetry or Telemetry()
+        self._hop = hop
         self._ends = Stagger(APART)
+        self._calls = Quotas()
         self.use(policy)
 
     def use(self, policy: Policy) -> None:
         """Judge calls to come by `policy`."""
         self._credentials = Credentials(policy)
         self._limits = policy.limits
+        self._quotas = {
+            name: Quota(tier.calls_per_second, tier.burst, tier.concurrent_calls) for name, tier in policy.tiers.items()
+        }
 
     def __call__(self, arrival: Arrival) -> DeadlineContext:
+        tenant = self._authenticated(arrival)
+        self._count(tenant, arrival)
         if (size := sum(len(key) + len(value) for key, value in arrival.metadata)) > LARGEST_METADATA:
             raise InvalidRequest([Violation("metadata", f"has {size} bytes, and may have {LARGEST_METADATA}")])
         arrival.by_turns = True
-        grant = self._grant(self._authenticated(arrival), arrival)
+        grant = self._grant(tenant, arrival)
         set_grant(grant)
         return DeadlineContext(
             tenant_id=grant.tenant.tenant_id,
@@ -108,6 +121,26 @@ class EdgeGate:
             raise Unauthenticated("this API key is unknown; it may have been revoked")
         return tenant
 
+    def _count(self, tenant: Tenant, arrival: Arrival) -> None:
+        """Raises Shed where the tenant makes calls too fast, or has too many at work; else counts this one until its end."""
+        quota = self._quotas[tenant.tier]
+        excess = self._calls.begin(tenant.tenant_id, quota, arrival.at)
+        if excess is None:
+            arrival.on_end = partial(self._ended, tenant.tenant_id, None)
+            return
+        self._telemetry.record(LimitHit(self._hop, tenant.tenant_id, excess.limit))
+        most = quota.concurrent if excess.limit == "concurrent_calls" else quota.per_second
+        raise Shed(
+            f"this tenant's tier has {excess.limit} {most}, and this call would be more",
+            retry_after=excess.retry_after,
+            phase="admission",
+        )
+
+    def _ended(self, tenant_id: str, place: Place | None, _: object) -> None:
+        self._calls.end(tenant_id)
+        if place is not None:  # a run that has ended by now needs it no longer
+            self._ends.release(place)
+
     def _grant(self, tenant: Tenant, arrival: Arrival) -> Grant:
         budget, requested = tenant.tier_policy.run_budget, arrival.native_remaining
         granted = due = budget
@@ -122,12 +155,14 @@ class EdgeGate:
                     f"way back is set aside; at least {self._limits.shortest_run * 1000:.0f} ms are needed to do anything",
                     phase="admission",
                 )
-            due = self._staggered(due, arrival.at)
+            place = self._staggered(due, arrival.at)
+            arrival.on_end = partial(self._ended, tenant.tenant_id, place)
+            due = place.at - arrival.at
         return Grant(tenant, granted, due, requested)
 
-    def _staggered(self, due: float, at: float) -> float:
+    def _staggered(self, due: float, at: float) -> Place:
         earliest = max(due * (1 - STAGGER), self._limits.shortest_run)
-        return self._ends.place(at + due, at + earliest, at) - at
+        return self._ends.place(at + due, at + earliest, at)
 
 
 def _stretch(user_agent: str) -> float:

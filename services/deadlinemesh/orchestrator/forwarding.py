@@ -16,7 +16,9 @@ from deadlinemesh.deadline import current, narrowed_at
 from deadlinemesh.errors import DeadlineSpent
 from deadlinemesh.orchestrator.edge import HOP, current_grant
 from deadlinemesh.orchestrator.granted import encode_grant
+from deadlinemesh.orchestrator.memory import Memory
 from deadlinemesh.policy import Policy
+from deadlinemesh.telemetry import Telemetry
 from deadlinemesh.transport import MeshChannel, error_from
 from deadlinemesh.v1 import orchestrator_pb2
 
@@ -40,7 +42,10 @@ class Forwarder:
     initial metadata and rich status included, is the client's as it is.
     """
 
-    def __init__(self, policy: Policy, orchestrators: Mapping[str, MeshChannel]) -> None:
+    def __init__(
+        self, policy: Policy, orchestrators: Mapping[str, MeshChannel], telemetry: Telemetry | None = None
+    ) -> None:
+        self._memory = Memory(policy, telemetry or Telemetry(), EDGE)
         self._orchestrators = {name: _Pool(channel) for name, channel in orchestrators.items()}
         self.use(policy)
 
@@ -48,6 +53,7 @@ class Forwarder:
         """Pass calls to come on by `policy`, which has the same pools."""
         self._pools = {tenant_id: self._orchestrators[policy.pool_of(tenant_id)] for tenant_id in policy.tenants}
         self._reserve = policy.limits.response_reserve
+        self._memory.use(policy)
 
     def register(self, server: Any) -> None:
         """Serve every method of the orchestrator, as the generated `add_…_to_server` does."""
@@ -63,21 +69,29 @@ class Forwarder:
 
     async def _stream(self, method: str, request: bytes, context: Any) -> None:
         try:
-            async with (
-                self._pools[current().tenant_id].begin(method, request) as call,
-                narrowed_at(self._answered_by()),
-            ):
-                await context.send_initial_metadata(await call.initial_metadata())
-                async for message in call:
-                    await context.write(message)
+            with self._memory.request(current_grant().tenant, len(request)):
+                await self._relay(method, request, context)
         except (DeadlineSpent, grpc.aio.AioRpcError) as error:
             await _pass_on(error, context)
 
+    async def _relay(self, method: str, request: bytes, context: Any) -> None:
+        async with (
+            self._pools[current().tenant_id].begin(method, request) as call,
+            narrowed_at(self._answered_by()),
+        ):
+            await context.send_initial_metadata(await call.initial_metadata())
+            async for message in call:
+                await context.write(message)
+
     async def _ask(self, method: str, request: bytes, context: Any) -> Any:
         try:
-            call = self._pools[current().tenant_id].begin(method, request)
-            async with narrowed_at(self._answered_by()):
-                return await call
+            with self._memory.request(current_grant().tenant, len(request)):
+                call = self._pools[current().tenant_id].begin(method, request)
+                async with narrowed_at(self._answered_by()):
+                    reply = await call
+                held = self._memory.take(current().tenant_id, len(reply))  # it may be read slowly
+                context.add_done_callback(lambda _: held.release())
+                return reply
         except (DeadlineSpent, grpc.aio.AioRpcError) as error:
             await _pass_on(error, context)
 

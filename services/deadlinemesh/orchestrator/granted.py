@@ -10,7 +10,7 @@ import re
 from dataclasses import replace
 
 from deadlinemesh.deadline import SYSTEM_CLOCK, Clock, DeadlineContext
-from deadlinemesh.errors import InvalidRequest, UpstreamFailed, Violation
+from deadlinemesh.errors import InvalidRequest, UpstreamFailed, Violation, shown
 from deadlinemesh.orchestrator.edge import HOP, Grant, set_grant
 from deadlinemesh.policy import Policy, Tenant
 from deadlinemesh.transport import Arrival, MeshGate
@@ -52,7 +52,7 @@ class GrantedGate:
         if tenant is None:
             # Not the client's fault, and soon over where the edge has a newer policy than this.
             raise UpstreamFailed(
-                f"this orchestrator serves the pool {self._pool}, which {context.tenant_id!r} is not in"
+                f"this orchestrator serves the pool {self._pool}, which {shown(context.tenant_id)} is not in"
             )
         grant = _decoded(arrival.header(MESH_GRANT), tenant)
         set_grant(grant)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
+from sys import getsizeof
 from typing import Any
 
-from deadlinemesh.admission import Bulkhead, Lease
-from deadlinemesh.conversation import Message
+from deadlinemesh.admission import Bulkhead, Held, Lease
+from deadlinemesh.conversation import Message, ToolCall
 from deadlinemesh.deadline import (
     Background,
     BackgroundTask,
@@ -34,6 +38,7 @@ from deadlinemesh.errors import (
     Shed,
     Stopped,
     Violation,
+    shown,
 )
 from deadlinemesh.orchestrator.agent import EXPIRES_WITH, Agent, Assignment
 from deadlinemesh.orchestrator.answers import NO_ANSWER, partial_answer
@@ -47,21 +52,36 @@ from deadlinemesh.orchestrator.events import (
     TextDelta,
     ToolCallFinished,
     ToolCallProgress,
+    ToolCallStarted,
     Usage,
 )
+from deadlinemesh.orchestrator.memory import Memory
 from deadlinemesh.orchestrator.ports import ModelPort, ToolPort
+from deadlinemesh.orchestrator.shortening import cut
 from deadlinemesh.orchestrator.upstreams import Upstreams
 from deadlinemesh.policy import Limits
 from deadlinemesh.telemetry import RunEnded, Telemetry
 
-__all__ = ["AgentRun", "Runs", "Timed"]
+__all__ = ["GROWS_BY", "AgentRun", "Runs", "Timed"]
 
 
-MOST_KEPT = 16
-"""So many times the largest message is what may be kept of a tenant's finished runs: a thousand runs need not be small."""
+MOST_KEPT = 0.5
+"""The part of what finished runs may take in all that those of one tenant may take."""
 
 OBJECT = 200
 """About the bytes that an event or a message takes beside its text."""
+
+PIECE = 4096
+"""Characters of neighbouring pieces of text that become one event."""
+
+COMPACT_EVERY = 256
+"""Events after which those pieces are put together."""
+
+EXCERPT = 4000
+"""Characters of a tool's result that are told of a run that is large already."""
+
+GROWS_BY = 16 * 1024
+"""Bytes by which what a run holds is counted: so many as it begins, and as many more each time that it outgrows them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +92,32 @@ class Timed:
     event: RunEvent
 
 
-class AgentRun:
-    """One agent run: its budget, what has happened so far, and how it ended."""
+class _Reader:
+    """How far one call has read a run's events."""
 
-    def __init__(self, context: DeadlineContext, grant: Grant, request_id: str, number: int) -> None:
+    __slots__ = ("seen",)
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+
+class AgentRun:
+    """One agent run: its budget, what has happened so far, and how it ended.
+
+    `held` is the memory that it holds as it begins, GROWS_BY included; more of what comes of it is held later, up to `most`
+    bytes. `on_limit` is told which limit has ended it.
+    """
+
+    def __init__(
+        self,
+        context: DeadlineContext,
+        grant: Grant,
+        request_id: str,
+        number: int,
+        held: Held | None = None,
+        most: float = math.inf,
+        on_limit: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self.context = context
         self.grant = grant
         self.request_id = request_id
@@ -90,6 +132,16 @@ class AgentRun:
         self.ledger = Ledger(context.clock, context.started_at, opening=Phase.ADMISSION, on_change=self._phase_changed)
         self.agent: Agent | None = None
         self._events: list[Timed] = []
+        self._readers: list[_Reader] = []
+        self._compacted = 0
+        """So many events at the beginning are compact."""
+        self._grown, self._counted = 0, GROWS_BY
+        """About the bytes that have come of it, and those of them that it holds by the budget."""
+        self._held = held
+        self._most = most
+        self._on_limit = on_limit
+        self.limit = ""
+        """The limit that has ended it; empty while none has."""
         self._changed: asyncio.Event | None = asyncio.Event()
         self._watchers = 0
         self._task: BackgroundTask[None] | None = None
@@ -119,9 +171,34 @@ class AgentRun:
         return self._said if self.agent is None else self.agent.history
 
     def emit(self, event: RunEvent) -> None:
-        """Tell every watcher, present and future."""
+        """Tell every watcher, present and future. Of a run that is half as large as it may be, no tool's progress is told any more,
+        and of a result no more than the beginning: the model is given little more of it.
+        """
+        if isinstance(event, ToolCallProgress) and self._grown > self._most / 2:
+            return
+        if isinstance(event, ToolCallFinished) and self._grown + _size(event) > self._most / 2:
+            event = replace(event, content=cut(event.content, EXCERPT))
         self._events.append(Timed(self.ledger.elapsed, event))
+        self._grown += _size(event)
+        if len(self._events) - self._compacted >= COMPACT_EVERY:
+            self._compact(self._compacted)
+        if self._grown > self._counted:
+            self._count()
         self._wake()
+
+    def _count(self) -> None:
+        """Hold what has come of it. If that is too much, the run ends with what it has."""
+        if self._held is None or self.over or self.limit:
+            return
+        if self._grown > self._most:
+            self.limit = "run_bytes"
+        elif self._held.grow(step := max(GROWS_BY, self._grown - self._counted)):
+            self._counted += step
+        else:
+            self.limit = "memory_bytes"
+        if self.limit:
+            self._on_limit(self.limit)
+            self.stop(Cause.SHED)
 
     def watched(self) -> _Watching:
         """A block in which a call watches the run. When the last one is left before the run is over, the run is stopped."""
@@ -129,18 +206,22 @@ class AgentRun:
 
     async def told(self) -> AsyncGenerator[Timed, None]:
         """Everything that has happened, then everything that happens. Begins as the run does; raises what refused it."""
-        seen = 0
-        while True:
-            if self.refused is not None:
-                raise self.refused
-            while seen < len(self._events) and (self.agent is not None or self.finished is not None):
-                seen += 1
-                yield self._events[seen - 1]
-            if self.finished is not None:
-                return
-            assert self._changed is not None
-            self._changed.clear()
-            await self._changed.wait()
+        reader = _Reader()
+        self._readers.append(reader)
+        try:
+            while True:
+                if self.refused is not None:
+                    raise self.refused
+                while reader.seen < len(self._events) and (self.agent is not None or self.finished is not None):
+                    reader.seen += 1
+                    yield self._events[reader.seen - 1]
+                if self.finished is not None:
+                    return
+                assert self._changed is not None
+                self._changed.clear()
+                await self._changed.wait()
+        finally:
+            self._readers.remove(reader)
 
     async def ended(self) -> None:
         """Return when the run is over and nothing of it is at work."""
@@ -213,10 +294,36 @@ class AgentRun:
         self._said, self.agent, self._task = self.history, None, None
         self._changed = None  # all that is kept is small but this: it would pin down pages among gRPC's
         self.ledger.close()
-        if not self._watchers:  # the last may have left before it was over
-            self._events = _compacted(self._events)
-        kept = (*self._said, *(timed.event for timed in self._events))
-        self.size = sum(map(_characters, kept)) + OBJECT * len(kept)
+        self._compact(0)
+        self.size = sum(map(_size, chain(self._said, (timed.event for timed in self._events))))
+        if self._held is not None:
+            self._held.release()
+            self._held = None
+
+    def _compact(self, start: int) -> None:
+        """Put neighbouring pieces of text together, from this event on. Whoever reads goes on from where it was."""
+        events = self._events[start:]
+        stops = {reader.seen - start for reader in self._readers}
+        compact: list[Timed] = []
+        moved: dict[int, int] = {}
+        pieces: list[str] = []
+        length = 0
+        for index, timed in enumerate((*events, None)):
+            text = timed.event.text if timed is not None and isinstance(timed.event, TextDelta) else None
+            if pieces and (text is None or index in stops or length + len(text) > PIECE):
+                compact.append(Timed(events[index - 1].elapsed, TextDelta("".join(pieces))))
+                pieces, length = [], 0
+            moved[index] = start + len(compact)
+            if text is not None:
+                pieces.append(text)
+                length += len(text)
+            elif timed is not None:
+                compact.append(timed)
+        self._grown -= sum(_size(timed.event) for timed in events) - sum(_size(timed.event) for timed in compact)
+        for reader in self._readers:
+            reader.seen = moved.get(reader.seen - start, reader.seen)
+        self._events[start:] = compact
+        self._compacted = len(self._events)
 
     def _phase_changed(self, phase: Phase) -> None:
         if phase is Phase.RESPONSE:
@@ -244,7 +351,9 @@ class Runs:
         limits: Limits,
         telemetry: Telemetry,
         upstreams: Upstreams,
+        memory: Memory | None = None,
     ) -> None:
+        """Without `memory`, what runs hold is not counted."""
         self._background = background
         self._places = places
         self._models = models
@@ -252,12 +361,15 @@ class Runs:
         self._limits = limits
         self._telemetry = telemetry
         self._upstreams = upstreams
+        self._memory = memory
         self._by_id: dict[str, AgentRun] = {}
         self._by_request: defaultdict[str, dict[str, AgentRun]] = defaultdict(dict)
         """Each tenant's runs by their request ids, in the order of their beginnings."""
         self._ended: dict[str, deque[tuple[float, AgentRun]]] = {}
         self._sizes: Counter[str] = Counter()
         """About the bytes that are kept of each tenant's."""
+        self._kept = 0
+        """Those of all tenants."""
         self._swept_at = 0.0
         """When the runs of all tenants were last looked through: one that does not come back is forgotten all the same."""
         self._count = 0
@@ -281,23 +393,33 @@ class Runs:
         self._forget(tenant_id)
         run = self._by_id.get(run_id)
         if run is None or run.context.tenant_id != tenant_id:
-            raise NotFound([Violation("run_id", f"{run_id!r} is not a run of yours, or was forgotten")])
+            raise NotFound([Violation("run_id", f"{shown(run_id)} is not a run of yours, or was forgotten")])
         return run
 
-    def of(self, tenant_id: str) -> list[AgentRun]:
-        """The tenant's runs, newest first."""
+    def of(self, tenant_id: str) -> Iterator[AgentRun]:
+        """The tenant's runs, newest first. Not for use across turns of the event loop."""
         self._forget(tenant_id)
-        return list(reversed(self._by_request[tenant_id].values()))
+        return reversed(self._by_request.get(tenant_id, {}).values())
 
-    def start(self, grant: Grant, request_id: str, prepare: Callable[[AgentRun], Awaitable[Assignment]]) -> AgentRun:
+    def start(
+        self,
+        grant: Grant,
+        request_id: str,
+        prepare: Callable[[AgentRun], Awaitable[Assignment]],
+        held: Held | None = None,
+    ) -> AgentRun:
         """Register a run for the current call, and have it wait for a place and then do as `prepare` says.
 
         A second call with the same request id finds it from now on. A run whose time is spent before it has begun is finished as
         any other that spends its time. If there is no place for it, or `prepare` raises, it is forgotten, and whoever watches is
-        told why.
+        told why. `held` is the memory of its request, which is its own from now on.
         """
         self._count += 1
-        run = AgentRun(current(), grant, request_id or f"req_{current().run_id[4:]}", self._count)
+        here = current()
+        run = AgentRun(
+            *(here, grant, request_id or f"req_{here.run_id[4:]}", self._count, held, self._limits.run_bytes),
+            on_limit=partial(self._hit, here.tenant_id),
+        )
         self._by_id[run.run_id] = self._by_request[run.context.tenant_id][run.request_id] = run
         run.emit(RunStarted())
         task = run.execute(self._background, lambda: self._execute(run, prepare))
@@ -326,16 +448,19 @@ class Runs:
         assignment = await self._admitted(run, prepare)
         if assignment is None:
             return
-        agent = Agent(assignment, self._models, self._tools, self._upstreams, run.ledger, run.emit)
+        agent = Agent(
+            *(assignment, self._models, self._tools, self._upstreams, run.ledger, run.emit),
+            on_limit=partial(self._hit, run.context.tenant_id),
+        )
         run.begin(agent, assignment.model)
         run.ledger.leave(Phase.ADMISSION)
         try:
             async with narrowed_at(run.due_at, "run"):
                 answer = await agent.run()
             # A model may ask for tools in a turn that offers none, and say nothing: what was found is still worth telling.
-            partial = agent.cut_short or not answer
+            is_partial = agent.cut_short or not answer
             answer = answer or partial_answer(agent, "The model ended without an answer")
-            self._finish(run, Outcome.COMPLETED, None, "", answer, partial)
+            self._finish(run, Outcome.COMPLETED, None, "", answer, is_partial)
         except DeadlineSpent:  # of the run, or of the step at work just then: the client knows of the run
             detail = f"the {run.grant.due:.3f} s that the run may use are spent"
             self._finish(run, Outcome.DEADLINE_SPENT, Cause.DEADLINE_SPENT, detail, partial_answer(agent), True)
@@ -347,7 +472,8 @@ class Runs:
         except asyncio.CancelledError:
             scope = current_scope()
             cause = Cause.CLIENT_CANCELLED if scope is None or scope.cause is None else scope.cause
-            self._finish(run, _OUTCOMES[cause], cause, _DETAILS[cause], partial_answer(agent), True)
+            detail = f"{_DETAILS[cause]}: {run.limit}" if run.limit else _DETAILS[cause]
+            self._finish(run, _OUTCOMES[cause], cause, detail, partial_answer(agent), True)
             raise
         except Exception:
             detail = "the orchestrator failed; its log says why"
@@ -380,7 +506,10 @@ class Runs:
         ended_at = context.started_at + finished.elapsed
         self._ended.setdefault(context.tenant_id, deque()).append((ended_at, run))
         self._sizes[context.tenant_id] += run.size
+        self._kept += run.size
         self._forget(context.tenant_id)
+        while self._kept > self._limits.keep_bytes:
+            self._drop_oldest(max(self._sizes, key=self._sizes.__getitem__))
         if ended_at - self._swept_at >= self._limits.keep_finished_runs / 10:
             self._swept_at = ended_at
             for tenant_id in tuple(self._ended):
@@ -406,14 +535,23 @@ class Runs:
         while ended:
             ended_at, run = ended[0]
             old = run.context.clock.monotonic() - ended_at >= self._limits.keep_finished_runs
-            large = self._sizes[tenant_id] > MOST_KEPT * self._limits.message_bytes and len(ended) > 1
+            large = self._sizes[tenant_id] > MOST_KEPT * self._limits.keep_bytes and len(ended) > 1
             if not (old or large) and len(ended) <= self._limits.keep_runs_per_tenant:
                 return
-            ended.popleft()
-            self._sizes[tenant_id] -= run.size
-            del self._by_id[run.run_id], self._by_request[tenant_id][run.request_id]
-        self._ended.pop(tenant_id, None)
-        self._sizes.pop(tenant_id, None)
+            self._drop_oldest(tenant_id)
+
+    def _drop_oldest(self, tenant_id: str) -> None:
+        ended = self._ended[tenant_id]
+        _, run = ended.popleft()
+        self._sizes[tenant_id] -= run.size
+        self._kept -= run.size
+        del self._by_id[run.run_id], self._by_request[tenant_id][run.request_id]
+        if not ended:
+            del self._ended[tenant_id], self._sizes[tenant_id]
+
+    def _hit(self, tenant_id: str, limit: str) -> None:
+        if self._memory is not None:
+            self._memory.hit(tenant_id, limit)
 
 
 class _Watching:
@@ -432,8 +570,6 @@ class _Watching:
             run.refused.__traceback__ = None  # a frame on its way keeps the run
         if not run._watchers:
             run.stop(Cause.CLIENT_CANCELLED)
-            if run.over:
-                run._events = _compacted(run._events)
 
 
 def _ran_out(run: AgentRun, error: MeshError) -> bool:
@@ -448,34 +584,36 @@ _OUTCOMES = {
     Cause.CLIENT_CANCELLED: Outcome.CANCELLED,
     Cause.DRAINING: Outcome.FAILED,
     Cause.DEADLINE_SPENT: Outcome.DEADLINE_SPENT,
+    Cause.SHED: Outcome.FAILED,
 }
 _DETAILS = {
     Cause.CLIENT_CANCELLED: "the run was cancelled, or its last watcher went away",
     Cause.DRAINING: "the orchestrator was shut down before the run could finish",
     Cause.DEADLINE_SPENT: "the deadline passed",
+    Cause.SHED: "the run became larger than it may be",
 }
 
 
-def _characters(kept: Message | RunEvent) -> int:
+def _size(kept: Message | RunEvent) -> int:
+    """About the bytes that it takes. A text of other letters than Latin ones has two or four for each."""
     match kept:
         case Message():
-            return len(kept.content) + sum(len(call.arguments_json) for call in kept.tool_calls)
+            return getsizeof(kept.content) + OBJECT + sum(map(_size_of_call, kept.tool_calls))
         case TextDelta():
-            return len(kept.text)
+            return getsizeof(kept.text) + OBJECT
         case ToolCallProgress():
-            return len(kept.message)
+            return getsizeof(kept.message) + OBJECT
+        case ToolCallStarted():
+            return _size_of_call(kept.call) + OBJECT
         case ToolCallFinished():
-            return len(kept.content) + len(kept.call.arguments_json)
-    return 0
+            return getsizeof(kept.content) + OBJECT
+        case PhaseChanged():
+            return getsizeof(kept.spent) + 2 * OBJECT
+        case RunFinished():
+            return getsizeof(kept.answer) + getsizeof(kept.detail) + 4 * OBJECT
+        case _:
+            return OBJECT
 
 
-def _compacted(events: list[Timed]) -> list[Timed]:
-    """The same story in fewer events: neighbouring pieces of text become one, at the instant of the last."""
-    compact: list[Timed] = []
-    for timed in events:
-        before = compact[-1].event if compact else None
-        if isinstance(timed.event, TextDelta) and isinstance(before, TextDelta):
-            compact[-1] = Timed(timed.elapsed, TextDelta(before.text + timed.event.text))
-        else:
-            compact.append(timed)
-    return compact
+def _size_of_call(call: ToolCall) -> int:
+    return getsizeof(call.arguments_json) + getsizeof(call.id) + getsizeof(call.name) + OBJECT

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Any
 
+import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from deadlinemesh.admission import Bulkhead
 from deadlinemesh.conversation import Message, Role, ToolSpec, history_violations
 from deadlinemesh.deadline import SYSTEM_CLOCK, Background, Clock, Phase
-from deadlinemesh.errors import Cause, InvalidRequest, NotFound, TooLarge, Violation, choices
+from deadlinemesh.errors import Cause, InvalidRequest, NotFound, TooLarge, Violation, Violations, choices, shown
 from deadlinemesh.orchestrator.agent import Assignment
 from deadlinemesh.orchestrator.catalog import Catalog, Listed
 from deadlinemesh.orchestrator.edge import HOP, Grant, current_grant
@@ -27,16 +28,18 @@ from deadlinemesh.orchestrator.events import (
     ToolCallProgress,
     ToolCallStarted,
 )
+from deadlinemesh.orchestrator.memory import COPIES, Memory
 from deadlinemesh.orchestrator.ports import ModelPort, ToolPort
-from deadlinemesh.orchestrator.runs import AgentRun, Runs, Timed
+from deadlinemesh.orchestrator.runs import GROWS_BY, AgentRun, Runs, Timed
 from deadlinemesh.orchestrator.shortening import Bounds
 from deadlinemesh.orchestrator.upstreams import Upstreams
 from deadlinemesh.policy import Policy
 from deadlinemesh.telemetry import Telemetry
+from deadlinemesh.transport.crowded import unless_crowded
 from deadlinemesh.transport.messages import (
     hop_spend,
-    message_from_wire,
-    message_to_wire,
+    messages_from_wire,
+    messages_to_wire,
     microseconds,
     phase_spends,
     phase_to_wire,
@@ -54,9 +57,20 @@ RUN_ID = "mesh-run-id"
 _LONGEST_REQUEST_ID = 128
 _MOST_ITEMS = 4096
 """Messages of a history, calls in them, tools: each costs the event loop some microseconds, whatever its bytes."""
+_MOST_PARTS = 8 * _MOST_ITEMS
+"""Fields of a request, of its messages and so on: as many messages and calls as there may be, with all that they have."""
+_PARTS = {
+    orchestrator_pb2.RunRequest.HISTORY_FIELD_NUMBER: {common_pb2.Message.TOOL_CALLS_FIELD_NUMBER: None},
+}
+_LARGEST_QUESTION = 64 * 1024
+"""Bytes of a request that names a run or a page of them."""
+_SMALL_REPLY = 16 * 1024
+"""Bytes of a reply that is not worth counting."""
 _PAGE, _LARGEST_PAGE = 20, 100
 _PAGE_OVERHEAD = 32
 """Bytes of a page, and of each run in it, that are not the run's own, with room to spare."""
+_PAGE_BYTES = 1024 * 1024
+"""A page's size, where messages may be larger: it is built in one turn of the event loop."""
 _PAGE_TOKEN = re.compile(r"[0-9]{1,18}", re.ASCII)
 
 
@@ -73,16 +87,23 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._places = Bulkhead("runs", policy.admission.runs, clock=clock, on_wait=telemetry.record)
+        self._memory = Memory(policy, telemetry, HOP)
         upstreams = Upstreams(telemetry, HOP)
         self._catalog = Catalog(tools, upstreams)
-        self._runs = Runs(background, self._places, models, tools, policy.limits, telemetry, upstreams)
+        self._runs = Runs(background, self._places, models, tools, policy.limits, telemetry, upstreams, self._memory)
         self.use(policy)
 
     def use(self, policy: Policy) -> None:
         """Begin runs to come by `policy`; those at work keep what they were begun with."""
         self._policy = policy
+        self._memory.use(policy)
         self._runs.use(policy.limits)
         self._places.resize(policy.admission.runs, shares=policy.shares(), most_waiting=policy.admission.most_waiting)
+
+    def register(self, server: Any) -> None:
+        """Serve every method, as the generated `add_…_to_server` does; requests of too many parts are refused unparsed."""
+        registrar: Any = _Registrar(server)
+        orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server(self, registrar)
 
     def flush(self) -> None:
         """Tell now of every run that has ended: what of that could wait is done."""
@@ -91,61 +112,116 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     async def Run(
         self, request: orchestrator_pb2.RunRequest, context: Any
     ) -> AsyncIterator[orchestrator_pb2.RunResponse]:
-        grant = current_grant()
-        _check(request)
-        run = self._runs.known(grant.tenant.tenant_id, request.request_id) if request.request_id else None
-        attached = run is not None
-        policy = self._policy  # which may be another when the run has its place
-        if run is None:
-            run = self._runs.start(grant, request.request_id, lambda new: self._prepare(policy, request, new))
-        with run.watched():
-            granted_us = str(microseconds(run.grant.granted))
-            await context.send_initial_metadata(((GRANTED_US, granted_us), (RUN_ID, run.run_id)))
-            async with aclosing(run.told()) as events:
-                async for event in events:
-                    yield _response(run, event, attached)
+        grant, size = current_grant(), request.ByteSize()
+        with self._memory.request(grant.tenant, size):
+            history = await self._checked(request)
+            run = self._runs.known(grant.tenant.tenant_id, request.request_id) if request.request_id else None
+            attached = run is not None
+            policy = self._policy  # which may be another when the run has its place
+            if run is None:
+                held = self._memory.take(grant.tenant.tenant_id, (COPIES - 1) * size + GROWS_BY)
+                run = self._runs.start(
+                    grant, request.request_id, lambda new: self._prepare(policy, request, history, new), held
+                )
+            with run.watched():
+                granted_us = str(microseconds(run.grant.granted))
+                await context.send_initial_metadata(((GRANTED_US, granted_us), (RUN_ID, run.run_id)))
+                async with aclosing(run.told()) as events:
+                    async for event in events:
+                        yield _response(run, event, attached)
 
     async def GetRun(self, request: orchestrator_pb2.GetRunRequest, context: Any) -> orchestrator_pb2.GetRunResponse:
+        _check_size(request)
         run = self._runs.get(current_grant().tenant.tenant_id, request.run_id)
-        reply = orchestrator_pb2.GetRunResponse(run=_info(run), messages=[message_to_wire(one) for one in run.history])
-        size, most = reply.ByteSize(), self._policy.limits.message_bytes
-        if size > most:
-            raise TooLarge(
-                f"with its history {run.run_id} has {size} bytes, and a message {most}; ListRuns has the rest"
-            )
-        return reply
+        history, most = run.history, self._policy.limits.message_bytes
+        size = sum(map(_length, history))
+        if size <= most:
+            self._hold_reply(size, context)
+            reply = orchestrator_pb2.GetRunResponse(run=_info(run))
+            async for message in messages_to_wire(history):
+                reply.messages.append(message)
+            size = reply.ByteSize()
+            if size <= most:
+                return reply
+        raise TooLarge(
+            f"with its history {run.run_id} has {size} bytes or more, and a message {most}; ListRuns has the rest"
+        )
 
     async def ListRuns(
         self, request: orchestrator_pb2.ListRunsRequest, context: Any
     ) -> orchestrator_pb2.ListRunsResponse:
+        _check_size(request)
         size, before = _page(request)
         wanted = {
             orchestrator_pb2.RUN_STATE_UNSPECIFIED: (True, False),
             orchestrator_pb2.RUN_STATE_RUNNING: (False,),
             orchestrator_pb2.RUN_STATE_FINISHED: (True,),
         }[request.state]
-        runs = [
+        runs = (
             run
             for run in self._runs.of(current_grant().tenant.tenant_id)
             if (before is None or run.number < before) and run.over in wanted
-        ]
-        page = _fitting([_info(run) for run in runs[:size]], self._policy.limits.message_bytes)
-        token = str(runs[len(page) - 1].number) if len(runs) > len(page) else ""
-        return orchestrator_pb2.ListRunsResponse(runs=page, next_page_token=token)
+        )
+        last = 0
+        page, room = orchestrator_pb2.ListRunsResponse(), min(self._policy.limits.message_bytes, _PAGE_BYTES)
+        room -= _PAGE_OVERHEAD
+        for run in runs:
+            # An answer that alone does not fit need not become a message first.
+            if page.runs and (len(page.runs) == size or _answer_length(run) > room):
+                page.next_page_token = str(last)
+                break
+            info = _info(run)
+            room -= info.ByteSize() + _PAGE_OVERHEAD
+            if room < 0 and page.runs:
+                page.next_page_token = str(last)
+                break
+            page.runs.append(info)
+            last = run.number
+        self._hold_reply(page.ByteSize(), context)
+        return page
 
     async def CancelRun(
         self, request: orchestrator_pb2.CancelRunRequest, context: Any
     ) -> orchestrator_pb2.CancelRunResponse:
+        _check_size(request)
         run = self._runs.get(current_grant().tenant.tenant_id, request.run_id)
         run.stop(Cause.CLIENT_CANCELLED)
         await run.ended()
-        return orchestrator_pb2.CancelRunResponse(run=_info(run))
+        reply = orchestrator_pb2.CancelRunResponse(run=_info(run))
+        self._hold_reply(reply.ByteSize(), context)
+        return reply
 
-    async def _prepare(self, policy: Policy, request: orchestrator_pb2.RunRequest, run: AgentRun) -> Assignment:
+    def _hold_reply(self, size: int, context: Any) -> None:
+        """Count a large reply until its call is over: it may be read slowly. Raises Shed where there is no room for it."""
+        if size > _SMALL_REPLY:
+            held = self._memory.take(current_grant().tenant.tenant_id, size)
+            context.add_done_callback(lambda _: held.release())
+
+    async def _checked(self, request: orchestrator_pb2.RunRequest) -> list[Message]:
+        """The history of `request`. Raises InvalidRequest where that, or anything else of the request, is not right."""
+        found = Violations()
+        _check(request, found)
+        history: list[Message] = []
+        entries = request.history
+        if len(entries) > _MOST_ITEMS or sum(len(message.tool_calls) for message in entries) > _MOST_ITEMS:
+            found.add("history", f"must have at most {_MOST_ITEMS} messages, and as many tool calls")
+        else:
+            history = await messages_from_wire(entries)
+            for violation in history_violations(history, "history", self._policy.limits.longest_arguments):
+                found.add(violation.field, violation.description)
+        if found:
+            raise InvalidRequest(found.told())
+        return history
+
+    async def _prepare(
+        self, policy: Policy, request: orchestrator_pb2.RunRequest, history: Sequence[Message], run: AgentRun
+    ) -> Assignment:
         tenant = run.grant.tenant
         if request.model and request.model not in tenant.models:
-            raise NotFound([Violation("model", f"{request.model!r} is unknown or not yours: {choices(tenant.models)}")])
-        messages = [message_from_wire(message) for message in request.history]
+            raise NotFound(
+                [Violation("model", f"{shown(request.model)} is unknown or not yours: {choices(tenant.models)}")]
+            )
+        messages = list(history)
         if request.instructions and messages and messages[0].role is Role.SYSTEM:
             del messages[0]  # an earlier run's, as a run's messages begin with its instructions
         instructions = request.instructions or policy.instructions
@@ -164,27 +240,45 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             max_iterations=_max_iterations(request, run.grant),
             max_output_tokens=request.limits.max_output_tokens,
             tool_retries=retries,
+            most_calls=policy.limits.tool_calls_per_turn,
+            longest_arguments=policy.limits.longest_arguments,
         )
 
 
-def _check(request: orchestrator_pb2.RunRequest) -> None:
-    found: list[Violation] = []
+class _Registrar:
+    """Registers handlers at a server, with a bound on the parts of each Run's request."""
+
+    def __init__(self, server: Any) -> None:
+        self._server = server
+
+    def add_generic_rpc_handlers(self, handlers: Any) -> None:
+        """Nothing: `add_registered_method_handlers` brings the same."""
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
+        run = handlers["Run"]
+        parse = unless_crowded(run.request_deserializer, "history, tools", _PARTS, _MOST_PARTS)
+        bounded = {**handlers, "Run": run._replace(request_deserializer=parse)}
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, bounded),))
+        self._server.add_registered_method_handlers(service, bounded)
+
+
+def _check_size(request: Any) -> None:
+    """Raises TooLarge for a request that is to name a run or a page, and is far larger."""
+    size = request.ByteSize()
+    if size > _LARGEST_QUESTION:
+        raise TooLarge(f"the request has {size} bytes, and at most {_LARGEST_QUESTION} are needed to ask this")
+
+
+def _check(request: orchestrator_pb2.RunRequest, found: Violations) -> None:
     if not request.prompt.strip():
-        found.append(Violation("prompt", "must not be empty: say what the agent should do"))
+        found.add("prompt", "must not be empty: say what the agent should do")
     if len(request.request_id) > _LONGEST_REQUEST_ID:
-        found.append(Violation("request_id", f"must be at most {_LONGEST_REQUEST_ID} characters"))
+        found.add("request_id", f"must be at most {_LONGEST_REQUEST_ID} characters")
     for limit in ("max_iterations", "max_output_tokens"):
         if getattr(request.limits, limit) < 0:
-            found.append(Violation(f"limits.{limit}", "must be positive, or 0 to leave it to policy"))
+            found.add(f"limits.{limit}", "must be positive, or 0 to leave it to policy")
     if len(request.tools) > _MOST_ITEMS:
-        found.append(Violation("tools", f"must be at most {_MOST_ITEMS}"))
-    history = request.history
-    if len(history) > _MOST_ITEMS or sum(len(message.tool_calls) for message in history) > _MOST_ITEMS:
-        found.append(Violation("history", f"must have at most {_MOST_ITEMS} messages, and as many tool calls"))
-    else:
-        found += history_violations([message_from_wire(message) for message in history], "history")
-    if found:
-        raise InvalidRequest(found)
+        found.add("tools", f"must be at most {_MOST_ITEMS}")
 
 
 def _chosen(names: Sequence[str], listed: Listed) -> tuple[ToolSpec, ...]:
@@ -192,13 +286,12 @@ def _chosen(names: Sequence[str], listed: Listed) -> tuple[ToolSpec, ...]:
         return listed.specs
     offered = {spec.name: spec for spec in listed.specs}
     known = choices(sorted(offered))
-    unknown = [
-        Violation(f"tools[{index}]", f"{name!r} is unknown or not yours: {known}")
-        for index, name in enumerate(names)
-        if name not in offered
-    ]
+    unknown = Violations()
+    for index, name in enumerate(names):
+        if name not in offered:
+            unknown.add(f"tools[{index}]", f"{shown(name)} is unknown or not yours: {known}")
     if unknown and listed.now:  # else it cannot be told
-        raise NotFound(unknown)
+        raise NotFound(unknown.told())
     return tuple(offered[name] for name in dict.fromkeys(names) if name in offered)
 
 
@@ -218,16 +311,6 @@ def _page(request: orchestrator_pb2.ListRunsRequest) -> tuple[int, int | None]:
     if found:
         raise InvalidRequest(found)
     return request.page_size or _PAGE, int(request.page_token) if request.page_token else None
-
-
-def _fitting(infos: list[orchestrator_pb2.RunInfo], most_bytes: int) -> list[orchestrator_pb2.RunInfo]:
-    """As many of them, from the first on, as one message can hold; one in any case."""
-    room = most_bytes - _PAGE_OVERHEAD
-    for count, info in enumerate(infos):
-        room -= info.ByteSize() + _PAGE_OVERHEAD
-        if room < 0 and count:
-            return infos[:count]
-    return infos
 
 
 def _grant(grant: Grant) -> orchestrator_pb2.Grant:
@@ -255,6 +338,15 @@ def _info(run: AgentRun) -> orchestrator_pb2.RunInfo:
         create_time=created,
         finished=None if run.finished is None else _finished(run.finished),
     )
+
+
+def _length(message: Message) -> int:
+    """Characters of its texts: no more than the bytes that they take in a message."""
+    return len(message.content) + sum(len(call.arguments_json) for call in message.tool_calls)
+
+
+def _answer_length(run: AgentRun) -> int:
+    return 0 if run.finished is None else len(run.finished.answer)
 
 
 def _response(run: AgentRun, timed: Timed, attached: bool) -> orchestrator_pb2.RunResponse:

@@ -7,8 +7,16 @@ what ending the others takes. Whoever is due a little earlier than it had to be 
 from __future__ import annotations
 
 from collections import Counter
+from typing import NamedTuple
 
-__all__ = ["Stagger"]
+__all__ = ["Place", "Stagger"]
+
+
+class Place(NamedTuple):
+    """An instant that was given out."""
+
+    at: float
+    slot: int
 
 
 class Stagger:
@@ -19,7 +27,7 @@ class Stagger:
         self._taken: Counter[int] = Counter()
         self._crowded = 1024
 
-    def place(self, latest: float, earliest: float, now: float) -> float:
+    def place(self, latest: float, earliest: float, now: float) -> Place:
         """The latest instant up to `latest` that nobody has, or, where all since `earliest` are taken, that the fewest have."""
         highest = int(latest / self._apart)
         slots = range(highest, max(highest - int((latest - earliest) / self._apart), 0) - 1, -1)
@@ -29,7 +37,13 @@ class Stagger:
         self._taken[slot] += 1
         if len(self._taken) > self._crowded:
             self._forget(int(now / self._apart))
-        return latest - (highest - slot) * self._apart
+        return Place(latest - (highest - slot) * self._apart, slot)
+
+    def release(self, place: Place) -> None:
+        """Take back the place of a run that will not end there."""
+        self._taken[place.slot] -= 1
+        if self._taken[place.slot] <= 0:  # it may have been forgotten before
+            del self._taken[place.slot]
 
     def __len__(self) -> int:
         return len(self._taken)

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, StringConstraints
 
 from deadlinemesh.admission import Share
+from deadlinemesh.errors import shown
 
 __all__ = [
     "SHARED",
@@ -30,7 +31,6 @@ __all__ = [
     "TierPolicy",
     "ToolsPolicy",
     "parse_duration",
-    "shown",
     "url_arguments",
 ]
 
@@ -60,12 +60,6 @@ def parse_duration(value: Any) -> float:
 def url_arguments(url: str) -> tuple[str, ...]:
     """The names of the `{argument}` parts of a tool's URL, in order."""
     return tuple(_PLACEHOLDER.findall(url))
-
-
-def shown(value: Any) -> str:
-    """A value as an error message shows it: quoted, on one line, and short."""
-    text = "an empty value" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _form(pattern: str, right: str, *, secret: bool = False) -> AfterValidator:
@@ -207,6 +201,14 @@ class TierPolicy(_Frozen):
     """The band in which its model calls wait for a slot."""
     weight: Annotated[WholeNumber, Field(ge=1)] = 1
     """What a tenant of it is worth where there is not enough for all: twice the weight, twice the part."""
+    calls_per_second: Annotated[WholeNumber, Field(ge=1)] = 500
+    """Calls of one tenant that the edge takes in a second, reads and refused ones too."""
+    burst: Annotated[WholeNumber, Field(ge=1)] = 1000
+    """Calls that it takes at one instant, after a pause."""
+    concurrent_calls: Annotated[WholeNumber, Field(ge=1)] = 1000
+    """Calls of one tenant at work at once."""
+    request_bytes: Annotated[WholeNumber, Field(ge=1024)] | None = None
+    """The largest request; None leaves it to `limits.message_bytes`."""
     dedicated: Flag = False
     """Whether it has an orchestrator and a tool-runner of its own, which its tenants share among themselves."""
 
@@ -326,6 +328,11 @@ class AdmissionPolicy(_Frozen):
     """Runs at once in one orchestrator."""
     most_waiting: Annotated[WholeNumber, Field(ge=0)] = 256
     """Claims of one tenant that may wait in one line; more are shed."""
+    memory_bytes: Annotated[WholeNumber, Field(ge=1024)] = 128 * 1024 * 1024
+    """What requests, runs at work and replies on their way may hold in one orchestrator, copies included. What does not fit is
+    shed; with the finished runs that are kept, and the process itself, it is to fit the process's memory."""
+    memory_part: Annotated[float, Strict(), Field(gt=0, le=1)] = 0.5
+    """The part of it that one tenant may hold."""
     normal_part: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.1
     """The part of the model slots that goes to waiting tiers of the normal queue while priority ones wait as well."""
 
@@ -339,10 +346,19 @@ class Limits(_Frozen):
     """Held back so that the answer is delivered before the client's own timer fires."""
     message_bytes: Annotated[WholeNumber, Field(ge=1024)] = 4 * 1024 * 1024
     """The largest message that any hop accepts."""
+    longest_arguments: Annotated[WholeNumber, Field(ge=256)] = 131_072
+    """Characters of one tool call's arguments, in a history or from a model."""
+    tool_calls_per_turn: Annotated[WholeNumber, Field(ge=1)] = 64
+    """Calls that a model may make in one turn. Those beyond it are told so; twice as many end the turn."""
+    run_bytes: Annotated[WholeNumber, Field(ge=64 * 1024)] = 8 * 1024 * 1024
+    """What may come of one run: its events and its answers. A run with more ends with what it has."""
     keep_finished_runs: Duration = 600.0
     """How long a finished run stays known to GetRun, ListRuns and its request id."""
     keep_runs_per_tenant: Annotated[WholeNumber, Field(ge=1)] = 1000
-    """The most finished runs kept for one tenant; the oldest go first. Fewer, where they come to more than 16 largest messages."""
+    """The most finished runs kept for one tenant; the oldest go first. Fewer, where they come to more than half of
+    `keep_bytes`."""
+    keep_bytes: Annotated[WholeNumber, Field(ge=1)] = 64 * 1024 * 1024
+    """What all finished runs may take of one orchestrator's memory. First those of the tenant with the most of it go."""
 
 
 class Policy(_Frozen):

@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic_core import SchemaError, SchemaValidator, core_schema
 
+from deadlinemesh.errors import shown
 from deadlinemesh.policy.problems import Loc
 
 __all__ = ["HEAVIEST", "MOST_STEPS", "Pattern", "TooLong", "faults_of_patterns", "pattern_of"]
@@ -23,6 +24,9 @@ MOST_STEPS = 1_000_000
 
 HEAVIEST = 2000
 """The most that a pattern may weigh: any text of 500 bytes can be matched against it."""
+
+_LONGEST_SHOWN = 80
+"""Characters of a pattern that an error repeats."""
 
 _COUNT = re.compile(r"\{(\d*)(,?)(\d*)\}", re.ASCII)
 _CLASS = re.compile(r"\[\^?\]?")
@@ -48,7 +52,7 @@ class Pattern:
             # In the last line; those before it draw where.
             why = str(error).strip().splitlines()[-1].strip().removeprefix("error: ").removeprefix("SchemaError: ")
             raise ValueError(
-                f"{_shown(source)} is no pattern that is matched in linear time: {why.rstrip('.')}; write it in the"
+                f"{shown(source, _LONGEST_SHOWN)} is no pattern that is matched in linear time: {why.rstrip('.')}; write it in the"
                 " syntax of RE2, which has neither look-around nor backreferences"
             ) from error
         self.source = source
@@ -56,8 +60,8 @@ class Pattern:
         """How many places of it a character may have to be held against, at most."""
         if self.weight > HEAVIEST:
             raise ValueError(
-                f"{_shown(source)} is {self.weight} characters long with its counts written out, and at most {HEAVIEST}"
-                " are matched: write * or + for long counts, and maxLength beside the pattern"
+                f"{shown(source, _LONGEST_SHOWN)} is {self.weight} characters long with its counts written out, and at most"
+                f" {HEAVIEST} are matched: write * or + for long counts, and maxLength beside the pattern"
             )
 
     @property
@@ -70,7 +74,7 @@ class Pattern:
         encoded = text.encode(errors="replace")  # a lone surrogate, which JSON can spell and the engine does not take
         if len(encoded) > self.longest:
             raise TooLong(
-                f"a text of {len(encoded)} bytes is too long to be held against {_shown(self.source)}; give at most"
+                f"a text of {len(encoded)} bytes is too long to be held against {shown(self.source, _LONGEST_SHOWN)}; give at most"
                 f" {self.longest}"
             )
         return self._engine.isinstance_python(encoded.decode())
@@ -126,7 +130,9 @@ def _weight(source: str) -> int:
         index += 1
         if character == "(":
             if _VERBOSE.match(source, index):
-                raise ValueError(f"{_shown(source)} has the flag x: write it without spaces and comments")
+                raise ValueError(
+                    f"{shown(source, _LONGEST_SHOWN)} has the flag x: write it without spaces and comments"
+                )
             groups.append([])
         elif character == ")":
             inside = groups.pop()
@@ -154,7 +160,9 @@ def _after_class(source: str, index: int) -> int:
     while True:
         if opening := _CLASS.match(source, index):
             if source[index - 1] == "-" and depth:
-                raise ValueError(f"{_shown(source)} has a [ after a - in a class, which can mean two things: write \\[")
+                raise ValueError(
+                    f"{shown(source, _LONGEST_SHOWN)} has a [ after a - in a class, which can mean two things: write \\["
+                )
             depth += 1
             index = opening.end()
         elif source[index] == "]":
@@ -164,8 +172,3 @@ def _after_class(source: str, index: int) -> int:
                 return index
         else:
             index += 2 if source[index] == "\\" else 1
-
-
-def _shown(source: str) -> str:
-    text = repr(source)
-    return text if len(text) <= 80 else f"{text[:77]}..."

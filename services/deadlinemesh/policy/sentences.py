@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from deadlinemesh.errors import choices
+from deadlinemesh.errors import choices, shown
 from deadlinemesh.policy.model import (
     AdmissionPolicy,
     HttpTool,
@@ -20,7 +20,6 @@ from deadlinemesh.policy.model import (
     TenantPolicy,
     TierPolicy,
     ToolsPolicy,
-    shown,
 )
 from deadlinemesh.policy.problems import Fault, Loc
 

@@ -20,6 +20,7 @@ __all__ = [
     "ConnectionClosed",
     "Event",
     "FellBack",
+    "LimitHit",
     "LoopLagged",
     "MalformedRemaining",
     "OrphanReported",
@@ -206,6 +207,16 @@ class FellBack:
     """As in `Retried`."""
 
 
+@dataclass(frozen=True, slots=True)
+class LimitHit:
+    """A tenant has come to a limit: a call was refused, a run ended, or a part of one left out."""
+
+    hop: str
+    tenant_id: str
+    limit: str
+    """As policy names it, such as `calls_per_second`."""
+
+
 Event = (
     CallStarted
     | CallEnded
@@ -221,6 +232,7 @@ Event = (
     | Retried
     | RetryRefused
     | FellBack
+    | LimitHit
 )
 
 

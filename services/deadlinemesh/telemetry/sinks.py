@@ -21,6 +21,7 @@ from deadlinemesh.telemetry.events import (
     ConnectionClosed,
     Event,
     FellBack,
+    LimitHit,
     LoopLagged,
     MalformedRemaining,
     OrphanReported,
@@ -147,6 +148,9 @@ class MetricsSink:
         self._malformed = meter.create_counter("mesh.deadline.malformed", unit="{call}")
         self._retries = meter.create_counter("mesh.retries", unit="{attempt}", description="Made and refused")
         self._fallbacks = meter.create_counter("mesh.fallbacks", unit="{run}")
+        self._limits = meter.create_counter(
+            "mesh.limits.hit", unit="{call}", description="What exceeded a tenant's limit"
+        )
         self._reads = meter.create_counter("mesh.cache.reads", unit="{call}")
         self._writes = meter.create_counter("mesh.cache.writes", unit="{result}")
 
@@ -178,6 +182,8 @@ class MetricsSink:
             self._retries.add(1, labels)
         elif isinstance(event, FellBack):
             self._fallbacks.add(1, {"mesh.upstream": event.upstream, "error.type": event.why})
+        elif isinstance(event, LimitHit):
+            self._limits.add(1, {"mesh.hop": event.hop, "mesh.limit": event.limit})
         elif isinstance(event, CacheUsed):
             found = event.problem or ("hit" if event.hit else "miss")
             self._reads.add(1, {"mesh.tool": event.tool, "mesh.cache.found": found})

@@ -353,6 +353,9 @@ class _ServicerContext:
         await self._call._cross()
         self._call._responses.put_nowait(self._serialize(message))
 
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        self._call.add_done_callback(lambda _: callback(self))
+
     def code(self) -> grpc.StatusCode | None:
         return None if self.status.code is grpc.StatusCode.OK else self.status.code
 

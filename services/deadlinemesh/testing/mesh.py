@@ -20,7 +20,7 @@ from deadlinemesh.tool_runner.cache import ResultCache
 from deadlinemesh.tool_runner.kinds.connections import pooled_client
 from deadlinemesh.tool_runner.workers.keeper import Keeper
 from deadlinemesh.transport import DeadlineInterceptor, Gate, MeshChannel, MeshGate
-from deadlinemesh.v1 import llm_proxy_pb2_grpc, orchestrator_pb2_grpc, tool_runner_pb2_grpc
+from deadlinemesh.v1 import llm_proxy_pb2_grpc, tool_runner_pb2_grpc
 
 __all__ = ["MemoryMesh"]
 
@@ -78,14 +78,14 @@ class MemoryMesh:
                 telemetry,
                 clock,
             )
-            orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server(servicer, server)
+            servicer.register(server)
             self._servicers.append(servicer)
             return name
 
         _, server = serve(llm_proxy.HOP, llm_proxy.HOP, MeshGate(llm_proxy.HOP, _TOKEN, clock))
         models = llm_proxy.build(self.policy, clock, providers, telemetry)
         llm_proxy_pb2_grpc.add_LlmProxyServiceServicer_to_server(models, server)
-        edge = orchestrator.EdgeGate(self.policy, clock)
+        edge = orchestrator.EdgeGate(self.policy, clock, telemetry)
         if self.policy.pools() == (SHARED,):
             outermost = serve_pool(SHARED, edge)
         else:
@@ -95,7 +95,7 @@ class MemoryMesh:
             }
             outermost = orchestrator.EDGE
             _, server = serve(outermost, orchestrator.EDGE, edge)
-            orchestrator.Forwarder(self.policy, found).register(server)
+            orchestrator.Forwarder(self.policy, found, telemetry).register(server)
         self.channels = channels
         """What each hop is dialled by, without the mesh's token."""
         self.channel = channels[outermost]

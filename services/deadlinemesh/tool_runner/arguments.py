@@ -18,14 +18,12 @@ from referencing import Registry
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
+from deadlinemesh.errors import MOST_VIOLATIONS, shown
 from deadlinemesh.policy.patterns import TooLong, pattern_of
 from deadlinemesh.tool_runner.keywords import FormatsInTime, ValidatorInTime, bounded, refuse_patterns
 from deadlinemesh.tool_runner.outcome import located
 
 __all__ = ["Arguments"]
-
-MOST_VIOLATIONS = 20
-"""Explained in one answer: more would not help, and an array of a million wrong items must not cost a million."""
 
 LONGEST_VALUE = 80
 """Characters of a wrong value that are repeated to the model."""
@@ -67,8 +65,9 @@ class Arguments:
         violations: dict[str, None] = {}  # an ordered set: one missing property of several is reported by each
         try:
             with bounded():
-                for error in islice(self._validator.iter_errors(arguments), MOST_VIOLATIONS):
-                    violations.update(dict.fromkeys(self._explained(error)))
+                errors = islice(self._validator.iter_errors(arguments), MOST_VIOLATIONS)
+                explained = (one for error in errors for one in self._explained(error))
+                violations.update(dict.fromkeys(islice(explained, MOST_VIOLATIONS)))
         except (TooLong, RecursionError, OverflowError) as unread:
             # Not merely one violation among others: within `not` it would let through what it could not look at.
             why = _UNREAD.get(type(unread)) or str(unread)
@@ -93,7 +92,7 @@ class Arguments:
         elif error.validator == "additionalProperties":
             yield f"{located(place)}: takes no arguments; give {{}}"
         else:
-            yield f"{located(place)}: {_shown(given)} does not fit; give {self._expected(schema)}"
+            yield f"{located(place)}: {shown(given, LONGEST_VALUE, as_json=True)} does not fit; give {self._expected(schema)}"
 
     def _expected(self, schema: Any, depth: int = 0) -> str:
         """In words, what fits `schema`."""
@@ -171,11 +170,6 @@ def _references(schema: Any) -> Iterator[str]:
             yield from _references(part)
 
 
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= LONGEST_VALUE else text[:LONGEST_VALUE] + "…"
-
-
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not JSON")
 
@@ -183,5 +177,5 @@ def _refuse(constant: str) -> NoReturn:
 def _finite(text: str) -> float:
     number = float(text)
     if math.isinf(number):
-        raise ValueError(f"{_shown(text)} is too large a number")
+        raise ValueError(f"{shown(text, LONGEST_VALUE, as_json=True)} is too large a number")
     return number

@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo
 
 from pydantic import Field
 
+from deadlinemesh.errors import shown
 from deadlinemesh.tool_runner.outcome import ToolError
 from deadlinemesh.tool_runner.tool import Progress, tool
 
@@ -39,9 +40,11 @@ async def calculate(
     try:
         return str(_value(ast.parse(expression.strip(), mode="eval").body))
     except (SyntaxError, RecursionError, MemoryError) as error:
-        raise ToolError(f"{expression!r} is not an arithmetic expression; write for example (2 + 3) * 4") from error
+        raise ToolError(
+            f"{shown(expression)} is not an arithmetic expression; write for example (2 + 3) * 4"
+        ) from error
     except (ArithmeticError, ValueError, TypeError) as error:
-        raise ToolError(f"{expression!r} has no value: {error}") from error
+        raise ToolError(f"{shown(expression)} has no value: {error}") from error
 
 
 @tool
@@ -52,7 +55,9 @@ async def current_time(
     try:
         zone = ZoneInfo(timezone)
     except (KeyError, ValueError, OSError) as error:
-        raise ToolError(f"{timezone!r} is not an IANA time zone; give for example UTC or America/New_York") from error
+        raise ToolError(
+            f"{shown(timezone)} is not an IANA time zone; give for example UTC or America/New_York"
+        ) from error
     now = datetime.now(zone)
     return {"timezone": timezone, "iso": now.isoformat(timespec="seconds"), "weekday": now.strftime("%A")}
 
@@ -137,7 +142,7 @@ def _value(node: ast.expr) -> Number:
             return _bounded(_FUNCTIONS[name](*map(_value, args)))
         case _:
             raise ValueError(
-                f"{ast.unparse(node)!r} is not arithmetic; it knows numbers, {', '.join(_FUNCTIONS)}, pi and e"
+                f"{shown(ast.unparse(node))} is not arithmetic; it knows numbers, {', '.join(_FUNCTIONS)}, pi and e"
             )
 
 

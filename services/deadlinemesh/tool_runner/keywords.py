@@ -12,6 +12,7 @@ from jsonschema import Draft202012Validator, FormatChecker
 from jsonschema.exceptions import ValidationError
 from jsonschema.validators import extend
 
+from deadlinemesh.errors import shown
 from deadlinemesh.policy.patterns import TooLong, faults_of_patterns, pattern_of
 from deadlinemesh.tool_runner.outcome import located
 
@@ -56,7 +57,7 @@ def refuse_patterns(schema: Any) -> None:
 
 def _pattern(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterator[ValidationError]:
     if validator.is_type(instance, "string") and not _found(pattern, instance):
-        yield ValidationError(f"{instance!r} does not match {pattern!r}")
+        yield ValidationError(f"{shown(instance)} does not match {shown(pattern)}")
 
 
 def _pattern_properties(

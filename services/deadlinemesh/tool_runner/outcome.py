@@ -8,9 +8,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
-from deadlinemesh.errors import UpstreamFailed
+from deadlinemesh.errors import UpstreamFailed, shortened
 
 __all__ = ["Call", "Tool", "ToolError", "ToolOutcome", "ToolSpec", "ToolStatus", "located", "sound"]
+
+
+LONGEST_PLACE = 160
+"""Characters of a path into arguments: their names may be a model's own."""
 
 
 class ToolStatus(StrEnum):
@@ -111,8 +115,11 @@ def located(path: Iterable[str | int]) -> str:
     """A path into JSON for people: `items[0].price`; `arguments` for the whole."""
     text = ""
     for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
-    return text or "arguments"
+        if len(text) > LONGEST_PLACE:
+            break
+        name = part if isinstance(part, int) else shortened(part, LONGEST_PLACE // 2)
+        text += f"[{name}]" if isinstance(part, int) else f".{name}" if text else str(name)
+    return shortened(text, LONGEST_PLACE) or "arguments"
 
 
 def sound(text: str) -> str:

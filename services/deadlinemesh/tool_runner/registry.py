@@ -13,7 +13,7 @@ import httpx
 
 from deadlinemesh.admission import Bulkhead, InUse
 from deadlinemesh.deadline import SYSTEM_CLOCK, Clock
-from deadlinemesh.errors import InvalidRequest, NotFound, Violation, choices
+from deadlinemesh.errors import InvalidRequest, NotFound, Violation, choices, shown
 from deadlinemesh.policy.environment import secret
 from deadlinemesh.policy.model import HttpTool as HttpToolPolicy
 from deadlinemesh.policy.model import Policy, ToolsPolicy
@@ -106,7 +106,7 @@ class Registry:
     def specs(self, tenant_id: str) -> tuple[ToolSpec, ...]:
         """The tools that the tenant may use, in alphabetical order. Raises NotFound for an unknown tenant."""
         if tenant_id not in self._allowed:
-            raise NotFound([Violation("tenant_id", f"the tool-runner's policy knows no tenant {tenant_id!r}")])
+            raise NotFound([Violation("tenant_id", f"the tool-runner's policy knows no tenant {shown(tenant_id)}")])
         allowed = self._allowed[tenant_id]
         return tuple(tool.spec for name, (tool, _) in self._tools.items() if not allowed or name in allowed)
 
@@ -114,7 +114,7 @@ class Registry:
         """A tool and its arguments' check. Raises NotFound, naming the tools that the tenant may use."""
         names = [spec.name for spec in self.specs(tenant_id)]
         if name not in names:
-            raise NotFound([Violation("name", f"there is no tool {name!r}; {choices(names)}")])
+            raise NotFound([Violation("name", f"there is no tool {shown(name)}; {choices(names)}")])
         return self._tools[name]
 
     def warm(self) -> None:

@@ -10,8 +10,9 @@ from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass
 from typing import Any
 
+from deadlinemesh.conversation import LONGEST_ARGUMENTS, LONGEST_CALL_ID
 from deadlinemesh.deadline import SYSTEM_CLOCK, Clock, DeadlineContext, Ledger, Phase, current
-from deadlinemesh.errors import Doomed, Shed
+from deadlinemesh.errors import Doomed, Shed, shortened
 from deadlinemesh.tool_runner.arguments import Arguments
 from deadlinemesh.tool_runner.cache import KeptResults
 from deadlinemesh.tool_runner.outcome import Tool, ToolError, ToolOutcome, ToolSpec, sound
@@ -65,7 +66,8 @@ Event = Started | Progressed | Finished
 class ToolService:
     """Runs the tools of a registry. `clock` must be that of the contexts it is called in.
 
-    A result that would not fit into a message of `message_bytes` is cut, with a mark. Without `kept`, none is kept.
+    A result that would not fit into a message of `message_bytes` is cut, with a mark. A call with more than `longest_arguments`
+    characters of arguments is not made. Without `kept`, none is kept.
     """
 
     def __init__(
@@ -74,10 +76,12 @@ class ToolService:
         message_bytes: int,
         clock: Clock = SYSTEM_CLOCK,
         kept: KeptResults | None = None,
+        longest_arguments: int = LONGEST_ARGUMENTS,
     ) -> None:
         self.registry = registry
         """The tools of calls to come."""
         self._most_bytes = message_bytes - MESSAGE_OVERHEAD
+        self._longest_arguments = longest_arguments
         self._clock = clock
         self._kept = kept
 
@@ -93,12 +97,13 @@ class ToolService:
         spent deadline and a cancel pass through.
         The tool is gone when the generator is closed: use `contextlib.aclosing`.
         """
-        context = current()
+        context, call_id = current(), shortened(call_id, LONGEST_CALL_ID)
         registry, most_bytes, kept = self.registry, self._most_bytes, self._kept
+        longest = self._longest_arguments
         tool, arguments = registry.find(context.tenant_id, name)
         with registry.in_use:
             running = _Running(Ledger(self._clock, context.started_at))
-            given, violations = await _read(arguments, arguments_json, running)
+            given, violations = await _read(arguments, arguments_json, longest, running)
             found = None
             if kept is not None and not violations:
                 with running.waiting():
@@ -120,11 +125,18 @@ class ToolService:
                     kept.keep(tool.spec, given, outcome)
             yield running.finished(outcome)
 
-    def replace(self, registry: Registry, message_bytes: int, kept: KeptResults | None = None) -> Registry:
+    def replace(
+        self,
+        registry: Registry,
+        message_bytes: int,
+        kept: KeptResults | None = None,
+        longest_arguments: int = LONGEST_ARGUMENTS,
+    ) -> Registry:
         """Use `registry` and `kept` for calls to come. Returns the old registry, to be closed."""
         old, self.registry = self.registry, registry
         self._kept = kept  # another registry's tool of the same name need not be the same tool
         self._most_bytes = message_bytes - MESSAGE_OVERHEAD
+        self._longest_arguments = longest_arguments
         return old
 
     def warm(self) -> None:
@@ -136,8 +148,10 @@ class ToolService:
         await self.registry.aclose()
 
 
-async def _read(arguments: Arguments, text: str, running: _Running) -> tuple[dict[str, Any], list[str]]:
+async def _read(arguments: Arguments, text: str, longest: int, running: _Running) -> tuple[dict[str, Any], list[str]]:
     """As `Arguments.read`, and long ones beside the event loop: a thread that works in Python lets others have their turns."""
+    if len(text) > longest:
+        return {}, [f"arguments: they have {len(text)} characters; give at most {longest}"]
     if len(text) <= LONG_ARGUMENTS:
         return arguments.read(text)
     with running.waiting():

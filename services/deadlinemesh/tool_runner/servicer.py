@@ -59,7 +59,9 @@ class ToolRunnerServicer(tool_runner_pb2_grpc.ToolRunnerServiceServicer):
         Raises InvalidRequest, and keeps the old one, if the new one's tools are not right.
         """
         registry = self._registry_of(policy, self.service.registry)
-        old = self.service.replace(registry, policy.limits.message_bytes, self._keeping(policy))
+        old = self.service.replace(
+            registry, policy.limits.message_bytes, self._keeping(policy), policy.limits.longest_arguments
+        )
         with suppress(OSError):  # the call that has to wait for it tells what is wrong
             self.warm()
         return old.aclose()
@@ -98,7 +100,9 @@ def build(
     registry_of = partial(
         Registry.from_policy, http_client=http_client, clock=clock, telemetry=telemetry, keeper=keeper
     )
-    service = ToolService(registry_of(policy), policy.limits.message_bytes, clock, keeping(policy))
+    service = ToolService(
+        registry_of(policy), policy.limits.message_bytes, clock, keeping(policy), policy.limits.longest_arguments
+    )
     return ToolRunnerServicer(service, registry_of, keeping)
 
 

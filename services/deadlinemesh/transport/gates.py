@@ -37,6 +37,7 @@ class Arrival:
         "metadata",
         "method",
         "native_remaining",
+        "on_end",
         "remaining",
     )
 
@@ -56,6 +57,8 @@ class Arrival:
         """Seconds from its sending to its being taken up here; 0 if unknown. As much to be believed as its caller."""
         if exact is not None and native_remaining is not None and native_remaining < exact:
             self.remaining, self.late = native_remaining, exact - native_remaining
+        self.on_end: Callable[[object], None] | None = None
+        """Called once when the call is over and its reply has left, refused or not. A gate may set it before it raises."""
         self.by_turns = False
         """Whether its request is read in its caller's turn; a gate that lets in who is not of the mesh says so."""
         self.backlog: Backlog | None = None

@@ -22,6 +22,7 @@ from deadlinemesh.errors import (
     InvalidRequest,
     MeshError,
     Stopped,
+    Unauthenticated,
     Violation,
 )
 from deadlinemesh.telemetry import (
@@ -232,7 +233,11 @@ class _Method:
                 arrival = Arrival(self._name, metadata, at, native)
                 if arrival.malformed is not None:
                     hop._telemetry.record(MalformedRemaining(hop.hop, self._name, arrival.malformed))
-                deadline = hop._gate(arrival)
+                try:
+                    deadline = hop._gate(arrival)
+                finally:
+                    if arrival.on_end is not None:
+                        task.add_done_callback(arrival.on_end)
                 hop.peers.know(plain(context.peer()))
                 if span is not None:
                     deadline = span.describe(deadline)
@@ -281,7 +286,7 @@ class _Method:
                     hop.stragglers.unread(exchange)
                 hop.stragglers.reply(exchange, hop._clock.monotonic())
             if error is not None:
-                if deadline is None:
+                if isinstance(error, Unauthenticated):
                     hop.peers.charge(plain(context.peer()), REFUSED_CALL)
                 await self._refuse(error, scope, answer)
             return result

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from typing import Any, TypeVar
 
 from deadlinemesh.conversation import Message, Role, ToolCall, ToolSpec
 from deadlinemesh.deadline import Phase
@@ -14,6 +15,8 @@ __all__ = [
     "hop_spend",
     "message_from_wire",
     "message_to_wire",
+    "messages_from_wire",
+    "messages_to_wire",
     "microseconds",
     "phase_from_wire",
     "phase_spends",
@@ -26,6 +29,11 @@ __all__ = [
 
 LONGEST = 366 * 86400.0
 """Seconds. Who says more has mistaken the unit."""
+
+_BETWEEN_TURNS = 512
+"""Messages and calls that are converted in one turn of the event loop: about 2 ms."""
+
+_M = TypeVar("_M", Message, common_pb2.Message)
 
 _ROLES = {getattr(common_pb2, f"ROLE_{role.name}"): role for role in Role}
 _ROLES_TO_WIRE = {role: value for value, role in _ROLES.items()}
@@ -89,6 +97,27 @@ def message_from_wire(message: common_pb2.Message) -> Message:
         tool_calls=tuple(tool_call_from_wire(call) for call in message.tool_calls),
         tool_call_id=message.tool_call_id,
     )
+
+
+async def messages_to_wire(messages: Iterable[Message]) -> AsyncGenerator[common_pb2.Message, None]:
+    """The entries of a conversation as messages. The event loop turns after every few."""
+    async for message in _with_turns(messages):
+        yield message_to_wire(message)
+
+
+async def messages_from_wire(messages: Iterable[common_pb2.Message]) -> list[Message]:
+    """The entries of a conversation from messages. The event loop turns after every few."""
+    return [message_from_wire(message) async for message in _with_turns(messages)]
+
+
+async def _with_turns(messages: Iterable[_M]) -> AsyncGenerator[_M, None]:
+    left = _BETWEEN_TURNS
+    for message in messages:
+        left -= 1 + len(message.tool_calls)
+        if left < 0:
+            left = _BETWEEN_TURNS
+            await asyncio.sleep(0)
+        yield message
 
 
 def tool_spec_to_wire(spec: ToolSpec) -> common_pb2.ToolSpec:

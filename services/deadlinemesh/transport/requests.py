@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 
 from deadlinemesh.deadline import Clock
-from deadlinemesh.errors import ClientCancelled, InvalidRequest, Violation
+from deadlinemesh.errors import ClientCancelled, InvalidRequest, MeshError, Violation
 from deadlinemesh.transport.stragglers import Exchange, Stage, Stragglers
 
 __all__ = ["Readings", "late_request", "parser_of", "received"]
@@ -36,6 +36,8 @@ def parser_of(method: str, deserialize: Parser | None) -> Parser | None:
     def parse(data: bytes) -> Any:
         try:
             return deserialize(data)
+        except MeshError:
+            raise
         except Exception as error:
             what = f"its {len(data)} bytes are no message of {method}: {type(error).__name__}"
             raise InvalidRequest([Violation("request", what)]) from None

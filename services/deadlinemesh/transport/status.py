@@ -125,7 +125,7 @@ def _bad_request(violations: Sequence[Violation]) -> error_details_pb2.BadReques
 
 def _fitting(text: str, most: int) -> str:
     """`text`, cut where it has more than `most` bytes, and without the lone surrogates that no message can hold."""
-    encoded = text.encode(errors="replace")
+    encoded = text[: most + 1].encode(errors="replace")  # a character is a byte at least
     return encoded.decode() if len(encoded) <= most else encoded[: most - 4].decode(errors="ignore") + " …"
 
 

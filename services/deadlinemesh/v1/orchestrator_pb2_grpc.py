@@ -76,7 +76,8 @@ class OrchestratorServiceServicer:
 
         Errors: UNAUTHENTICATED without a known key; INVALID_ARGUMENT and NOT_FOUND with BadRequest, naming the valid choices;
         DEADLINE_EXCEEDED at once when the call's deadline is too short for any work; RESOURCE_EXHAUSTED (SHED) with RetryInfo
-        when there is too much to do for this run to get a place in time; UNAVAILABLE while draining.
+        when there is too much to do for this run to get a place in time, or the tenant makes too many calls or holds too many
+        bytes; RESOURCE_EXHAUSTED (TOO_LARGE) when the request is larger than its tier allows; UNAVAILABLE while draining.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -91,7 +92,7 @@ class OrchestratorServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListRuns(self, request, context):
-        """ListRuns lists the tenant's runs that this instance knows, newest first.
+        """ListRuns lists the tenant's runs that this instance knows, newest first. A page ends with `page_size` runs or 1 MiB.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

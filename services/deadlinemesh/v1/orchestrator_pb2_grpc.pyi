@@ -45,14 +45,15 @@ class OrchestratorServiceStub:
 
     Errors: UNAUTHENTICATED without a known key; INVALID_ARGUMENT and NOT_FOUND with BadRequest, naming the valid choices;
     DEADLINE_EXCEEDED at once when the call's deadline is too short for any work; RESOURCE_EXHAUSTED (SHED) with RetryInfo
-    when there is too much to do for this run to get a place in time; UNAVAILABLE while draining.
+    when there is too much to do for this run to get a place in time, or the tenant makes too many calls or holds too many
+    bytes; RESOURCE_EXHAUSTED (TOO_LARGE) when the request is larger than its tier allows; UNAVAILABLE while draining.
     """
     GetRun: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.GetRunRequest, _orchestrator_pb2.GetRunResponse]
     """GetRun tells what is known of a run. NOT_FOUND when it is unknown to this instance, forgotten, or another tenant's;
     RESOURCE_EXHAUSTED (TOO_LARGE) when its history does not fit into one message: ListRuns has the rest.
     """
     ListRuns: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.ListRunsRequest, _orchestrator_pb2.ListRunsResponse]
-    """ListRuns lists the tenant's runs that this instance knows, newest first."""
+    """ListRuns lists the tenant's runs that this instance knows, newest first. A page ends with `page_size` runs or 1 MiB."""
     CancelRun: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.CancelRunRequest, _orchestrator_pb2.CancelRunResponse]
     """CancelRun stops a run and returns when it has stopped. Cancelling a finished run changes nothing. NOT_FOUND as for GetRun."""
 
@@ -73,14 +74,15 @@ class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
 
     Errors: UNAUTHENTICATED without a known key; INVALID_ARGUMENT and NOT_FOUND with BadRequest, naming the valid choices;
     DEADLINE_EXCEEDED at once when the call's deadline is too short for any work; RESOURCE_EXHAUSTED (SHED) with RetryInfo
-    when there is too much to do for this run to get a place in time; UNAVAILABLE while draining.
+    when there is too much to do for this run to get a place in time, or the tenant makes too many calls or holds too many
+    bytes; RESOURCE_EXHAUSTED (TOO_LARGE) when the request is larger than its tier allows; UNAVAILABLE while draining.
     """
     GetRun: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.GetRunRequest, _orchestrator_pb2.GetRunResponse]  # type: ignore[assignment]
     """GetRun tells what is known of a run. NOT_FOUND when it is unknown to this instance, forgotten, or another tenant's;
     RESOURCE_EXHAUSTED (TOO_LARGE) when its history does not fit into one message: ListRuns has the rest.
     """
     ListRuns: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.ListRunsRequest, _orchestrator_pb2.ListRunsResponse]  # type: ignore[assignment]
-    """ListRuns lists the tenant's runs that this instance knows, newest first."""
+    """ListRuns lists the tenant's runs that this instance knows, newest first. A page ends with `page_size` runs or 1 MiB."""
     CancelRun: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.CancelRunRequest, _orchestrator_pb2.CancelRunResponse]  # type: ignore[assignment]
     """CancelRun stops a run and returns when it has stopped. Cancelling a finished run changes nothing. NOT_FOUND as for GetRun."""
 
@@ -104,7 +106,8 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: UNAUTHENTICATED without a known key; INVALID_ARGUMENT and NOT_FOUND with BadRequest, naming the valid choices;
         DEADLINE_EXCEEDED at once when the call's deadline is too short for any work; RESOURCE_EXHAUSTED (SHED) with RetryInfo
-        when there is too much to do for this run to get a place in time; UNAVAILABLE while draining.
+        when there is too much to do for this run to get a place in time, or the tenant makes too many calls or holds too many
+        bytes; RESOURCE_EXHAUSTED (TOO_LARGE) when the request is larger than its tier allows; UNAVAILABLE while draining.
         """
 
     @_abc_1.abstractmethod
@@ -123,7 +126,7 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _orchestrator_pb2.ListRunsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_orchestrator_pb2.ListRunsResponse, _abc.Awaitable[_orchestrator_pb2.ListRunsResponse]]:
-        """ListRuns lists the tenant's runs that this instance knows, newest first."""
+        """ListRuns lists the tenant's runs that this instance knows, newest first. A page ends with `page_size` runs or 1 MiB."""
 
     @_abc_1.abstractmethod
     def CancelRun(

@@ -16,6 +16,9 @@ _ANSWER = "answer"
 _LONGEST_STRING = 200
 """Characters; small models tend never to close a string that may go on."""
 
+_MOST_COMPARED = 64
+"""Earlier calls of a tool with which a new one is compared: the last ones."""
+
 
 def choice_schema(turn: TurnRequest) -> dict[str, Any]:
     """The JSON Schema of a choice among the tools of `turn`, and `answer` where no tool is required."""
@@ -56,10 +59,23 @@ def _chosen(text: str, turn: TurnRequest) -> ToolCall | None:
     if not isinstance(choice, dict) or choice.get("tool") not in {tool.name for tool in turn.tools}:
         return None
     arguments = choice.get("arguments", {})
-    made = [(call.name, json.loads(call.arguments_json)) for message in turn.messages for call in message.tool_calls]
-    if not isinstance(arguments, dict) or (choice["tool"], arguments) in made:
+    if not isinstance(arguments, dict) or _was_made(choice["tool"], arguments, turn):
         return None
     return ToolCall(new_call_id(), choice["tool"], json.dumps(arguments, ensure_ascii=False))
+
+
+def _was_made(tool: str, arguments: dict[str, Any], turn: TurnRequest) -> bool:
+    made = [call.arguments_json for message in turn.messages for call in message.tool_calls if call.name == tool]
+    # The same in another spelling is about as long: far longer ones need not be parsed.
+    longest = 2 * len(json.dumps(arguments)) + 100
+    return any(len(text) <= longest and _parsed(text) == arguments for text in made[-_MOST_COMPARED:])
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:  # of long histories not all has been parsed before
+        return None
 
 
 def spelled_out(messages: Sequence[Message]) -> tuple[Message, ...]:

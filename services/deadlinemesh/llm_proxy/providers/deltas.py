@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
-from deadlinemesh.errors import UpstreamFailed
+from deadlinemesh.conversation import LONGEST_ARGUMENTS, LONGEST_TOOL_NAME
+from deadlinemesh.errors import UpstreamFailed, shortened
 from deadlinemesh.llm_proxy.conversation import (
     Event,
     FinishReason,
@@ -38,6 +39,9 @@ _BROKEN_OFF = {"abort", "error", "insufficient_system_resource", "network_error"
 """What vLLM, Mistral, DeepSeek and others give as the reason where it is their failure that ended the stream."""
 
 
+LONGEST_WRITTEN = 4 * LONGEST_ARGUMENTS
+"""Characters of a call's arguments after which a model is taken to be out of its mind; policy has the limit for others."""
+
 _PIECE = 16_384
 """Characters of one event's text: a provider may send it all at once, and a message has an end."""
 
@@ -56,6 +60,7 @@ class _PartialCall:
     id: str = ""
     name: str = ""
     arguments: list[str] = field(default_factory=list)
+    length: int = 0
 
 
 class Completion:
@@ -95,7 +100,7 @@ class Completion:
     def end(self) -> TurnEnded:
         """How it ended. Raises UpstreamFailed where the stream broke off."""
         if self._reason is None or self._reason in _BROKEN_OFF:
-            why = f", by its own word {self._reason}," if self._reason else ""
+            why = f", by its own word {shortened(self._reason, LONGEST_TOOL_NAME)}," if self._reason else ""
             raise UpstreamFailed(f"the model provider's stream broke off{why} before the answer was complete")
         reason = _REASONS.get(self._reason, FinishReason.UNKNOWN)
         if self._called and reason is FinishReason.STOP:
@@ -120,7 +125,14 @@ class Completion:
         call.id = call.id or _text(delta.id)
         if delta.function is not None:
             call.name = call.name or _text(delta.function.name)
-            call.arguments.append(_text(delta.function.arguments))
+            arguments = _text(delta.function.arguments)
+            call.arguments.append(arguments)
+            call.length += len(arguments)
+            if call.length > LONGEST_WRITTEN:
+                name = shortened(call.name, LONGEST_TOOL_NAME)
+                raise UpstreamFailed(
+                    f"the model asked for {name} with more than {LONGEST_WRITTEN} characters of arguments"
+                )
 
     def _close_call(self) -> Iterator[Event]:
         call, self._open = self._open, None
@@ -137,9 +149,8 @@ class Completion:
             self._written += (call.name, arguments)
             yield ToolCallReady(ToolCall(call.id or new_call_id(), call.name, arguments))
         elif self._reason not in _CUT | _BROKEN_OFF:  # else it is no call, and the reason says so already
-            raise UpstreamFailed(
-                f"the model asked for {call.name or 'a tool'} with arguments that are not a JSON object"
-            )
+            name = shortened(call.name, LONGEST_TOOL_NAME) or "a tool"
+            raise UpstreamFailed(f"the model asked for {name} with arguments that are not a JSON object")
 
 
 def _text(value: Any) -> str:

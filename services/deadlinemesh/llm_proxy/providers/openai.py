@@ -18,7 +18,7 @@ import openai
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 from openai._streaming import ServerSentEvent, SSEDecoder
 
-from deadlinemesh.errors import Shed, UpstreamFailed, UpstreamRefused
+from deadlinemesh.errors import Shed, UpstreamFailed, UpstreamRefused, shortened
 from deadlinemesh.llm_proxy.conversation import (
     Event,
     FinishReason,
@@ -62,6 +62,9 @@ prompt, which may take many seconds. The other servers of models that ignore too
 
 _LONGEST_EVENT = 4 * 1024 * 1024
 """Bytes of an event of the stream, or of a refusal. The SDK gathers one in memory, and copies it with each piece that comes."""
+
+_LONGEST_SAID = 500
+"""Characters of what a provider says of a failure."""
 
 _LONGEST_NAME = 80
 """Characters of what a provider calls something, in our words about it."""
@@ -202,14 +205,16 @@ class OpenAIProvider:
                 raise Shed(f"{who} is limiting requests", retry_after=wait) from error
             advice = _ADVICE.get(status, "the failure is the provider's own")
             kind = UpstreamRefused if 400 <= status < 500 and status not in _PASSING else UpstreamFailed
-            raise kind(f"{who} answered {status}: {error.message}; {advice}", retry_after=wait) from error
+            raise kind(
+                f"{who} answered {status}: {shortened(error.message, _LONGEST_SAID)}; {advice}", retry_after=wait
+            ) from error
         except openai.APIConnectionError as error:
             reason = error.__cause__ or error
             raise UpstreamFailed(
                 f"{who} at {self._model.base_url} could not be reached or went away: {reason}"
             ) from error
         except openai.APIError as error:
-            raise UpstreamFailed(f"{who} failed in mid-stream: {error.message}") from error
+            raise UpstreamFailed(f"{who} failed in mid-stream: {shortened(error.message, _LONGEST_SAID)}") from error
         except _MALFORMED as error:
             raise UpstreamFailed(f"{who} sent what is not a chat completion stream: {error}") from error
 

@@ -17,6 +17,7 @@ from dataclasses import replace
 from deadlinemesh.llm_proxy.conversation import (
     Event,
     FinishReason,
+    Message,
     Role,
     TextDelta,
     ToolCall,
@@ -37,7 +38,10 @@ _TOKEN = re.compile(r"\s*\S{1,6}|\s+")
 """Six characters of a word, with the space before it."""
 
 _LONGEST_READ = 2000
-"""Characters of a prompt that are read: it all happens in one go, and other calls wait meanwhile."""
+"""Characters of a text that are read: it all happens in one go, and other calls wait meanwhile."""
+
+_MOST_RESULTS = 64
+"""Of the tools' answers to a question, those that are read: the last ones."""
 
 
 class ScriptedProvider:
@@ -47,7 +51,9 @@ class ScriptedProvider:
         self._model = model
 
     async def stream(self, turn: TurnRequest) -> AsyncGenerator[Event, None]:
+        await asyncio.sleep(0)  # before and after: of a long history each takes 10 ms
         fingerprint = _fingerprint(self._model.seed, turn)
+        await asyncio.sleep(0)
         chance = random.Random(fingerprint)
         text, asked = _say(turn, chance)
         left = turn.max_output_tokens
@@ -119,12 +125,12 @@ def _results(turn: TurnRequest, start: int, end: int) -> dict[tuple[str, str], R
     messages = turn.messages[max(start, 0) : end]
     calls = {call.id: call for message in messages for call in message.tool_calls}
     found = {}
-    for message in messages:
-        if message.role is Role.TOOL and message.tool_call_id in calls:
-            call = calls[message.tool_call_id]
-            given = parsed(call.arguments_json)
-            arguments = given if isinstance(given, dict) else {}  # too deep for any wish of its own
-            found[Wish(call.name, arguments, 0).key] = Result(call.name, arguments, message.content)
+    answered = [one for one in messages if one.role is Role.TOOL and one.tool_call_id in calls]
+    for message in answered[-_MOST_RESULTS:]:
+        call = calls[message.tool_call_id]
+        given = parsed(call.arguments_json)
+        arguments = given if isinstance(given, dict) else {}  # too deep, or too long, for any wish of its own
+        found[Wish(call.name, arguments, 0).key] = Result(call.name, arguments, message.content)
     return found
 
 
@@ -136,7 +142,15 @@ def _tokens_read(turn: TurnRequest) -> int:
 def _fingerprint(seed: int, turn: TurnRequest) -> int:
     # Not of what the time that is left has made of the request: nobody could play it again.
     said = tuple(
-        message for place, message in enumerate(turn.messages) if place == 0 or message.role is not Role.SYSTEM
+        _beginning(message)
+        for place, message in enumerate(turn.messages)
+        if place == 0 or message.role is not Role.SYSTEM
     )
     digest = hashlib.sha256(repr((seed, replace(turn, messages=said, max_output_tokens=0))).encode()).digest()
     return int.from_bytes(digest[:8])
+
+
+def _beginning(message: Message) -> Message:
+    """`message` with as much of its text as is read, and that text's length."""
+    text = message.content
+    return message if len(text) <= _LONGEST_READ else replace(message, content=f"{text[:_LONGEST_READ]}{len(text)}")

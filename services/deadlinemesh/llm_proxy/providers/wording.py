@@ -16,6 +16,9 @@ __all__ = ["Result", "announcement", "direct", "parsed", "summary"]
 _MOST_NESTED = 50
 """Levels of JSON that is told as such. What is nested more deeply is text: it is all read and told by recursion."""
 
+_LONGEST_PARSED = 16_384
+"""Characters of JSON that are told as such. What is longer is text, of which the beginning is told."""
+
 _MOST_FACTS = 10
 _LONGEST_FACT = 240
 _FAILED = re.compile(
@@ -144,6 +147,8 @@ def _flat(value: Any, name: str) -> list[str]:
 
 def parsed(content: str) -> Any:
     """The JSON that `content` holds; `content` itself where it holds none, or such as is nested too deeply to be told."""
+    if len(content) > _LONGEST_PARSED:
+        return content[:_LONGEST_PARSED]
     try:
         value = json.loads(content)
     except (ValueError, RecursionError):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError, to_json, to_jsonable_python
 
+from deadlinemesh.errors import MOST_VIOLATIONS
 from deadlinemesh.tool_runner.outcome import Call, Tool, ToolError, ToolOutcome, ToolStatus, located, sound
 from deadlinemesh.tool_runner.tool import Definition
 
@@ -65,4 +67,7 @@ def _with_sound_keys(part: Any) -> Any:
 
 def violations_of(error: ValidationError) -> list[str]:
     """What only the annotations know to be wrong: they can say what a schema cannot, as that a date exists."""
-    return [f"{located(problem['loc'])}: {problem['msg']}" for problem in error.errors(include_url=False)]
+    return [
+        f"{located(problem['loc'])}: {problem['msg']}"
+        for problem in islice(error.errors(include_url=False), MOST_VIOLATIONS)
+    ]

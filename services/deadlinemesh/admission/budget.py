@@ -1,0 +1,102 @@
+"""Bytes that all tenants together, and each of them alone, may hold at once.
+
+There is no queue: who would wait for memory has its bytes in memory already. What does not fit is refused at once.
+
+A tenant may begin to hold more as long as it has no more than a multiple of what is free (the dynamic threshold of Choudhury and
+Hahne, IEEE/ACM Transactions on Networking 6, 1998). One that is alone gets its part, of two each gets less, and there is always
+something left for the next one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from types import TracebackType
+from typing import Self
+
+__all__ = ["Budget", "Held"]
+
+
+class Budget:
+    """At most `total` bytes, of which one tenant may hold the part `tenant_part`.
+
+    >>> budget = Budget(100, tenant_part=0.5)
+    >>> held = budget.take("acme", 50)
+    >>> budget.take("acme", 1) is None, budget.held
+    (True, 50)
+    >>> held.release()
+    >>> budget.held
+    0
+    """
+
+    def __init__(self, total: int, tenant_part: float = 0.5) -> None:
+        self._by_tenant: Counter[str] = Counter()
+        self.held = 0
+        """Bytes that are held now."""
+        self.resize(total, tenant_part)
+
+    def resize(self, total: int, tenant_part: float = 0.5) -> None:
+        """Go on with these bounds. Who holds more keeps it."""
+        if total < 1 or not 0 < tenant_part <= 1:
+            raise ValueError("a budget must be positive, and a tenant's part more than 0 and at most 1")
+        self.total = total
+        self._multiple = tenant_part / (1 - tenant_part) if tenant_part < 1 else math.inf
+        self.most = int(total * tenant_part)
+        """Bytes that one tenant may hold."""
+
+    def held_by(self, tenant_id: str) -> int:
+        """Bytes that the tenant holds now."""
+        return self._by_tenant.get(tenant_id, 0)
+
+    def take(self, tenant_id: str, amount: int) -> Held | None:
+        """Hold so many bytes for the tenant; None where they do not fit."""
+        free = self.total - self.held - amount
+        if free < 0 or self.held_by(tenant_id) + amount > self._multiple * free:
+            return None
+        held = Held(self, tenant_id)
+        held._add(amount)
+        return held
+
+
+class Held:
+    """Bytes held by one tenant, until they are released."""
+
+    __slots__ = ("_budget", "_tenant_id", "amount")
+
+    def __init__(self, budget: Budget, tenant_id: str) -> None:
+        self._budget = budget
+        self._tenant_id = tenant_id
+        self.amount = 0
+
+    def grow(self, amount: int) -> bool:
+        """Hold so many more, as far as the tenant's part and the whole allow. False, and nothing is changed, where they do not fit.
+
+        Who has begun need not leave room for others any more, so that work is not cut as soon as others come.
+        """
+        budget = self._budget
+        if budget.held + amount > budget.total or budget.held_by(self._tenant_id) + amount > budget.most:
+            return False
+        self._add(amount)
+        return True
+
+    def _add(self, amount: int) -> None:
+        self._budget.held += amount
+        self._budget._by_tenant[self._tenant_id] += amount
+        self.amount += amount
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Give all of it back; a second time does nothing."""
+        budget, amount = self._budget, self.amount
+        self.amount = 0
+        budget.held -= amount
+        budget._by_tenant[self._tenant_id] -= amount
+        if not budget._by_tenant[self._tenant_id]:
+            del budget._by_tenant[self._tenant_id]

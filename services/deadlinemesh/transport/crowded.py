@@ -1,0 +1,75 @@
+"""Messages of very many parts, refused before they are parsed: two bytes on the wire may become a hundred in memory.
+
+What is read here is the wire format of protocol buffers, tags and lengths only. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from deadlinemesh.errors import InvalidRequest, Violation
+
+__all__ = ["Parts", "is_crowded", "unless_crowded"]
+
+Parts = Mapping[int, "Parts | None"]
+"""The numbers of a message's fields that are messages with parts of their own; None where those need not be looked at."""
+
+LOOKED_AT = 64 * 1024
+"""Bytes of a message that is not worth a look: it has not enough parts to matter."""
+
+_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
+
+
+def unless_crowded(parse: Callable[[bytes], Any], fields: str, parts: Parts, most: int) -> Callable[[bytes], Any]:
+    """A deserializer that parses what has at most `most` parts, and raises InvalidRequest for anything else.
+
+    The error names `fields`, of which a message may have many.
+    """
+
+    def deserialize(raw: bytes) -> Any:
+        if len(raw) > LOOKED_AT and is_crowded(raw, parts, most):
+            raise InvalidRequest([Violation(fields, f"the message has more than {most} parts; send fewer")])
+        return parse(raw)
+
+    return deserialize
+
+
+def is_crowded(raw: bytes, parts: Parts, most: int) -> bool:
+    """Whether a message has more than `most` fields, with those of its `parts`. What is garbled is for the parser to refuse."""
+    try:
+        return _left(raw, 0, len(raw), parts, most) < 0
+    except IndexError:
+        return False
+
+
+def _left(raw: bytes, at: int, end: int, parts: Parts, left: int) -> int:
+    """`left` less the fields from `at` to `end`; negative as soon as there are too many."""
+    while at < end and left >= 0:
+        left -= 1
+        tag, at = _varint(raw, at)
+        kind = tag & 7
+        if kind == _LENGTH:
+            length, at = _varint(raw, at)
+            if (inner := parts.get(tag >> 3)) is not None:
+                left = _left(raw, at, min(at + length, end), inner, left)
+            at += length
+        elif kind == _VARINT:
+            _, at = _varint(raw, at)
+        elif kind in (_FIXED64, _FIXED32):
+            at += 8 if kind == _FIXED64 else 4
+        # The beginning or the end of a group has nothing besides its tag; its fields count as any others.
+    return left
+
+
+def _varint(raw: bytes, at: int) -> tuple[int, int]:
+    byte = raw[at]
+    if byte < 0x80:
+        return byte, at + 1
+    value, shift = byte & 0x7F, 7
+    while byte >= 0x80 and shift < 70:
+        at += 1
+        byte = raw[at]
+        value |= (byte & 0x7F) << shift
+        shift += 7
+    return value, at + 1

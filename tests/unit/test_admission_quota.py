@@ -1,0 +1,96 @@
+"""Calls by rate and by number, and bytes by budget: for each key alone, and for all."""
+
+from __future__ import annotations
+
+import pytest
+
+from deadlinemesh.admission import Budget, Quota, Quotas
+from deadlinemesh.admission.quota import RETRY_AFTER, Excess
+
+FEW = Quota(per_second=10, burst=3, concurrent=1000)
+
+
+def test_a_burst_is_taken_and_then_the_rate() -> None:
+    quotas = Quotas()
+    assert [quotas.begin("acme", FEW, 0.0) for _ in range(3)] == [None] * 3
+    assert quotas.begin("acme", FEW, 0.0) == Excess("calls_per_second", 0.1)
+    assert quotas.begin("acme", FEW, 0.05) == Excess("calls_per_second", 0.05)
+    assert quotas.begin("acme", FEW, 0.1) is None
+    taken = sum(quotas.begin("acme", FEW, 0.1 + tick / 1000) is None for tick in range(1, 10_001))
+    assert taken == pytest.approx(100, abs=1)
+
+
+def test_no_key_pays_for_another() -> None:
+    quotas = Quotas()
+    for _ in range(1000):
+        quotas.begin("acme", FEW, 0.0)
+    assert quotas.begin("bolt", FEW, 0.0) is None
+
+
+def test_calls_at_work_are_counted_until_their_end() -> None:
+    quotas, two = Quotas(), Quota(per_second=1000, burst=1000, concurrent=2)
+    assert [quotas.begin("acme", two, 0.0) for _ in range(3)] == [None, None, Excess("concurrent_calls", RETRY_AFTER)]
+    quotas.end("acme")
+    assert quotas.begin("acme", two, 0.0) is None
+
+
+def test_a_quota_may_change_while_calls_are_at_work() -> None:
+    quotas = Quotas()
+    for _ in range(3):
+        quotas.begin("acme", FEW, 0.0)
+    assert quotas.begin("acme", Quota(per_second=1, burst=1, concurrent=3), 5.0) is not None
+    assert quotas.begin("acme", Quota(per_second=1, burst=1, concurrent=4), 5.0) is None
+
+
+def test_keys_that_are_quiet_are_forgotten() -> None:
+    quotas = Quotas()
+    quotas.begin("at work", FEW, 0.0)
+    for second in range(5000):
+        quotas.begin(f"peer {second}", FEW, float(second))
+        quotas.end(f"peer {second}")
+    assert len(quotas) <= 1025
+    quotas.end("at work")
+
+
+def test_one_tenant_holds_its_part_and_leaves_some_to_the_next() -> None:
+    budget = Budget(160, tenant_part=0.5)
+    acme, bolt, cora = budget.take("acme", 80), budget.take("bolt", 40), budget.take("cora", 20)
+    assert acme is not None
+    assert bolt is not None
+    assert cora is not None
+    assert [budget.take(one, 11) for one in ("acme", "bolt", "cora", "new")] == [None] * 4
+    assert budget.take("new", 10) is not None
+    acme.release()
+    acme.release()
+    assert (budget.held, budget.held_by("acme"), budget.held_by("bolt")) == (70, 0, 40)
+
+
+def test_what_has_begun_may_grow_to_the_whole_part() -> None:
+    budget = Budget(100, tenant_part=0.5)
+    acme, bolt = budget.take("acme", 20), budget.take("bolt", 40)
+    assert acme is not None
+    assert bolt is not None
+    assert bolt.grow(10)
+    assert not bolt.grow(1)
+    assert acme.grow(30)
+    assert not acme.grow(1)
+    with acme, bolt:
+        assert budget.held == 100
+    assert budget.held == 0
+
+
+def test_a_smaller_budget_takes_nothing_back() -> None:
+    budget = Budget(100, 1.0)
+    held = budget.take("acme", 80)
+    budget.resize(50, 1.0)
+    assert budget.held == 80
+    assert budget.take("bolt", 1) is None
+    assert held is not None
+    held.release()
+    assert budget.take("bolt", 50) is not None
+
+
+@pytest.mark.parametrize(("total", "part"), [(0, 0.5), (10, 0.0), (10, 1.1)])
+def test_a_budget_that_nobody_could_use_is_refused(total: int, part: float) -> None:
+    with pytest.raises(ValueError, match="must be positive"):
+        Budget(total, part)
