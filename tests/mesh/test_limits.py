@@ -308,6 +308,7 @@ def test_refused_and_early_runs_leave_their_staggered_ends() -> None:
             await client.refused(client.run(prompt=""))
             await client.run()
         assert isinstance(gate, orchestrator.EdgeGate)
+        await asyncio.sleep(0.001)  # the last reply is on its way
         assert len(gate._ends) == 0
 
     in_memory(test)
