@@ -113,6 +113,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         self, request: orchestrator_pb2.RunRequest, context: Any
     ) -> AsyncIterator[orchestrator_pb2.RunResponse]:
         grant, size = current_grant(), request.ByteSize()
+        grant.charge(size)
         with self._memory.request(grant.tenant, size):
             history = await self._checked(request)
             run = self._runs.known(grant.tenant.tenant_id, request.request_id) if request.request_id else None
@@ -194,6 +195,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     def _hold_reply(self, size: int, context: Any) -> None:
         """Count a large reply until its call is over: it may be read slowly. Raises Shed where there is no room for it."""
         if size > _SMALL_REPLY:
+            current_grant().charge(size)
             held = self._memory.take(current_grant().tenant.tenant_id, size)
             context.add_done_callback(lambda _: held.release())
 
