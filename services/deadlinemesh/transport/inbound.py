@@ -288,8 +288,6 @@ class _Method:
                 scope.on_overdue = partial(self._answer_for, answer)
                 scope.backlog = arrival.backlog
                 async with scope:
-                    if isinstance(request, MeshError):  # the deserializer's, in place of what it would not parse
-                        raise request
                     if self._yields:
                         responses = self._handler(request, answer)
                         write: Callable[[Any], Awaitable[None]] = answer.write
