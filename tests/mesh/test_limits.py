@@ -138,6 +138,20 @@ def test_calls_beyond_the_rate_are_shed_until_it_allows_them(dedicated: bool) ->
     in_memory(test, dedicated=dedicated, calls_per_second=10, burst=5)
 
 
+@pytest.mark.parametrize("dedicated", [False, True])
+def test_large_requests_count_as_many_calls(dedicated: bool) -> None:
+    async def test(client: Client) -> None:
+        await client.refused(client.run(prompt=" " * 1_000_000))
+        error = await client.refused(client.list())
+        assert isinstance(error, Shed)
+        assert error.retry_after == pytest.approx(1.2, abs=0.1)
+        await client.list(OTHER)
+        await asyncio.sleep(error.retry_after or 0.0)
+        await client.list()
+
+    in_memory(test, dedicated=dedicated, calls_per_second=10, burst=5)
+
+
 def test_refused_calls_count_against_the_rate() -> None:
     async def test(client: Client) -> None:
         wrong = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from deadlinemesh.admission import Budget, Quota, Quotas
-from deadlinemesh.admission.quota import RETRY_AFTER, Excess
+from deadlinemesh.admission.quota import MOST_OWED, RETRY_AFTER, Excess
 
 FEW = Quota(per_second=10, burst=3, concurrent=1000)
 
@@ -32,6 +32,20 @@ def test_calls_at_work_are_counted_until_their_end() -> None:
     assert [quotas.begin("acme", two, 0.0) for _ in range(3)] == [None, None, Excess("concurrent_calls", RETRY_AFTER)]
     quotas.end("acme")
     assert quotas.begin("acme", two, 0.0) is None
+
+
+def test_a_dear_call_counts_as_several_and_is_owed_for_a_while() -> None:
+    quotas = Quotas()
+    assert quotas.begin("acme", FEW, 0.0) is None
+    quotas.charge("acme", 12.0)
+    excess = quotas.begin("acme", FEW, 0.5)
+    assert excess is not None
+    assert excess.retry_after == pytest.approx(0.6)
+    assert quotas.begin("acme", FEW, 1.1) is None
+    for _ in range(1000):
+        quotas.charge("acme", 1000.0)
+    assert quotas.begin("acme", FEW, 1.1 + MOST_OWED) is not None
+    assert quotas.begin("acme", FEW, 1.3 + MOST_OWED) is None
 
 
 def test_a_quota_may_change_while_calls_are_at_work() -> None:

@@ -12,6 +12,12 @@ __all__ = ["Excess", "Quota", "Quotas"]
 RETRY_AFTER = 0.1
 """Seconds after which to come again where too many calls are at work: when one of them ends is not known."""
 
+MOST_OWED = 10.0
+"""Seconds at most in which a key makes no calls because of what those before were found to cost."""
+
+_ROUNDING = 1e-6
+"""Of a call, that may be lacking: who comes again when it was told to is not refused for an error of rounding."""
+
 _FORGET_ABOVE = 1024
 """Keys that are kept without looking for those that need not be."""
 
@@ -71,11 +77,16 @@ class Quotas:
         use.filled_at = now
         if use.calls >= quota.concurrent:
             return Excess("concurrent_calls", RETRY_AFTER)
-        if use.tokens < 1.0:
+        if use.tokens < 1.0 - _ROUNDING:
             return Excess("calls_per_second", (1.0 - use.tokens) / quota.per_second)
         use.tokens -= 1.0
         use.calls += 1
         return None
+
+    def charge(self, key: str, calls: float) -> None:
+        """Count a call of `key` that is at work as so many more: it was found to be as dear. The key may owe them for MOST_OWED."""
+        use = self._uses[key]
+        use.tokens = max(use.tokens - calls, -MOST_OWED * use.quota.per_second)
 
     def end(self, key: str) -> None:
         """Count the end of a call that has begun."""

@@ -5,8 +5,9 @@ Whatever a caller says of its tenant, tier, run or remaining time is dropped; on
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from uuid import uuid4
 
@@ -37,6 +38,10 @@ STAGGER = 0.02
 hundredths of a second apart, dozens arrive with the very same deadline."""
 
 
+BYTES_PER_CALL = 64 * 1024
+"""Bytes of a request or a reply that count as one call more: to read and to check them takes about as long."""
+
+
 @dataclass(frozen=True, slots=True)
 class Grant:
     """The edge's decision on one call. Durations are in seconds from the call's arrival."""
@@ -48,6 +53,8 @@ class Grant:
     """Until the answer must be on its way: the deadline less the response reserve."""
     requested: float | None
     """What the caller asked for; None for no deadline."""
+    charge: Callable[[int], None] = field(default=lambda size: None, compare=False, repr=False)
+    """Takes the bytes of a request or a reply: at the edge, large ones count as several calls."""
 
     @property
     def reserve(self) -> float:
@@ -136,6 +143,10 @@ class EdgeGate:
             phase="admission",
         )
 
+    def _charge(self, tenant_id: str, size: int) -> None:
+        if size >= BYTES_PER_CALL:
+            self._calls.charge(tenant_id, size // BYTES_PER_CALL)
+
     def _ended(self, tenant_id: str, place: Place | None, _: object) -> None:
         self._calls.end(tenant_id)
         if place is not None:  # a run that has ended by now needs it no longer
@@ -158,7 +169,7 @@ class EdgeGate:
             place = self._staggered(due, arrival.at)
             arrival.on_end = partial(self._ended, tenant.tenant_id, place)
             due = place.at - arrival.at
-        return Grant(tenant, granted, due, requested)
+        return Grant(tenant, granted, due, requested, partial(self._charge, tenant.tenant_id))
 
     def _staggered(self, due: float, at: float) -> Place:
         earliest = max(due * (1 - STAGGER), self._limits.shortest_run)

@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 
+from deadlinemesh.admission import Held
 from deadlinemesh.deadline import current, narrowed_at
 from deadlinemesh.errors import DeadlineSpent
 from deadlinemesh.orchestrator.edge import HOP, current_grant
@@ -69,7 +70,7 @@ class Forwarder:
 
     async def _stream(self, method: str, request: bytes, context: Any) -> None:
         try:
-            with self._memory.request(current_grant().tenant, len(request)):
+            with self._request(request):
                 await self._relay(method, request, context)
         except (DeadlineSpent, grpc.aio.AioRpcError) as error:
             await _pass_on(error, context)
@@ -85,15 +86,21 @@ class Forwarder:
 
     async def _ask(self, method: str, request: bytes, context: Any) -> Any:
         try:
-            with self._memory.request(current_grant().tenant, len(request)):
+            with self._request(request):
                 call = self._pools[current().tenant_id].begin(method, request)
                 async with narrowed_at(self._answered_by()):
                     reply = await call
+                current_grant().charge(len(reply))
                 held = self._memory.take(current().tenant_id, len(reply))  # it may be read slowly
                 context.add_done_callback(lambda _: held.release())
                 return reply
         except (DeadlineSpent, grpc.aio.AioRpcError) as error:
             await _pass_on(error, context)
+
+    def _request(self, request: bytes) -> Held:
+        grant = current_grant()
+        grant.charge(len(request))
+        return self._memory.request(grant.tenant, len(request))
 
     def _answered_by(self) -> float:
         """When the edge answers itself. An orchestrator that stands still cannot do so in time, and the client's own timer tells no

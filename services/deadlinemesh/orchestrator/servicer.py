@@ -35,7 +35,7 @@ from deadlinemesh.orchestrator.shortening import Bounds
 from deadlinemesh.orchestrator.upstreams import Upstreams
 from deadlinemesh.policy import Policy
 from deadlinemesh.telemetry import Telemetry
-from deadlinemesh.transport.crowded import unless_crowded
+from deadlinemesh.transport.crowded import Crowded, unless_crowded
 from deadlinemesh.transport.messages import (
     hop_spend,
     messages_from_wire,
@@ -110,9 +110,14 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         self._runs.flush()
 
     async def Run(
-        self, request: orchestrator_pb2.RunRequest, context: Any
+        self, request: orchestrator_pb2.RunRequest | Crowded, context: Any
     ) -> AsyncIterator[orchestrator_pb2.RunResponse]:
-        grant, size = current_grant(), request.ByteSize()
+        grant = current_grant()
+        if isinstance(request, Crowded):
+            grant.charge(request.size)
+            raise request
+        size = request.ByteSize()
+        grant.charge(size)
         with self._memory.request(grant.tenant, size):
             history = await self._checked(request)
             run = self._runs.known(grant.tenant.tenant_id, request.request_id) if request.request_id else None
@@ -194,6 +199,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     def _hold_reply(self, size: int, context: Any) -> None:
         """Count a large reply until its call is over: it may be read slowly. Raises Shed where there is no room for it."""
         if size > _SMALL_REPLY:
+            current_grant().charge(size)
             held = self._memory.take(current_grant().tenant.tenant_id, size)
             context.add_done_callback(lambda _: held.release())
 

@@ -202,7 +202,8 @@ class TierPolicy(_Frozen):
     weight: Annotated[WholeNumber, Field(ge=1)] = 1
     """What a tenant of it is worth where there is not enough for all: twice the weight, twice the part."""
     calls_per_second: Annotated[WholeNumber, Field(ge=1)] = 500
-    """Calls of one tenant that the edge takes in a second, reads and refused ones too."""
+    """Calls of one tenant that the edge takes in a second, reads and refused ones too. Each 64 KiB of a request or a large reply is
+    one more."""
     burst: Annotated[WholeNumber, Field(ge=1)] = 1000
     """Calls that it takes at one instant, after a pause."""
     concurrent_calls: Annotated[WholeNumber, Field(ge=1)] = 1000

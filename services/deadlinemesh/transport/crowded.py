@@ -10,7 +10,7 @@ from typing import Any
 
 from deadlinemesh.errors import InvalidRequest, Violation
 
-__all__ = ["Parts", "is_crowded", "unless_crowded"]
+__all__ = ["Crowded", "Parts", "is_crowded", "unless_crowded"]
 
 Parts = Mapping[int, "Parts | None"]
 """The numbers of a message's fields that are messages with parts of their own; None where those need not be looked at."""
@@ -21,15 +21,22 @@ LOOKED_AT = 64 * 1024
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 
 
-def unless_crowded(parse: Callable[[bytes], Any], fields: str, parts: Parts, most: int) -> Callable[[bytes], Any]:
-    """A deserializer that parses what has at most `most` parts, and raises InvalidRequest for anything else.
+class Crowded(InvalidRequest):
+    """A request of `size` bytes has too many parts, and was not parsed."""
 
-    The error names `fields`, of which a message may have many.
+    def __init__(self, fields: str, most: int, size: int) -> None:
+        super().__init__([Violation(fields, f"the message has more than {most} parts; send fewer")])
+        self.size = size
+
+
+def unless_crowded(parse: Callable[[bytes], Any], fields: str, parts: Parts, most: int) -> Callable[[bytes], Any]:
+    """A deserializer that parses what has at most `most` parts, and gives a `Crowded` in place of anything else, for the handler to
+    raise. The error names `fields`, of which a message may have many.
     """
 
     def deserialize(raw: bytes) -> Any:
         if len(raw) > LOOKED_AT and is_crowded(raw, parts, most):
-            raise InvalidRequest([Violation(fields, f"the message has more than {most} parts; send fewer")])
+            return Crowded(fields, most, len(raw))
         return parse(raw)
 
     return deserialize
