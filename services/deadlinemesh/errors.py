@@ -172,7 +172,12 @@ class TooLarge(MeshError):
     reason = "TOO_LARGE"
 
 
+MOST_CHOICES = 20
+"""Names that an error lists. Each of many errors may list them."""
+
+
 def choices(names: Iterable[str]) -> str:
-    """The valid choices as a sentence's end: `one of a, b, c`, or `none is defined`."""
-    listed = ", ".join(names)
-    return f"one of {listed}" if listed else "none is defined"
+    """The valid choices as a sentence's end: `one of a, b, c`, or `none is defined`. Of many, the first and how many more."""
+    known = tuple(names)
+    more = f" and {len(known) - MOST_CHOICES} more" if len(known) > MOST_CHOICES else ""
+    return f"one of {', '.join(known[:MOST_CHOICES])}{more}" if known else "none is defined"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deadlinemesh.tool_runner.arguments import MOST_VIOLATIONS, Arguments
+from deadlinemesh.tool_runner.arguments import LONGEST_VALUE, MOST_VIOLATIONS, Arguments
 
 ORDER = {
     "type": "object",
@@ -157,7 +157,7 @@ BY_NAME = {"type": "object", "patternProperties": {"^(a+)+$": {"type": "integer"
     [
         (text_of("^(a+)+$"), {"x": HOSTILE}, "x: "),
         (text_of(r"^(\w+\s?)*$"), {"x": "word " * 1000 + "!"}, "x: "),
-        (BY_NAME, {HOSTILE: 1}, f"{HOSTILE}: there is no such argument"),
+        (BY_NAME, {HOSTILE: 1}, f"{HOSTILE[:LONGEST_VALUE]}…: there is no such argument"),
         ({"type": "object", "propertyNames": {"pattern": "^(a+)+$"}}, {HOSTILE: 1}, "arguments: "),
     ],
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, NoReturn
 
 from jsonschema import Draft202012Validator
@@ -28,7 +28,10 @@ MOST_VIOLATIONS = 20
 """Explained in one answer: more would not help, and an array of a million wrong items must not cost a million."""
 
 LONGEST_VALUE = 80
-"""Characters of a wrong value that are repeated to the model."""
+"""Characters of a wrong value, or of a name, that are repeated to the model."""
+
+LONGEST_VIOLATION = 2000
+"""Characters of one violation."""
 
 _UNREAD = {RecursionError: "they are nested too deeply", OverflowError: "a number is too large for its `multipleOf`"}
 _NAMES = {"object": "a JSON object", "array": "an array", "integer": "an integer", "number": "a number"}
@@ -67,8 +70,11 @@ class Arguments:
         violations: dict[str, None] = {}  # an ordered set: one missing property of several is reported by each
         try:
             with bounded():
-                for error in islice(self._validator.iter_errors(arguments), MOST_VIOLATIONS):
-                    violations.update(dict.fromkeys(self._explained(error)))
+                errors = islice(self._validator.iter_errors(arguments), MOST_VIOLATIONS)
+                for explained in chain.from_iterable(map(self._explained, errors)):
+                    violations[_cut(explained, LONGEST_VIOLATION)] = None
+                    if len(violations) == MOST_VIOLATIONS:
+                        break
         except (TooLong, RecursionError, OverflowError) as unread:
             # Not merely one violation among others: within `not` it would let through what it could not look at.
             why = _UNREAD.get(type(unread)) or str(unread)
@@ -76,7 +82,7 @@ class Arguments:
         return arguments if isinstance(arguments, dict) else {}, list(violations)
 
     def _explained(self, error: ValidationError) -> Iterator[str]:
-        place = list(error.absolute_path)
+        place = [_named(part) for part in error.absolute_path]
         given: Any = error.instance
         schema: Mapping[str, Any] = error.schema if isinstance(error.schema, Mapping) else {}
         properties = schema.get("properties", {})
@@ -89,7 +95,7 @@ class Arguments:
             known = ", ".join([*properties, *(f"any that matches {pattern}" for pattern in patterns)])
             for name in given:
                 if name not in properties and not any(pattern_of(one).found_in(name) for one in patterns):
-                    yield f"{located([*place, name])}: there is no such argument; the arguments are {known}"
+                    yield f"{located([*place, _named(name)])}: there is no such argument; the arguments are {known}"
         elif error.validator == "additionalProperties":
             yield f"{located(place)}: takes no arguments; give {{}}"
         else:
@@ -172,8 +178,15 @@ def _references(schema: Any) -> Iterator[str]:
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= LONGEST_VALUE else text[:LONGEST_VALUE] + "…"
+    return _cut(json.dumps(value, ensure_ascii=False), LONGEST_VALUE)
+
+
+def _named(part: str | int) -> str | int:
+    return part if isinstance(part, int) else _cut(part, LONGEST_VALUE)
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else text[:longest] + "…"
 
 
 def _refuse(constant: str) -> NoReturn:

@@ -41,6 +41,9 @@ _BROKEN_OFF = {"abort", "error", "insufficient_system_resource", "network_error"
 _PIECE = 16_384
 """Characters of one event's text: a provider may send it all at once, and a message has an end."""
 
+_LONGEST_NAME = 80
+"""Characters of a tool's name in an error: the model has made it up."""
+
 _MOST_TOKENS = 1 << 53
 """What is counted beyond that is not counted."""
 
@@ -138,7 +141,7 @@ class Completion:
             yield ToolCallReady(ToolCall(call.id or new_call_id(), call.name, arguments))
         elif self._reason not in _CUT | _BROKEN_OFF:  # else it is no call, and the reason says so already
             raise UpstreamFailed(
-                f"the model asked for {call.name or 'a tool'} with arguments that are not a JSON object"
+                f"the model asked for {call.name[:_LONGEST_NAME] or 'a tool'} with arguments that are not a JSON object"
             )
 
 

@@ -66,6 +66,9 @@ _LONGEST_EVENT = 4 * 1024 * 1024
 _LONGEST_NAME = 80
 """Characters of what a provider calls something, in our words about it."""
 
+_LONGEST_SAID = 500
+"""Characters of what a provider says of its failure, in our words about it."""
+
 COUNTED_WITHIN = 1.0
 """Seconds after an answer's last word in which its provider's count of tokens may come. Some send none, nor end the stream."""
 
@@ -202,16 +205,16 @@ class OpenAIProvider:
                 raise Shed(f"{who} is limiting requests", retry_after=wait) from error
             advice = _ADVICE.get(status, "the failure is the provider's own")
             kind = UpstreamRefused if 400 <= status < 500 and status not in _PASSING else UpstreamFailed
-            raise kind(f"{who} answered {status}: {error.message}; {advice}", retry_after=wait) from error
+            raise kind(f"{who} answered {status}: {_cut(error.message)}; {advice}", retry_after=wait) from error
         except openai.APIConnectionError as error:
             reason = error.__cause__ or error
             raise UpstreamFailed(
-                f"{who} at {self._model.base_url} could not be reached or went away: {reason}"
+                f"{who} at {self._model.base_url} could not be reached or went away: {_cut(reason)}"
             ) from error
         except openai.APIError as error:
-            raise UpstreamFailed(f"{who} failed in mid-stream: {error.message}") from error
+            raise UpstreamFailed(f"{who} failed in mid-stream: {_cut(error.message)}") from error
         except _MALFORMED as error:
-            raise UpstreamFailed(f"{who} sent what is not a chat completion stream: {error}") from error
+            raise UpstreamFailed(f"{who} sent what is not a chat completion stream: {_cut(error)}") from error
 
 
 class _Client(AsyncOpenAI):
@@ -249,6 +252,11 @@ class _Bounded(httpx2.AsyncByteStream):
 
     async def aclose(self) -> None:
         await self._stream.aclose()
+
+
+def _cut(said: object) -> str:
+    text = str(said)
+    return text if len(text) <= _LONGEST_SAID else f"{text[: _LONGEST_SAID - 1]}…"
 
 
 async def _to_the_end(chunks: AsyncIterator[Any], completion: Completion) -> AsyncGenerator[Any, None]:
