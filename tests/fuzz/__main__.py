@@ -27,6 +27,7 @@ STARTS_WITHIN_S = 120
 _PROGRESS = re.compile(r"^#(\d+)\s.*?\bcov: (\d+) ft: (\d+)", re.MULTILINE)
 _EXECUTIONS = re.compile(r"^stat::number_of_executed_units:\s*(\d+)", re.MULTILINE)
 _MEMORY = re.compile(r"^stat::peak_rss_mb:\s*(\d+)", re.MULTILINE)
+_FINDING = re.compile(r"Test unit written to (.+)$", re.MULTILINE)
 _TRACEBACK = re.compile(r"^ === Uncaught Python exception: ===\n(.*?)(?=^==\d+==|\Z)", re.MULTILINE | re.DOTALL)
 
 
@@ -46,7 +47,7 @@ class Report:
     def __str__(self) -> str:
         found = ", ".join(map(str, self.findings)) or ("none" if self.ended_well else "it ended: see the output")
         return (
-            f"{self.name:<10} {self.executions:>9} executions  {self.edges:>5} edges  {self.features:>6} features"
+            f"{self.name:<13} {self.executions:>9} executions  {self.edges:>5} edges  {self.features:>6} features"
             f"  {self.memory_mb:>4} MB  findings: {found}"
         )
 
@@ -58,6 +59,8 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="targets at a time")
     parser.add_argument("--replay", type=Path, metavar="FILE", help="read this input alone")
     chosen = parser.parse_args()
+    if chosen.replay is not None and not chosen.targets:
+        parser.error("name the target that is to read the file: make fuzz TARGET=wire INPUT=FILE")
     if chosen.replay is not None:
         for name in chosen.targets:
             target_of(name)(chosen.replay.read_bytes())
@@ -83,15 +86,19 @@ def fuzzed(name: str, seconds: int) -> Report:
     corpus.mkdir(parents=True, exist_ok=True)
     for path in inputs_of(name, "seeds", "found"):
         (corpus / f"{path.parents[1].name}-{path.name}").write_bytes(path.read_bytes())
-    before = set(folder.glob("*-*"))
-    bounds = (f"-max_total_time={seconds}", f"-rss_limit_mb={MOST_MB}", f"-timeout={LONGEST_INPUT_S}")
+    bounds = (
+        f"-max_total_time={seconds}",
+        f"-rss_limit_mb={MOST_MB}",
+        f"-timeout={LONGEST_INPUT_S}",
+        f"-report_slow_units={LONGEST_INPUT_S}",
+    )
     command = (sys.executable, "-m", "tests.fuzz.loop", name, *bounds)
     output, code = _run((*command, "-print_final_stats=1", f"-artifact_prefix={folder}/", str(corpus)), seconds)
     (folder / "output.txt").write_text(output)
     progress = _PROGRESS.findall(output)
     _, edges, features = progress[-1] if progress else (0, 0, 0)
     executions, memory = (found[1] if (found := form.search(output)) else 0 for form in (_EXECUTIONS, _MEMORY))
-    findings = tuple(sorted(set(folder.glob("*-*")) - before))
+    findings = tuple(map(Path, _FINDING.findall(output)))
     return Report(name, int(executions), int(edges), int(features), int(memory), findings, code == 0, output)
 
 

@@ -26,7 +26,6 @@ def main() -> None:
 
 def _libraries(name: str) -> tuple[str, ...]:
     return {
-        "policy": ("yaml",),
         "headers": ("email._parseaddr",),
         "sse": ("openai._streaming",),
         "arguments": ("jsonschema",),

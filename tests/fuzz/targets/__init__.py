@@ -13,7 +13,7 @@ from typing import Protocol, cast
 __all__ = ["NAMES", "Target", "inputs_of", "target_of"]
 
 NAMES = (
-    *("wire", "gates", "messages", "status", "policy", "headers"),
+    *("wire", "gates", "messages", "status", "policy", "policy_values", "headers"),
     *("sse", "chunks", "scripted", "frames", "worker", "keeper", "arguments", "url"),
 )
 
