@@ -2,12 +2,13 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 SETUP := .venv/.setup
+SETUP_FUZZ := .venv/.setup-fuzz
 TOOLS := $(CURDIR)/.tools
 
 export PATH := $(CURDIR)/$(BIN):$(TOOLS):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-local tools demo test chaos check format proto proto-lint proto-breaking manifests simulate bench clean
+.PHONY: help setup setup-local tools demo test chaos fuzz check format proto proto-lint proto-breaking manifests simulate bench clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -40,6 +41,13 @@ chaos: $(SETUP) ## break real processes and the network between them, and see th
 		echo "make chaos needs toxiproxy-server (Toxiproxy 2.5.0): put it on your PATH, or let \`make tools\` install it, with Go"; \
 		exit 1; }
 	$(BIN)/python -m pytest tests/chaos
+
+$(SETUP_FUZZ): $(SETUP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[fuzz]'
+	@touch $@
+
+fuzz: $(SETUP_FUZZ) ## fuzz every target, or TARGET, for SECONDS each; with INPUT, let TARGET read that file alone
+	$(BIN)/python -m tests.fuzz $(if $(SECONDS),--seconds $(SECONDS)) $(if $(INPUT),--replay $(INPUT)) $(TARGET)
 
 check: $(SETUP) proto-lint ## what a contributor runs: format, lint, types, imports, protos, stubs, manifests, tests
 	$(BIN)/ruff format --check .
@@ -75,4 +83,4 @@ bench: $(SETUP) ## run every benchmark
 	for name in $$($(BIN)/dmesh bench --list); do $(BIN)/dmesh bench $$name || exit $$?; done
 
 clean: ## remove what was made
-	rm -rf .venv .tools build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .tools build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .fuzz

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+import time
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from deadlinemesh.policy import (
     with_http_base,
 )
 from deadlinemesh.policy.model import parse_duration
+from deadlinemesh.policy.problems import MOST_PROBLEMS
 
 HASHES = ["sha256:" + digit * 64 for digit in "abc"]
 
@@ -501,6 +503,19 @@ def test_fallbacks_that_go_round_are_told_at_each_of_them() -> None:
         (16, "models.demo.fallback"),
         (20, "models.gpt.fallback"),
     ]
+
+
+@pytest.mark.parametrize("last", ["m0", "none"])
+def test_thousands_of_models_are_judged_at_once(last: str) -> None:
+    names = [f"m{number}" for number in range(2500)]
+    models = "".join(f"  {a}: {{fallback: {b}}}\n" for a, b in zip(names, [*names[1:], last], strict=True))
+    began = time.process_time()
+    with pytest.raises(PolicyError) as caught:
+        parse(f"models:\n{models}tenants:\n  acme: {{models: [{', '.join(name + 'x' for name in names)}]}}\n", "policy")
+    assert time.process_time() - began < 5  # it took 48 s for the circle alone
+    assert len(caught.value.problems) == MOST_PROBLEMS + 1
+    assert len(str(caught.value)) < 50_000
+    assert "more than 100 problems" in caught.value.problems[-1].reason
 
 
 def test_a_model_falls_back_only_to_what_the_tenant_may_use() -> None:

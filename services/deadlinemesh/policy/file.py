@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from deadlinemesh.policy.environment import unset_variables
 from deadlinemesh.policy.model import Policy
-from deadlinemesh.policy.problems import Fault, PolicyError, Problem, dotted
+from deadlinemesh.policy.problems import MOST_PROBLEMS, Fault, PolicyError, Problem, dotted
 from deadlinemesh.policy.references import contradictions
 from deadlinemesh.policy.sentences import faults_of
 from deadlinemesh.policy.source import MAX_SIZE, read
@@ -53,14 +54,14 @@ def located(text: str, name: str, reasons: Iterable[tuple[str, str]]) -> tuple[P
 def parse(text: str, name: str) -> Policy:
     """The policy that `text` says; `name` is the file's in the problems. Raises PolicyError with all of them."""
     source = read(text, name)
-    faults = list(contradictions(source.data))
+    faults = list(islice(contradictions(source.data), MOST_PROBLEMS))
     # Where both have something to say of a value, the contradiction says more: it names the valid choices.
     contradicted = {fault.loc for fault in faults}
     policy: Policy | None = None
     try:
         policy = Policy.model_validate(source.data)
     except ValidationError as error:
-        faults += [fault for fault in faults_of(error) if fault.loc not in contradicted]
+        faults += islice((fault for fault in faults_of(error) if fault.loc not in contradicted), MOST_PROBLEMS)
 
     def located(fault: Fault) -> Problem:
         return Problem(name, source.line_of(fault.loc, at_key=fault.at_key), dotted(fault.loc), fault.reason)

@@ -145,8 +145,8 @@ def _json(value: Any) -> Any:
 
 Duration = Annotated[float, BeforeValidator(parse_duration), Field(ge=0, allow_inf_nan=False)]
 PositiveDuration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0, allow_inf_nan=False)]
-# Strict, because pydantic would read `iterations: yes` as 1.
-WholeNumber = Annotated[int, Strict()]
+# Strict, because pydantic would read `iterations: yes` as 1. What is more than a float can count cannot be computed with.
+WholeNumber = Annotated[int, Strict(), Field(le=2**53)]
 Flag = Annotated[bool, Strict()]
 NonEmpty = Annotated[str, StringConstraints(min_length=1)]
 Name = Annotated[

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 
 from deadlinemesh.errors import MeshError
 
 __all__ = ["Fault", "Loc", "PolicyError", "Problem", "dotted"]
+
+MOST_PROBLEMS = 100
+"""Told of one file. A reader puts no more right at once, and each may take as long as the file to be told."""
+
+LONGEST_LINE = 1000
+"""Characters of a problem's line."""
 
 Loc = tuple[str | int, ...]
 """The keys and indices that lead from the document's root to a value."""
@@ -28,17 +35,29 @@ class Problem:
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}" if self.line else self.file
         line = ": ".join(part for part in (place, self.path, self.reason) if part)
-        return line.replace("\n", "\\n")  # a quoted key may hold one, and each problem has one line
+        if len(line) > LONGEST_LINE:
+            line = f"{line[: LONGEST_LINE - 1]}…"
+        # A quoted key may hold line ends and a terminal's commands, and each problem has one line.
+        return line if line.isprintable() else "".join(one if one.isprintable() else ascii(one)[1:-1] for one in line)
 
 
 class PolicyError(MeshError):
-    """The policy file cannot be used. Holds every problem found, in the order of the lines; `str()` has one a line."""
+    """The policy file cannot be used. Holds every problem found, at most MOST_PROBLEMS, in the order of the lines; `str()` has
+    one a line. `problems` is read no further than that.
+    """
 
     reason = "INVALID_POLICY"
 
     def __init__(self, problems: Iterable[Problem]) -> None:
-        self.problems = tuple(sorted(problems, key=lambda problem: problem.line))
-        super().__init__("\n".join(map(str, self.problems)))
+        found = list(islice(problems, MOST_PROBLEMS + 1))
+        shown = sorted(found[:MOST_PROBLEMS], key=lambda problem: problem.line)
+        if len(found) > MOST_PROBLEMS:
+            shown.append(
+                Problem(shown[-1].file, 0, "", f"has more than {MOST_PROBLEMS} problems: put these right first")
+            )
+        self.problems = tuple(shown)
+        super().__init__("")
+        self.args = ("\n".join(map(str, self.problems)),)  # for an operator, who reads all of them
 
 
 @dataclass(frozen=True, slots=True)

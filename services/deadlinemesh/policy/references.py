@@ -24,6 +24,8 @@ __all__ = ["contradictions"]
 # The patterns are looked at apart, by the engine that will match them.
 _FORMATS = FormatChecker(name for name in Draft202012Validator.FORMAT_CHECKER.checkers if name != "regex")
 _META_SCHEMA = Draft202012Validator(Draft202012Validator.META_SCHEMA, format_checker=_FORMATS)
+_LONGEST_WAY = 10
+"""Models of a circle of fallbacks that are named in turn."""
 _JSON_TYPES = ("array", "boolean", "integer", "null", "number", "object", "string")
 
 
@@ -69,15 +71,27 @@ def _tiers(tiers: Mapping[str, Any], limits: Mapping[str, Any]) -> Iterator[Faul
 def _fallbacks(models: Mapping[str, Any]) -> Iterator[Fault]:
     after = {name: _mapping(model).get("fallback") for name, model in models.items()}
     for name, fallback in after.items():
-        loc: Loc = ("models", name, "fallback")
-        yield from _unknown_names(loc, fallback, models, "a model")
-        chain = [name]
-        while isinstance(fallback, str) and fallback not in chain:
-            chain.append(fallback)
-            fallback = after.get(fallback)
-        if fallback == name:
-            way = " to ".join([*chain, name])
-            yield Fault(loc, f"leads back to where it began, from {way}: the last model of a chain has no fallback")
+        yield from _unknown_names(("models", name, "fallback"), fallback, models, "a model")
+    for circle in _circles(after):
+        for start, name in enumerate(circle):
+            way = [*circle[start:], *circle[:start], name] if len(circle) <= _LONGEST_WAY else [name, "…", name]
+            reason = f"leads back to where it began, from {' to '.join(way)}: the last model of a chain has no fallback"
+            yield Fault(("models", name, "fallback"), reason)
+
+
+def _circles(after: Mapping[str, Any]) -> Iterator[list[str]]:
+    """The names that lead back to themselves, each circle once."""
+    seen: set[str] = set()
+    for start in after:
+        chain: dict[str, None] = {}
+        name: Any = start
+        while isinstance(name, str) and name in after and name not in seen:
+            seen.add(name)
+            chain[name] = None
+            name = after[name]
+        if isinstance(name, str) and name in chain:
+            names = list(chain)
+            yield names[names.index(name) :]
 
 
 def _unknown_names(loc: Loc, name: Any, known: Mapping[str, Any], what: str) -> Iterator[Fault]:

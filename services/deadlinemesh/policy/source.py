@@ -23,6 +23,9 @@ MAX_SIZE = 1024 * 1024
 # Far more than any policy needs, and few enough that whatever walks the values cannot run out of stack.
 _MAX_DEPTH = 32
 
+_LONGEST_NUMBER = 400
+"""Characters. The largest that a float holds has 309 digits, and what is much larger can be neither told nor computed with."""
+
 _TAG = "tag:yaml.org,2002:"
 _SCALARS = {f"{_TAG}{kind}": kind for kind in ("str", "int", "float", "bool", "null")}
 _READ_AS = {"int": "a number", "float": "a number", "bool": "true or false", "null": "an empty value"}
@@ -136,10 +139,14 @@ class _Walk:
             return [self.value(item, (*loc, index)) for index, item in enumerate(node.value)]
         if self._refuse_tag(node, loc, *_SCALARS):
             return None
+        kind = _SCALARS[node.tag]
         try:
+            if kind in ("int", "float") and len(node.value) > _LONGEST_NUMBER:
+                raise ValueError
             return self.loader.construct_object(node)
-        except (ValueError, LookupError):  # what PyYAML's own constructors raise for such as `!!int x` or `!!bool x`
-            self._problem(node, loc, f"cannot be read as {_READ_AS[_SCALARS[node.tag]]}")
+        # What PyYAML's own constructors raise for such as `!!int x` or `!!bool x`, and for a float too large.
+        except (ValueError, LookupError, OverflowError):
+            self._problem(node, loc, f"cannot be read as {_READ_AS[kind]}")
             self.unreadable.add(loc)
             return None
 

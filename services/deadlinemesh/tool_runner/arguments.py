@@ -18,7 +18,7 @@ from referencing import Registry
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
-from deadlinemesh.errors import MOST_VIOLATIONS, shown
+from deadlinemesh.errors import MOST_VIOLATIONS, shortened, shown
 from deadlinemesh.policy.patterns import TooLong, pattern_of
 from deadlinemesh.tool_runner.keywords import FormatsInTime, ValidatorInTime, bounded, refuse_patterns
 from deadlinemesh.tool_runner.outcome import located
@@ -26,7 +26,10 @@ from deadlinemesh.tool_runner.outcome import located
 __all__ = ["Arguments"]
 
 LONGEST_VALUE = 80
-"""Characters of a wrong value that are repeated to the model."""
+"""Characters of a wrong value, or of a name, that are repeated to the model."""
+
+LONGEST_VIOLATION = 2000
+"""Characters of one violation."""
 
 _UNREAD = {RecursionError: "they are nested too deeply", OverflowError: "a number is too large for its `multipleOf`"}
 _NAMES = {"object": "a JSON object", "array": "an array", "integer": "an integer", "number": "a number"}
@@ -67,7 +70,8 @@ class Arguments:
             with bounded():
                 errors = islice(self._validator.iter_errors(arguments), MOST_VIOLATIONS)
                 explained = (one for error in errors for one in self._explained(error))
-                violations.update(dict.fromkeys(islice(explained, MOST_VIOLATIONS)))
+                for one in islice(explained, MOST_VIOLATIONS):
+                    violations[shortened(one, LONGEST_VIOLATION)] = None
         except (TooLong, RecursionError, OverflowError) as unread:
             # Not merely one violation among others: within `not` it would let through what it could not look at.
             why = _UNREAD.get(type(unread)) or str(unread)

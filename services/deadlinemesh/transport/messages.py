@@ -131,6 +131,11 @@ def tool_spec_to_wire(spec: ToolSpec) -> common_pb2.ToolSpec:
 
 
 def tool_spec_from_wire(spec: common_pb2.ToolSpec) -> ToolSpec:
-    """A tool's description from a message. Raises ValueError where the schema is not JSON; empty allows no arguments."""
-    schema = json.loads(spec.arguments_schema_json or '{"type": "object", "properties": {}}')
+    """A tool's description from a message. Raises ValueError where the schema is no JSON object; empty allows no arguments."""
+    try:
+        schema = json.loads(spec.arguments_schema_json or '{"type": "object", "properties": {}}')
+    except RecursionError:
+        raise ValueError(f"the schema of the tool {spec.name} is nested too deeply") from None
+    if not isinstance(schema, dict):
+        raise ValueError(f"the schema of the tool {spec.name} is no JSON object")
     return ToolSpec(spec.name, spec.description, schema, spec.idempotent)

@@ -78,6 +78,7 @@ _LASTING = "lasting"
 _MESSAGE_BYTES = 1000
 _VIOLATIONS_BYTES = 2500
 _VIOLATION_BYTES = 500
+_NAME_BYTES = 100
 
 
 def code_of(error: MeshError) -> grpc.StatusCode:
@@ -87,7 +88,9 @@ def code_of(error: MeshError) -> grpc.StatusCode:
 
 def status_of(error: MeshError, context: DeadlineContext | None = None) -> grpc.Status:
     """The rich status of `error`. `context` is the one under which it happened; it adds `granted_ms` and `elapsed_ms`."""
-    known = {"hop": error.hop, "phase": error.phase, _LASTING: "true" if isinstance(error, UpstreamRefused) else ""}
+    # A peer's error keeps the names that the peer gave.
+    hop, phase = (_fitting(name, _NAME_BYTES) for name in (error.hop, error.phase))
+    known = {"hop": hop, "phase": phase, _LASTING: "true" if isinstance(error, UpstreamRefused) else ""}
     if context is not None:
         known["granted_ms"] = f"{context.granted * 1000:.3f}"
         known["elapsed_ms"] = f"{context.elapsed * 1000:.3f}"
@@ -185,7 +188,7 @@ def _details_of(
             elif packed.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
                 retry = error_details_pb2.RetryInfo()
                 packed.Unpack(retry)
-                retry_after = retry.retry_delay.ToNanoseconds() / 1e9
+                retry_after = max(0.0, retry.retry_delay.ToNanoseconds() / 1e9)
     except (ValueError, DecodeError):
         # Unreadable, or in contradiction to the status: whoever wrote them cannot be trusted on either.
         return None, (), None

@@ -93,7 +93,7 @@ def identity_of(value: str) -> Identity:
     if not match:
         return _NOBODY
     token, *whose = match.groups("")
-    return Identity(token.encode(), *whose)
+    return Identity(token.encode("utf-8", "surrogatepass"), *whose)  # whatever was sent, it is compared and no more
 
 
 def trace_id_of(traceparent: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -46,7 +47,7 @@ def arguments_of(tool: ToolSpec, clause: str, prompt: str, *, must: bool = False
             value = far.value(name, properties[name], required=True)
         if value is None:
             value = _assumed(name, properties[name], clause, must)
-        if value is None:
+        if value is None and not must:  # with it, null is what the schema gives
             return None
         values[name] = value
     for name in properties:
@@ -61,7 +62,7 @@ def _assumed(name: str, declared: Mapping[str, Any], clause: str, must: bool) ->
         return declared["default"]
     if declared.get("examples"):
         return declared["examples"][0]
-    if "enum" in declared:
+    if declared.get("enum"):
         return declared["enum"][0] if must else None
     if declared["type"] == "string" and (must or forms.kind_of(name, declared) == "text"):
         return clause.strip()
@@ -85,6 +86,8 @@ class _Reader:
         match declared["type"]:
             case "number" | "integer":
                 number = self._number(name, required)
+                if number is not None and math.isinf(number):  # of four hundred digits
+                    return None
                 is_whole = number is not None and (declared["type"] == "integer" or number.is_integer())
                 return int(number) if number is not None and is_whole else number
             case "boolean":
@@ -103,7 +106,7 @@ class _Reader:
         return None
 
     def _flag(self, name: str) -> bool | None:
-        spoken = r"[\s_-]".join(name_words(name))
+        spoken = r"[\s_-]".join(map(re.escape, name_words(name)))
         if re.search(rf"\b(?:no|not|without|don't)\s+{spoken}\b", self._text, re.IGNORECASE):
             return False
         return True if re.search(rf"\b{spoken}\b", self._text, re.IGNORECASE) else None

@@ -161,7 +161,7 @@ def plain(declared: Any) -> dict[str, Any]:
     if not isinstance(declared, Mapping):
         return {"type": "string"}
     for option in declared.get("anyOf", ()):
-        if option.get("type") != "null":
+        if isinstance(option, Mapping) and option.get("type") != "null":
             return plain({**option, **{key: value for key, value in declared.items() if key != "anyOf"}})
     types = declared.get("type", "string")
     if isinstance(types, list):

@@ -63,11 +63,11 @@ prompt, which may take many seconds. The other servers of models that ignore too
 _LONGEST_EVENT = 4 * 1024 * 1024
 """Bytes of an event of the stream, or of a refusal. The SDK gathers one in memory, and copies it with each piece that comes."""
 
-_LONGEST_SAID = 500
-"""Characters of what a provider says of a failure."""
-
 _LONGEST_NAME = 80
 """Characters of what a provider calls something, in our words about it."""
+
+_LONGEST_SAID = 500
+"""Characters of what a provider says of its failure, in our words about it."""
 
 COUNTED_WITHIN = 1.0
 """Seconds after an answer's last word in which its provider's count of tokens may come. Some send none, nor end the stream."""
@@ -211,12 +211,14 @@ class OpenAIProvider:
         except openai.APIConnectionError as error:
             reason = error.__cause__ or error
             raise UpstreamFailed(
-                f"{who} at {self._model.base_url} could not be reached or went away: {reason}"
+                f"{who} at {self._model.base_url} could not be reached or went away: {shortened(str(reason), _LONGEST_SAID)}"
             ) from error
         except openai.APIError as error:
             raise UpstreamFailed(f"{who} failed in mid-stream: {shortened(error.message, _LONGEST_SAID)}") from error
         except _MALFORMED as error:
-            raise UpstreamFailed(f"{who} sent what is not a chat completion stream: {error}") from error
+            raise UpstreamFailed(
+                f"{who} sent what is not a chat completion stream: {shortened(str(error), _LONGEST_SAID)}"
+            ) from error
 
 
 class _Client(AsyncOpenAI):

@@ -162,8 +162,12 @@ class Keeper:
                 self._answers_at = self._loop.time() + KILLS_WITHIN
             elif what == OBEYED:
                 self._obeyed += 1
-            elif what == ENDED:
-                self._workers.pop(number).gone(code)
+            elif what == ENDED and (worker := self._workers.pop(number, None)) is not None:
+                worker.gone(code)
+            else:
+                _LOG.error("the keeper of the workers reports %r of %d, which is no report: it is killed", what, number)
+                self._lose()
+                return
         self._said = self._said[whole:]
 
     def _lose(self) -> None:

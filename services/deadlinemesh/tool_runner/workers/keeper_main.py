@@ -118,8 +118,10 @@ class _Keeper:
         if len(message) != COMMAND.size:
             return False
         command, number = COMMAND.unpack(message)
-        if command == START:
+        if command == START and fds:
             self._start(number, fds[0])
+        elif command == START:  # this process has no room for one more file
+            self._report(ENDED, number, _FAILED_TO_WORK)
         else:
             for pid in [pid for pid, known in self._numbers.items() if known == number]:
                 _kill(pid)

@@ -97,8 +97,8 @@ class Worker:
                     return _answer(said, body)
                 call.begun()
                 if said["kind"] == "progress":
-                    await call.progress(said["fraction"], said["message"])
-        except (Broken, LookupError, TypeError, ValueError) as error:
+                    await call.progress(float(said["fraction"]), str(said["message"]))
+        except (Broken, LookupError, TypeError, ValueError, OverflowError) as error:
             raise ToolError("what its process sent was no answer; does it write to what it did not open?") from error
         await self.end()  # which changes nothing about how one that is dying ends
         raise ToolError(f"its process {_in_words(self.ended.result())} before it had answered")

@@ -1,0 +1,53 @@
+"""What a worker's process says while it has a call: a line of JSON for each frame's head, with its body as `body`.
+
+A tool runs in the same process and may write there what it likes.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+from tests.fuzz.reading import json_lines, run
+
+from deadlinemesh.deadline import DeadlineContext, Ledger, entered
+from deadlinemesh.deadline.clock import SYSTEM_CLOCK
+from deadlinemesh.tool_runner.outcome import ToolError, ToolOutcome, ToolStatus
+from deadlinemesh.tool_runner.service import Finished, _fitting, _Running
+from deadlinemesh.tool_runner.servicer import _response
+from deadlinemesh.tool_runner.workers.frames import packed
+from deadlinemesh.tool_runner.workers.worker import Question, Worker
+
+JSON_LINES = True
+MOST_BYTES = 500
+CONTEXT = DeadlineContext("acme", 1e12, "free", "1" * 32, "run_1", 0.0)
+
+
+def target(data: bytes) -> None:
+    run(_ask([line for line in json_lines(data) if isinstance(line, dict)][:16]))
+
+
+async def _ask(heads: list[dict[str, Any]]) -> None:
+    ours, theirs = socket.socketpair()
+    worker = Worker(1, "acme", ours, lambda number: worker.gone(-9))
+    call = _Running(Ledger(SYSTEM_CLOCK, 0.0))
+    for head in heads:
+        body = head.pop("body", "")
+        theirs.sendall(packed(head, str(body).encode(errors="replace")))
+    theirs.shutdown(socket.SHUT_WR)
+    with theirs, entered(CONTEXT):
+        try:
+            answer = await worker.ask(Question("look", "m", "f", {}), call, MOST_BYTES)
+        except ToolError as failed:
+            outcome = ToolOutcome.failed("look", failed)
+        else:
+            outcome = answer.outcome
+            assert len(answer.outcome.content.encode()) <= 3 * MOST_BYTES
+        finally:
+            worker.close()
+    assert outcome.status in ToolStatus
+    while not call._events.empty():
+        event = call._events.get_nowait()
+        assert event is not None
+        _response(event).SerializeToString()
+    _response(Finished(_fitting(outcome, 10_000), 0.0, {})).SerializeToString()
