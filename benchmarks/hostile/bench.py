@@ -60,6 +60,7 @@ async def measured(names: Sequence[str], seconds: float, rounds: int) -> Result:
         raise ValueError(f"{', '.join(sorted(unknown))}: no such attack; there are {', '.join(ATTACKS)}")
     raw, bars = {attack.name for attack in RAW}, list[dict[str, Any]]()
     figures: dict[str, Any] = {}
+    print(f"{'':29}" + " ".join(f"{what[:9]:>9}" for what in BARS), file=sys.stderr, flush=True)
     for name in names:
         mesh = await _median_of(rounds, mesh_world, name, seconds)
         figures[name] = {
@@ -114,7 +115,7 @@ async def _attacked(world_of: WorldOf, name: str, seconds: float) -> Figures:
             drained = await _drained(world)
     return {
         "memory_mb": max(most[service] - before[service] for service in most),
-        "goodput_kept": beside[0] / alone[0],
+        "goodput_kept": beside[0] / alone[0] if alone[0] else 1.0,
         "p99_ratio": beside[1] / alone[1],
         "lag_ms": max(lags, default=0.0) * 1000,
         "drain_s": drained,

@@ -23,6 +23,8 @@ __all__ = ["DRAIN_S", "FLUENT", "Neighbour", "World", "mesh_world", "plain_world
 
 DRAIN_S = 2
 FLUENT = "fluent"
+QUIET = {"GRPC_VERBOSITY": "NONE"}
+"""Else the C core writes a line for each call whose headers are too large."""
 DEADLINE = 2.0
 """Seconds that a call of the neighbour has; it takes a tenth of that."""
 PER_S = 25.0
@@ -70,7 +72,7 @@ class World:
 @asynccontextmanager
 async def mesh_world() -> AsyncIterator[World]:
     """The three services."""
-    environment = {"DMESH_DRAIN_SECONDS": str(DRAIN_S), "DMESH_LOG_LEVEL": "ERROR"}
+    environment = {"DMESH_DRAIN_SECONDS": str(DRAIN_S), "DMESH_LOG_LEVEL": "ERROR", **QUIET}
     async with meshed(policy(), ("neighbour", "attacker"), environment=environment) as mesh:
         ((_, attacker),) = mesh.metadata_of["attacker"]
         port = int(mesh.target.rpartition(":")[2])
@@ -84,7 +86,8 @@ async def plain_world() -> AsyncIterator[World]:
         folder = Path(name)
         events = folder / "plain.events"
         events.touch()
-        async with started("benchmarks.hostile.plain", "--events", str(events), "--drain", str(DRAIN_S)) as ready:
+        arguments = ("--events", str(events), "--drain", str(DRAIN_S))
+        async with started("benchmarks.hostile.plain", *arguments, environment=QUIET) as ready:
             yield World(ready["port"], {"plain": ready["pid"]}, "none", (), folder)
 
 
