@@ -12,7 +12,7 @@ from typing import Any
 
 from deadlinemesh.cli.event_loop import event_loop
 from deadlinemesh.cli.hops import assemble
-from deadlinemesh.cli.interpreter import keep_memory_together, spare_the_event_loop
+from deadlinemesh.cli.interpreter import keep_memory_together, quiet_the_core, spare_the_event_loop
 from deadlinemesh.cli.settings import HopSettings
 
 __all__ = ["serve"]
@@ -25,6 +25,7 @@ def serve(name: str, settings: HopSettings, *, announce: bool = False) -> None:
 
     Raises PolicyError, ValueError or OSError where it cannot start.
     """
+    quiet_the_core()
     keep_memory_together()
     _log_to_stderr(settings)
     with asyncio.Runner(loop_factory=event_loop) as runner:
