@@ -65,7 +65,7 @@ from deadlinemesh.telemetry import RunEnded, Telemetry
 __all__ = ["GROWS_BY", "AgentRun", "Runs", "Timed"]
 
 
-MOST_KEPT = 0.5
+MOST_KEPT = 0.15
 """The part of what finished runs may take in all that those of one tenant may take."""
 
 OBJECT = 200
