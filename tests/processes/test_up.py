@@ -248,6 +248,16 @@ async def known(client: DeadlineMesh) -> bool:
     return False
 
 
+def test_it_works_whatever_proxy_the_environment_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1")
+    with up(tmp_path) as mesh:
+        done = mesh.dmesh("run", 'Look up the customer "northwind"', "--model", "fast", "--json")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert json.loads(done.stdout)["outcome"] == "COMPLETED"
+
+
 def test_a_service_that_cannot_start_is_told_with_its_log(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

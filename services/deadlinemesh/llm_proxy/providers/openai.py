@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx2  # the SDK's own
 import openai
-from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+from openai import DEFAULT_CONNECTION_LIMITS, AsyncOpenAI, DefaultAsyncHttpxClient
 from openai._streaming import ServerSentEvent, SSEDecoder
 
 from deadlinemesh.errors import Shed, UpstreamFailed, UpstreamRefused
@@ -36,6 +36,7 @@ from deadlinemesh.llm_proxy.conversation import (
 from deadlinemesh.llm_proxy.providers.choosing import asking, choice_schema, chosen, spelled_out
 from deadlinemesh.llm_proxy.providers.deltas import Completion
 from deadlinemesh.llm_proxy.providers.fitting import fitted, room_for_input, room_for_output, tokens_at_most
+from deadlinemesh.llm_proxy.providers.proxies import transport_to
 from deadlinemesh.llm_proxy.providers.unusable import MissingKey
 from deadlinemesh.policy.environment import secret
 from deadlinemesh.policy.model import OpenAIModel
@@ -83,13 +84,19 @@ class OpenAIProvider:
             api_key=api_key or _NO_KEY,
             max_retries=0,
             timeout=None,
-            http_client=DefaultAsyncHttpxClient(event_hooks={"response": [self._bound]}, timeout=None),
+            http_client=DefaultAsyncHttpxClient(
+                event_hooks={"response": [self._bound]},
+                timeout=None,
+                transport=transport_to(model.base_url, DEFAULT_CONNECTION_LIMITS),
+            ),
             default_headers={"Accept-Encoding": "identity"},  # what is counted is what is kept
         )
 
     @classmethod
     def from_environment(cls, model: OpenAIModel) -> OpenAIProvider:
-        """With the key that the environment holds. Raises MissingKey where it holds none that can be sent."""
+        """With the key that the environment holds. Raises MissingKey where it holds none that can be sent, and UnusableProxy
+        where the endpoint's proxy cannot be used.
+        """
         try:
             key = secret(model.api_key_env) if model.api_key_env else ""
         except ValueError as error:

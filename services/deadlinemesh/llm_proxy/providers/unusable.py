@@ -7,10 +7,14 @@ from collections.abc import AsyncGenerator
 from deadlinemesh.errors import UpstreamRefused
 from deadlinemesh.llm_proxy.conversation import Event, TurnRequest
 
-__all__ = ["MissingKey", "UnusableProvider"]
+__all__ = ["MissingKey", "Unusable", "UnusableProvider"]
 
 
-class MissingKey(ValueError):
+class Unusable(ValueError):
+    """The environment does not hold what a model needs. Says what to set."""
+
+
+class MissingKey(Unusable):
     """The environment does not hold the key that policy names. Says what to set."""
 
 
