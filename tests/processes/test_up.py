@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import select
 import signal
 import socket
 import stat
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,56 @@ def test_a_killed_service_comes_back_and_works(own: Up, service: str) -> None:
     told = json.loads(own.state_file.read_text())["processes"]
     assert told[service] != own.state.processes[service]
     assert told[service] in own.processes()
+
+
+def keeper_of(mesh: Up) -> int:
+    """The process that keeps the tool-runner's workers."""
+    runner = str(mesh.state.processes["tool-runner"])
+    return int(subprocess.run(["pgrep", "--parent", runner], capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.fixture
+def with_keeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Up]:
+    """A mesh to break, with tools that run in processes."""
+    root = str(Path(__file__).parents[2])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH")))))
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(
+        "tiers: {free: {run_budget: 30s, iterations: 2}}\n"
+        f"tenants: {{acme: {{tier: free, api_keys: ['{hash_key('any')}']}}}}\n"
+        "models: {fast: {provider: scripted}}\n"
+        "tools: {modules: [tests.blocking_tools]}\n"
+    )
+    with up(tmp_path, "--policy", str(policy)) as mesh:
+        yield mesh
+
+
+@pytest.mark.parametrize("how", [signal.SIGCONT, signal.SIGSTOP])
+def test_a_killed_tool_runner_takes_its_keeper_along(with_keeper: Up, how: signal.Signals) -> None:
+    keeper = keeper_of(with_keeper)
+    os.kill(keeper, how)
+    os.kill(with_keeper.state.processes["tool-runner"], signal.SIGKILL)
+    ended([keeper])
+    with_keeper.wait_for_log("tool-runner is back on port")
+
+
+def test_a_keeper_that_is_stopped_again_is_killed(with_keeper: Up) -> None:
+    handle = os.pidfd_open(keeper_of(with_keeper))
+    try:
+        os.kill(with_keeper.state.processes["tool-runner"], signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            while not select.select([handle], [], [], 0)[0]:
+                signal.pidfd_send_signal(handle, signal.SIGSTOP)
+    finally:
+        os.close(handle)
+    with_keeper.wait_for_log("tool-runner is back on port")
+
+
+def test_services_that_were_stopped_end_with_the_mesh(with_keeper: Up) -> None:
+    os.kill(keeper_of(with_keeper), signal.SIGSTOP)
+    os.kill(with_keeper.state.processes["tool-runner"], signal.SIGSTOP)
+    assert with_keeper.stop() == 0
+    assert with_keeper.processes() == []
 
 
 def test_a_wrong_policy_is_told_line_by_line(tmp_path: Path) -> None:

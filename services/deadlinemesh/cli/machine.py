@@ -91,7 +91,7 @@ async def running_mesh(
 
     Raises WrongUsage for wrong options, ProgramFailed where nothing starts.
     """
-    supervisor = Supervisor(report, log)
+    supervisor = Supervisor(report, log, adopts=True)
     policy = default_policy() if options.policy is None else options.policy
     with private_folder() as folder:
         try:

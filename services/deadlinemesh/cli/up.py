@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,6 +19,7 @@ from rich.text import Text
 from deadlinemesh.cli import state as states
 from deadlinemesh.cli.machine import RunningMesh, UpOptions, child_environment, running_mesh, tied
 from deadlinemesh.cli.output import Exit, complain
+from deadlinemesh.cli.process import Process
 from deadlinemesh.cli.settings import CommandSettings
 from deadlinemesh.cli.state import MeshState
 from deadlinemesh.cli.supervisor import ProgramFailed
@@ -78,22 +78,21 @@ async def _refuse_what_no_tool_runner_has(policy_file: Path) -> None:
 
     A process like theirs is asked: it imports modules from where they do, and what that leaves behind ends with it.
     """
-    process = await asyncio.create_subprocess_exec(
-        *tied("deadlinemesh.cli", "policy", "check", "--json", "--", str(policy_file)),
-        stdin=subprocess.PIPE,  # open for as long as this process lives
-        stdout=subprocess.PIPE,
-        env=child_environment({}),
-        start_new_session=True,  # Ctrl-C is this process's to hear
-    )
-    assert process.stdout is not None
+    said: list[bytes] = []
+
+    async def listen() -> None:
+        while piece := await process.stdout.read(65536):
+            said.append(piece)
+
+    command = tied("deadlinemesh.cli", "policy", "check", "--json", "--", str(policy_file))
+    process = await Process.start(command, child_environment({}), stderr=None)
+    process.read_by(listen())
     try:
-        said = await process.stdout.read()
+        await process.ended()
     finally:
-        with suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
+        process.send_signal(signal.SIGKILL)
     try:
-        found = json.loads(said)
+        found = json.loads(b"".join(said))
     except ValueError:  # a module has ended the process: the tool-runner's log will tell
         return
     problems = [*found.get("problems", ()), *(one for one in found["warnings"] if one["path"].startswith("tools."))]
