@@ -110,7 +110,7 @@ class Runner:
     def use(self, **tools: Any) -> None:
         """Go over to another policy."""
         registry = Registry.from_policy(_policy(**tools), self.service.registry)
-        self.rests.append(asyncio.create_task(self.service.replace(registry, 1_000_000).aclose()))
+        self.rests.append(asyncio.create_task(self.service.replace(registry, 1_000_000).end()))
 
     @property
     def waits(self) -> list[WaitEnd]:

@@ -49,7 +49,7 @@ async def _serve(name: str, settings: HopSettings, announce: bool) -> None:
             print(json.dumps({"service": name, "port": port}), flush=True)
         following = None
         if hop.policy_file is not None:
-            following = asyncio.ensure_future(hop.policy_file.follow(hop.use))
+            following = asyncio.ensure_future(hop.policy_file.follow(hop.prepare, hop.tell))
         await server.serve_until_signalled()
         if following is not None:
             following.cancel()

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console, Group
@@ -23,7 +24,7 @@ from deadlinemesh.cli.process import Process
 from deadlinemesh.cli.settings import CommandSettings
 from deadlinemesh.cli.state import MeshState
 from deadlinemesh.cli.supervisor import ProgramFailed
-from deadlinemesh.policy import Policy, PolicyError, PolicyFile, Problem
+from deadlinemesh.policy import GoOver, Policy, PolicyError, PolicyFile, Problem
 
 __all__ = ["up"]
 
@@ -115,7 +116,8 @@ async def _keep(
         try:
             show(mesh.state)
             if file is not None:
-                following = asyncio.ensure_future(file.follow(lambda policy: _go_over(mesh, policy, path)))
+                mesh.tell(file.status)
+                following = asyncio.ensure_future(file.follow(partial(_prepared, mesh, path), mesh.tell))
             await mesh.supervisor.keep(lambda: _remember(mesh.state, path))
         finally:
             if following is not None:
@@ -124,14 +126,20 @@ async def _keep(
     killer.cancel()
 
 
-def _go_over(mesh: RunningMesh, policy: Policy, path: Path) -> None:
-    before = mesh.state.tenants
-    mesh.use(policy)
-    _remember(mesh.state, path)
-    _say("the policy file has changed, and the mesh goes over to it")
-    for name, tenant in mesh.state.tenants.items():
-        if name not in before:
-            _say(f"{name} is new, {tenant.tier}; its API key: {tenant.api_key}")
+def _prepared(mesh: RunningMesh, path: Path, policy: Policy) -> GoOver:
+    ready = mesh.prepared(policy)
+
+    def go_over() -> None:
+        before = mesh.state.tenants
+        ready()
+        state = mesh.state
+        _remember(state, path)
+        _say("the policy file has changed, and the mesh goes over to it")
+        for name, tenant in state.tenants.items():
+            if name not in before:
+                _say(f"{name} is new, {tenant.tier}; its API key: {tenant.api_key}")
+
+    return go_over
 
 
 def _remember(state: MeshState, path: Path) -> None:

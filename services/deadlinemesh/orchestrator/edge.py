@@ -12,7 +12,7 @@ from uuid import uuid4
 from deadlinemesh.deadline import SYSTEM_CLOCK, Clock, DeadlineContext
 from deadlinemesh.errors import Doomed, Unauthenticated
 from deadlinemesh.orchestrator.stagger import Stagger
-from deadlinemesh.policy import Credentials, Policy, Tenant
+from deadlinemesh.policy import Credentials, GoOver, Policy, Tenant
 from deadlinemesh.transport import Arrival, wire
 
 __all__ = ["HOP", "EdgeGate", "Grant", "current_grant", "set_grant"]
@@ -73,12 +73,16 @@ class EdgeGate:
     def __init__(self, policy: Policy, clock: Clock = SYSTEM_CLOCK) -> None:
         self._clock = clock
         self._ends = Stagger(APART)
-        self.use(policy)
+        self.prepared(policy)()
 
-    def use(self, policy: Policy) -> None:
-        """Judge calls to come by `policy`."""
-        self._credentials = Credentials(policy)
-        self._limits = policy.limits
+    def prepared(self, policy: Policy) -> GoOver:
+        """Judge calls to come by `policy`: keys that it has not are refused at once."""
+        credentials = Credentials(policy)
+
+        def go_over() -> None:
+            self._credentials, self._limits = credentials, policy.limits
+
+        return go_over
 
     def __call__(self, arrival: Arrival) -> DeadlineContext:
         grant = self._grant(self._authenticated(arrival), arrival)

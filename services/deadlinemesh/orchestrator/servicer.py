@@ -6,6 +6,7 @@ import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -13,7 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from deadlinemesh.admission import Bulkhead
 from deadlinemesh.conversation import Message, Role, ToolSpec, history_violations
 from deadlinemesh.deadline import SYSTEM_CLOCK, Background, Clock, Phase
-from deadlinemesh.errors import Cause, InvalidRequest, NotFound, TooLarge, Violation, choices
+from deadlinemesh.errors import Cause, InvalidRequest, NotFound, TooLarge, UpstreamFailed, Violation, choices
 from deadlinemesh.orchestrator.agent import Assignment
 from deadlinemesh.orchestrator.catalog import Catalog, Listed
 from deadlinemesh.orchestrator.edge import HOP, Grant, current_grant
@@ -31,7 +32,7 @@ from deadlinemesh.orchestrator.ports import ModelPort, ToolPort
 from deadlinemesh.orchestrator.runs import AgentRun, Runs, Timed
 from deadlinemesh.orchestrator.shortening import Bounds
 from deadlinemesh.orchestrator.upstreams import Upstreams
-from deadlinemesh.policy import Policy
+from deadlinemesh.policy import GoOver, Past, Policy, Tenant
 from deadlinemesh.telemetry import Telemetry
 from deadlinemesh.transport.messages import (
     hop_spend,
@@ -73,13 +74,19 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._places = Bulkhead("runs", policy.admission.runs, clock=clock, on_wait=telemetry.record)
+        self._policy = policy
+        self._past: Past[Policy] = Past(clock)
         upstreams = Upstreams(telemetry, HOP)
         self._catalog = Catalog(tools, upstreams)
         self._runs = Runs(background, self._places, models, tools, policy.limits, telemetry, upstreams)
-        self.use(policy)
+        self.prepared(policy)()
 
-    def use(self, policy: Policy) -> None:
+    def prepared(self, policy: Policy) -> GoOver:
         """Begin runs to come by `policy`; those at work keep what they were begun with."""
+        return partial(self._use, policy)
+
+    def _use(self, policy: Policy) -> None:
+        self._past.keep(self._policy, self._policy, policy)
         self._policy = policy
         self._runs.use(policy.limits)
         self._places.resize(policy.admission.runs, shares=policy.shares(), most_waiting=policy.admission.most_waiting)
@@ -95,7 +102,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         _check(request)
         run = self._runs.known(grant.tenant.tenant_id, request.request_id) if request.request_id else None
         attached = run is not None
-        policy = self._policy  # which may be another when the run has its place
+        policy = self._granting(grant.tenant)
         if run is None:
             run = self._runs.start(grant, request.request_id, lambda new: self._prepare(policy, request, new))
         with run.watched():
@@ -104,6 +111,13 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             async with aclosing(run.told()) as events:
                 async for event in events:
                     yield _response(run, event, attached)
+
+    def _granting(self, tenant: Tenant) -> Policy:
+        """The policy by which `tenant` was granted its run: since then there may have come another, in which it has less."""
+        for policy in chain((self._policy,), self._past):
+            if tenant.tenant_id in policy.tenants and policy.models.keys() >= set(tenant.models):
+                return policy
+        raise UpstreamFailed("the policy is changing: try again", hop=HOP)
 
     async def GetRun(self, request: orchestrator_pb2.GetRunRequest, context: Any) -> orchestrator_pb2.GetRunResponse:
         run = self._runs.get(current_grant().tenant.tenant_id, request.run_id)

@@ -22,6 +22,8 @@ __all__ = [
     "LoopLagged",
     "MalformedRemaining",
     "OrphanReported",
+    "PolicyInForce",
+    "PolicyRefused",
     "Retried",
     "RetryRefused",
     "RunEnded",
@@ -194,6 +196,25 @@ class FellBack:
     """As in `Retried`."""
 
 
+@dataclass(frozen=True, slots=True)
+class PolicyInForce:
+    """A hop has gone over to a policy."""
+
+    hop: str
+    digest: str
+    """The first 12 hexadecimal digits of the SHA-256 of its file."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRefused:
+    """A hop cannot use what its policy file says, and keeps the policy in force."""
+
+    hop: str
+    digest: str
+    """As in `PolicyInForce`, of what was refused; `unreadable` where that could not be read."""
+    why: str
+
+
 Event = (
     CallStarted
     | CallEnded
@@ -208,6 +229,8 @@ Event = (
     | Retried
     | RetryRefused
     | FellBack
+    | PolicyInForce
+    | PolicyRefused
 )
 
 

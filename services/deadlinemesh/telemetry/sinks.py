@@ -23,6 +23,8 @@ from deadlinemesh.telemetry.events import (
     LoopLagged,
     MalformedRemaining,
     OrphanReported,
+    PolicyInForce,
+    PolicyRefused,
     Retried,
     RetryRefused,
     Sink,
@@ -146,6 +148,14 @@ class MetricsSink:
         self._retries = meter.create_counter("mesh.retries", unit="{attempt}", description="Made and refused")
         self._fallbacks = meter.create_counter("mesh.fallbacks", unit="{run}")
         self._reads = meter.create_counter("mesh.cache.reads", unit="{call}")
+        self._policy = meter.create_gauge(
+            "mesh.policy.hash", description="The first 48 bits of the SHA-256 of the policy file in force"
+        )
+        self._policy_current = meter.create_gauge(
+            "mesh.policy.current",
+            description="1 where the policy in force is what the file says, 0 where that was refused",
+        )
+        self._policies_refused = meter.create_counter("mesh.policy.refused", unit="{reload}")
         self._writes = meter.create_counter("mesh.cache.writes", unit="{result}")
 
     def record(self, event: Event) -> None:
@@ -174,6 +184,12 @@ class MetricsSink:
             self._retries.add(1, labels)
         elif isinstance(event, FellBack):
             self._fallbacks.add(1, {"mesh.upstream": event.upstream, "error.type": event.why})
+        elif isinstance(event, PolicyInForce):
+            self._policy.set(int(event.digest or "0", 16))
+            self._policy_current.set(1)
+        elif isinstance(event, PolicyRefused):
+            self._policies_refused.add(1)
+            self._policy_current.set(0)
         elif isinstance(event, CacheUsed):
             found = event.problem or ("hit" if event.hit else "miss")
             self._reads.add(1, {"mesh.tool": event.tool, "mesh.cache.found": found})

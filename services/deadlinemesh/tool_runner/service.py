@@ -8,10 +8,12 @@ import math
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from deadlinemesh.deadline import SYSTEM_CLOCK, Clock, DeadlineContext, Ledger, Phase, current
-from deadlinemesh.errors import Doomed, Shed
+from deadlinemesh.errors import Doomed, NotFound, Shed, Violation, choices
+from deadlinemesh.policy import Past, Rest
 from deadlinemesh.tool_runner.arguments import Arguments
 from deadlinemesh.tool_runner.cache import KeptResults
 from deadlinemesh.tool_runner.outcome import Tool, ToolError, ToolOutcome, ToolSpec, sound
@@ -80,10 +82,22 @@ class ToolService:
         self._most_bytes = message_bytes - MESSAGE_OVERHEAD
         self._clock = clock
         self._kept = kept
+        self._past: Past[Registry] = Past(clock)
 
     def specs(self) -> tuple[ToolSpec, ...]:
         """The current tenant's tools, in alphabetical order."""
-        return self.registry.specs(current().tenant_id)
+        tenant_id = current().tenant_id
+        known = (one for one in chain((self.registry,), self._past) if one.knows(tenant_id))
+        return next(known, self.registry).specs(tenant_id)
+
+    def _find(self, name: str) -> tuple[Registry, Tool, Arguments]:
+        """The current tenant's tool, its arguments' check, and the registry that holds it. Raises NotFound."""
+        tenant_id = current().tenant_id
+        for registry in chain((self.registry,), self._past):
+            if registry.allows(tenant_id, name):  # if it was in the past, the tool may be only the tenant's no more
+                holder = self.registry if self.registry.has(name) else registry
+                return holder, *holder.tool(name)
+        raise NotFound([Violation("name", f"there is no tool {name!r}; {choices(one.name for one in self.specs())}")])
 
     async def call(self, name: str, arguments_json: str, call_id: str = "") -> AsyncGenerator[Event, None]:
         """Run a tool: `Started`, any number of `Progressed`, `Finished`; only `Finished` if its arguments are wrong, or if it
@@ -94,8 +108,8 @@ class ToolService:
         The tool is gone when the generator is closed: use `contextlib.aclosing`.
         """
         context = current()
-        registry, most_bytes, kept = self.registry, self._most_bytes, self._kept
-        tool, arguments = registry.find(context.tenant_id, name)
+        most_bytes, kept = self._most_bytes, self._kept
+        registry, tool, arguments = self._find(name)
         with registry.in_use:
             running = _Running(Ledger(self._clock, context.started_at))
             given, violations = await _read(arguments, arguments_json, running)
@@ -120,12 +134,18 @@ class ToolService:
                     kept.keep(tool.spec, given, outcome)
             yield running.finished(outcome)
 
-    def replace(self, registry: Registry, message_bytes: int, kept: KeptResults | None = None) -> Registry:
-        """Use `registry` and `kept` for calls to come. Returns the old registry, to be closed."""
+    def replace(self, registry: Registry, message_bytes: int, kept: KeptResults | None = None) -> Rest:
+        """Use `registry` and `kept` for calls to come, but for those of runs that began with what it takes away. The rest closes
+        the old registry.
+        """
         old, self.registry = self.registry, registry
         self._kept = kept  # another registry's tool of the same name need not be the same tool
         self._most_bytes = message_bytes - MESSAGE_OVERHEAD
-        return old
+        needed_for = 0.0
+        if registry.policy is not None and old.policy is not None:
+            needed_for = self._past.keep(old, old.policy, registry.policy)
+            registry.take_place_of(old, self._past.shares(registry.policy))
+        return Rest(old.aclose, needed_for)
 
     def warm(self) -> None:
         """Start what the first call would have to wait for. Raises OSError where that is not possible."""
