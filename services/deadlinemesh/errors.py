@@ -6,6 +6,7 @@ reason that travels in `google.rpc.ErrorInfo`, and carries what a reader needs t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -30,6 +31,7 @@ __all__ = [
     "UpstreamRefused",
     "Violation",
     "choices",
+    "without_addresses",
 ]
 
 
@@ -176,3 +178,19 @@ def choices(names: Iterable[str]) -> str:
     """The valid choices as a sentence's end: `one of a, b, c`, or `none is defined`."""
     listed = ", ".join(names)
     return f"one of {listed}" if listed else "none is defined"
+
+
+_ADDRESS = re.compile(
+    r"\b[a-z][a-z0-9+.-]{0,30}://\S+"  # a URL
+    r"|\b(?:ipv4|ipv6|unix|unix-abstract|vsock|dns):\S+"  # as gRPC writes a peer
+    r"|\[[0-9a-f:.]{2,45}\](?::\d+)?"
+    r"|\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?"
+    r"|\b[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63}){0,9}:\d{2,5}\b"
+    r"|\b(?:sk|pk|key|dm)[-_][\w-]{8,}",  # a key
+    re.IGNORECASE,
+)
+
+
+def without_addresses(text: str, most: int = 500) -> str:
+    """Words of others as a tenant may read them: without URLs, addresses and keys, and at most so many characters."""
+    return _ADDRESS.sub("…", text[: 4 * most])[:most]

@@ -273,6 +273,7 @@ async def test_it_goes_over_to_its_policy_file_as_that_changes(tmp_path: Path) -
     shown = dmesh(tmp_path / "up.json", "policy", "show").stdout
     policy.write_text(shown)
     with up(tmp_path, "--policy", str(policy), "--no-demo-world") as mesh:
+        assert set(policy_status(mesh, 0)) == {"dmesh up", "llm-proxy", "orchestrator", "tool-runner"}
         newcomer = f"tenants:\n  dune:\n    tier: professional\n    api_keys: [{hash_key('replaced')!r}]"
         policy.write_text(shown.replace("tenants:", newcomer))
         mesh.wait_for_log("dune is new, professional; its API key: ")
@@ -283,8 +284,20 @@ async def test_it_goes_over_to_its_policy_file_as_that_changes(tmp_path: Path) -
             policy.write_text(shown.replace("tier: free", "tier: fre"))
             mesh.wait_for_log(f"the policy in force is kept, as the new one cannot be used: {policy}:")
             assert await known(dune)
+        refused = policy_status(mesh, 1)
+        assert "tenants.cora.tier" in refused["dmesh up"]["why"]
+        assert len({one["digest"] for name, one in refused.items() if name != "dmesh up"}) == 1
+        assert {one["why"] for name, one in refused.items() if name != "dmesh up"} == {""}
         policy.write_text(shown.replace("tier: enterprise", "tier: enterprise\n    dedicated: true"))
         mesh.wait_for_log("restart all processes for")
+
+
+def policy_status(mesh: Up, code: int) -> dict[str, Any]:
+    """What `dmesh policy status` tells of each process."""
+    done = mesh.dmesh("policy", "status", "--json")
+    assert (done.returncode, done.stderr) == (code, "")
+    assert mesh.dmesh("policy", "status").returncode == code
+    return {one["process"]: one for one in json.loads(done.stdout)["processes"]}
 
 
 async def known(client: DeadlineMesh) -> bool:

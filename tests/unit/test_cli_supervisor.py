@@ -158,7 +158,8 @@ async def test_a_program_that_never_starts_is_told_though_its_pipes_are_held(
 
 
 async def test_a_program_that_was_stopped_is_told_to_end(supervisor: Supervisor) -> None:
-    child = await supervisor.start(program("one", SERVING))
+    heeding = "import signal; signal.signal(signal.SIGTERM, signal.SIG_DFL); "  # else as where the tests run
+    child = await supervisor.start(program("one", heeding + SERVING))
     os.kill(child.pid, signal.SIGSTOP)
     async with asyncio.timeout(30):
         await supervisor.end()

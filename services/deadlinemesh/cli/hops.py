@@ -37,6 +37,7 @@ from deadlinemesh.telemetry import (
     Telemetry,
     WhenIdle,
 )
+from deadlinemesh.telemetry.logs import count_lost
 from deadlinemesh.telemetry.metering import LAST_EXPORT, metering_to
 from deadlinemesh.telemetry.tracing import tracing_to
 from deadlinemesh.tool_runner import servicer as tool_runner
@@ -71,7 +72,9 @@ def assemble(name: str, settings: HopSettings, stack: AsyncExitStack) -> Hop:
     meters = metering_to(settings.metrics, name)
     if meters is not None:
         stack.callback(meters.shutdown, LAST_EXPORT)
-        sinks.append(MetricsSink(meters.get_meter("deadlinemesh")))
+        meter = meters.get_meter("deadlinemesh")
+        count_lost(meter)
+        sinks.append(MetricsSink(meter))
     if settings.events_file is not None:
         lines = JsonLinesSink(settings.events_file)
         stack.callback(lines.close)

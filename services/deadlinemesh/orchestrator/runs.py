@@ -80,7 +80,7 @@ class AgentRun:
         self.grant = grant
         self.request_id = request_id
         self.number = number
-        """Counts the orchestrator's runs; later runs have higher ones."""
+        """Counts the tenant's runs in this orchestrator; later runs have higher ones. It tells nothing of other tenants'."""
         self.created_at = time.time()
         """By the wall clock, for people."""
         self.model = ""
@@ -260,7 +260,7 @@ class Runs:
         """About the bytes that are kept of each tenant's."""
         self._swept_at = 0.0
         """When the runs of all tenants were last looked through: one that does not come back is forgotten all the same."""
-        self._count = 0
+        self._counts: Counter[str] = Counter()
         self._when_idle = Deferred()
 
     def use(self, limits: Limits) -> None:
@@ -296,8 +296,9 @@ class Runs:
         any other that spends its time. If there is no place for it, or `prepare` raises, it is forgotten, and whoever watches is
         told why.
         """
-        self._count += 1
-        run = AgentRun(current(), grant, request_id or f"req_{current().run_id[4:]}", self._count)
+        self._counts[grant.tenant.tenant_id] += 1
+        number = self._counts[grant.tenant.tenant_id]
+        run = AgentRun(current(), grant, request_id or f"req_{current().run_id[4:]}", number)
         self._by_id[run.run_id] = self._by_request[run.context.tenant_id][run.request_id] = run
         run.emit(RunStarted())
         task = run.execute(self._background, lambda: self._execute(run, prepare))

@@ -2,6 +2,7 @@
 
 events.py       the events and `Telemetry`, which hands them to sinks
 sinks.py        the sinks
+logs.py         the log, bounded
 tracing.py      switches OpenTelemetry's tracing on
 metering.py     switches OpenTelemetry's metrics on
 """

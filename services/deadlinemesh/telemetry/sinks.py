@@ -29,6 +29,7 @@ from deadlinemesh.telemetry.events import (
     RetryRefused,
     Sink,
 )
+from deadlinemesh.telemetry.logs import cut
 
 __all__ = ["CountingSink", "JsonLinesSink", "LogSink", "MetricsSink", "WhenIdle"]
 
@@ -44,7 +45,7 @@ class LogSink:
         if isinstance(event, OrphanReported):
             _LOG.warning(
                 "orphan at %s: tenant=%s run=%s age=%.3fs task=%s",
-                *(event.hop, event.tenant_id, event.run_id, event.age, event.task),
+                *(event.hop, event.tenant_id, event.run_id, event.age, cut(event.task)),
             )
         elif isinstance(event, LoopLagged):
             _LOG.warning(
@@ -53,7 +54,7 @@ class LogSink:
                 *(event.tenant_id or "none", event.run_id or "none"),
             )
         elif isinstance(event, MalformedRemaining):
-            _LOG.warning("ignored deadline-remaining-us %s sent to %s%s", event.value, event.hop, event.method)
+            _LOG.warning("ignored deadline-remaining-us %s sent to %s%s", cut(event.value), event.hop, event.method)
         elif _LOG.isEnabledFor(logging.DEBUG):
             _LOG.debug("%s %s", type(event).__name__, asdict(event))
 

@@ -14,6 +14,7 @@ from typing import Any
 from deadlinemesh.deadline import SYSTEM_CLOCK, Clock, DeadlineContext, Ledger, Phase, current
 from deadlinemesh.errors import Doomed, NotFound, Shed, Violation, choices
 from deadlinemesh.policy import Past, Rest
+from deadlinemesh.telemetry.logs import cut
 from deadlinemesh.tool_runner.arguments import Arguments
 from deadlinemesh.tool_runner.cache import KeptResults
 from deadlinemesh.tool_runner.outcome import Tool, ToolError, ToolOutcome, ToolSpec, sound
@@ -224,7 +225,7 @@ def _outcome_of(task: asyncio.Task[ToolOutcome], tool: Tool, context: DeadlineCo
             "tool %s (%s) failed: call %s, tenant %s, run %s",
             tool.spec.name,
             tool.origin,
-            call_id,
+            cut(call_id),
             context.tenant_id,
             context.run_id,
             exc_info=error,

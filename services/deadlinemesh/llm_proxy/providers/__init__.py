@@ -73,7 +73,7 @@ def providers_of(models: Mapping[str, ModelPolicy]) -> dict[str, Provider]:
             found[name] = provider_of(model)
         except Unusable as error:
             unusable[name] = f"model {name} cannot be used: {error}"
-            found[name] = UnusableProvider(unusable[name])
+            found[name] = UnusableProvider(name)
     if len(unusable) == len(models):
         raise Unusable("; ".join(["no model can be used", *unusable.values()]))
     for why in unusable.values():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
@@ -18,7 +19,7 @@ import openai
 from openai import DEFAULT_CONNECTION_LIMITS, AsyncOpenAI, DefaultAsyncHttpxClient
 from openai._streaming import ServerSentEvent, SSEDecoder
 
-from deadlinemesh.errors import Shed, UpstreamFailed, UpstreamRefused
+from deadlinemesh.errors import Shed, UpstreamFailed, UpstreamRefused, without_addresses
 from deadlinemesh.llm_proxy.conversation import (
     Event,
     FinishReason,
@@ -40,9 +41,12 @@ from deadlinemesh.llm_proxy.providers.proxies import transport_to
 from deadlinemesh.llm_proxy.providers.unusable import MissingKey
 from deadlinemesh.policy.environment import secret
 from deadlinemesh.policy.model import OpenAIModel
+from deadlinemesh.telemetry.logs import cut
 from deadlinemesh.transport.retry_after import retry_after
 
 __all__ = ["OpenAIProvider"]
+
+_LOG = logging.getLogger("deadlinemesh.llm_proxy")
 
 _NO_KEY = "none"
 """The SDK insists on a key; endpoints that need none ignore it."""
@@ -53,6 +57,9 @@ _ADVICE = {
     403: "the key may not use this model: check the key's permissions and `model`",
     404: "it knows no such model or path: check `base_url` and `model`",
 }
+
+_ABOUT_THE_REQUEST = (400, 413, 422)
+"""The statuses whose words are about what the tenant sent."""
 
 _PASSING = (408, 409, 425)
 """Of the statuses that blame the request, those that may be others the next time."""
@@ -208,17 +215,24 @@ class OpenAIProvider:
             if status == 429 and error.code != "insufficient_quota":
                 raise Shed(f"{who} is limiting requests", retry_after=wait) from error
             advice = _ADVICE.get(status, "the failure is the provider's own")
+            self._log(f"answered {status}: {advice}", error.message)
             kind = UpstreamRefused if 400 <= status < 500 and status not in _PASSING else UpstreamFailed
-            raise kind(f"{who} answered {status}: {error.message}; {advice}", retry_after=wait) from error
+            # Of the request itself the tenant should hear; of a key or a path it need not.
+            said = f": {without_addresses(error.message)}" if status in _ABOUT_THE_REQUEST else ""
+            raise kind(f"{who} answered {status}{said}", retry_after=wait) from error
         except openai.APIConnectionError as error:
-            reason = error.__cause__ or error
-            raise UpstreamFailed(
-                f"{who} at {self._model.base_url} could not be reached or went away: {reason}"
-            ) from error
+            self._log("could not be reached or went away", error.__cause__ or error)
+            raise UpstreamFailed(f"{who} could not be reached or went away") from error
         except openai.APIError as error:
-            raise UpstreamFailed(f"{who} failed in mid-stream: {error.message}") from error
+            self._log("failed in mid-stream", error.message)
+            raise UpstreamFailed(f"{who} failed in mid-stream: {without_addresses(error.message)}") from error
         except _MALFORMED as error:
-            raise UpstreamFailed(f"{who} sent what is not a chat completion stream: {error}") from error
+            self._log("sent what is not a chat completion stream", error)
+            raise UpstreamFailed(f"{who} sent what is not a chat completion stream") from error
+
+    def _log(self, what: str, words: object) -> None:
+        """Tell the operator what a tenant is not told: where the provider is, and its own words."""
+        _LOG.warning("the provider of %s at %s %s: %s", self._model.model, self._model.base_url, what, cut(words))
 
 
 class _Client(AsyncOpenAI):

@@ -1,4 +1,7 @@
-"""The stand-in for a model that cannot be used: every turn is refused at once, so that a fallback takes over."""
+"""The stand-in for a model that cannot be used: every turn is refused at once, so that a fallback takes over.
+
+The log says as the llm-proxy starts what would make it usable: variables of the operator's are no tenant's affair.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +22,13 @@ class MissingKey(Unusable):
 
 
 class UnusableProvider:
-    """Refuses with `why`, which says what would make the model usable."""
+    """Refuses every turn of the model of this name."""
 
-    def __init__(self, why: str) -> None:
-        self.why = why
+    def __init__(self, model: str) -> None:
+        self.model = model
 
     async def stream(self, turn: TurnRequest) -> AsyncGenerator[Event, None]:
-        raise UpstreamRefused(self.why)
+        raise UpstreamRefused(f"model {self.model} cannot be used here; the llm-proxy's log says why")
         yield  # unreachable: it makes this a generator
 
     async def aclose(self) -> None:

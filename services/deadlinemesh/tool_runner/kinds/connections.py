@@ -58,5 +58,5 @@ class Connections:
     def to(self, origin: str) -> Bulkhead:
         """The connections to `origin`: hold a slot of it for each request."""
         if origin not in self._by_origin:
-            self._by_origin[origin] = self._bulkhead(f"connections to {origin}", **self._bounds)
+            self._by_origin[origin] = self._bulkhead(f"connections to {origin}", told="the tool's host", **self._bounds)
         return self._by_origin[origin]
