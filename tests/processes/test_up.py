@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import select
 import signal
 import socket
@@ -290,6 +291,29 @@ async def test_it_goes_over_to_its_policy_file_as_that_changes(tmp_path: Path) -
         assert {one["why"] for name, one in refused.items() if name != "dmesh up"} == {""}
         policy.write_text(shown.replace("tier: enterprise", "tier: enterprise\n    dedicated: true"))
         mesh.wait_for_log("restart all processes for")
+
+
+async def test_a_run_of_a_tenant_that_is_deleted_goes_on_to_its_end(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    shown = dmesh(tmp_path / "up.json", "policy", "show").stdout
+    policy.write_text(shown)
+    with up(tmp_path, "--policy", str(policy), "--no-demo-world") as mesh:
+        async with client(mesh, "professional") as bolt:
+            finished = None
+            async for event in bolt.run("Run the long task for 5 seconds", model="fast"):
+                if event.HasField("tool_call_started"):
+                    policy.write_text(without_tenant(shown, "bolt"))
+                    mesh.wait_for_log("the policy file has changed")
+                finished = event.finished if event.HasField("finished") else None
+            assert finished is not None
+            assert finished.outcome == orchestrator_pb2.OUTCOME_COMPLETED, finished.detail
+            with pytest.raises(Unauthenticated):
+                await bolt.list_runs()
+
+
+def without_tenant(policy: str, name: str) -> str:
+    """The policy file without one of its tenants."""
+    return re.sub(rf"^  {name}:\n(?:    .*\n|\s*#.*\n|\n)*", "", policy, flags=re.MULTILINE)
 
 
 def policy_status(mesh: Up, code: int) -> dict[str, Any]:

@@ -192,6 +192,7 @@ async def test_a_program_is_read_on_when_nobody_reads_the_log_any_more() -> None
         assert child.port == 7
     finally:
         supervisor.kill()
+        await supervisor.end()
 
 
 def test_a_tied_process_ends_when_its_starter_lets_go() -> None:

@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
-__all__ = ["LOST", "BoundedHandler", "JsonFormatter", "TextFormatter", "count_lost", "cut"]
+__all__ = ["LOST", "BoundedHandler", "JsonFormatter", "Lines", "TextFormatter", "count_lost", "cut"]
 
 WORDS = 200
 """Characters of a stranger's words in a line."""
@@ -119,18 +119,48 @@ class _Kind:
         return f" ({lost} more of this kind were not logged)" if lost else ""
 
 
-class BoundedHandler(logging.Handler):
-    """Writes to `stream` from a thread. `clock` gives seconds."""
+class Lines:
+    """What is written to `stream`, by a thread behind a bounded queue: whoever writes never waits for whoever reads."""
 
-    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
-        super().__init__()
+    def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._clock = clock
-        self._kinds: dict[tuple[str, int], _Kind] = {}
         self._unread = 0
         self._waiting: queue.Queue[str | None] = queue.Queue(MOST_WAITING)
         self._writer = threading.Thread(target=self._write, name="log", daemon=True)
         self._writer.start()
+
+    def put(self, text: str) -> None:
+        """Write `text` and a line's end, unless too much waits already."""
+        try:
+            self._waiting.put_nowait(text)
+        except queue.Full:
+            self._unread += 1
+            LOST["unread"] += 1
+
+    def close(self) -> None:
+        """Return when all is written, or nobody reads it."""
+        with suppress(queue.Full):
+            self._waiting.put_nowait(None)
+        self._writer.join(CLOSES_WITHIN_S)
+
+    def _write(self) -> None:
+        while (text := self._waiting.get()) is not None:
+            lost, self._unread = self._unread, 0
+            if lost:
+                text += f"\n{lost} messages were not logged after the queue had filled: nobody read them"
+            with suppress(OSError, ValueError):  # nobody will read it any more
+                self._stream.write(text + "\n")
+                self._stream.flush()
+
+
+class BoundedHandler(logging.Handler):
+    """Writes to `stream` as `Lines` do. `clock` gives seconds."""
+
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._lines = Lines(stream)
+        self._clock = clock
+        self._kinds: dict[tuple[str, int], _Kind] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
         """Queue a message, if its kind has a place for it."""
@@ -144,7 +174,7 @@ class BoundedHandler(logging.Handler):
                 record = logging.makeLogRecord(record.__dict__)
                 record.msg, record.args = record.getMessage() + more, ()
         try:
-            self._queue(self.format(record))
+            self._lines.put(self.format(record))
         except Exception:
             self.handleError(record)
 
@@ -152,24 +182,7 @@ class BoundedHandler(logging.Handler):
         """Write what is queued, if that is read, and tell what was not logged."""
         lost = sum(kind.lost for kind in self._kinds.values())
         if lost:
-            self._queue(f"{lost} more messages were not logged: there were too many of their kinds")
-        with suppress(queue.Full):
-            self._waiting.put_nowait(None)
-        self._writer.join(CLOSES_WITHIN_S)
+            self._lines.put(f"{lost} more messages were not logged: there were too many of their kinds")
+            self._kinds.clear()
+        self._lines.close()
         super().close()
-
-    def _queue(self, text: str) -> None:
-        try:
-            self._waiting.put_nowait(text)
-        except queue.Full:
-            self._unread += 1
-            LOST["unread"] += 1
-
-    def _write(self) -> None:
-        while (text := self._waiting.get()) is not None:
-            lost, self._unread = self._unread, 0
-            if lost:
-                text += f"\n{lost} messages were not logged after the queue had filled: nobody read them"
-            with suppress(OSError, ValueError):  # nobody will read it any more
-                self._stream.write(text + "\n")
-                self._stream.flush()
