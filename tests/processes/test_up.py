@@ -11,8 +11,9 @@ import signal
 import socket
 import stat
 import subprocess
+import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -198,20 +199,37 @@ def keeper_of(mesh: Up) -> int:
     return int(subprocess.run(["pgrep", "--parent", runner], capture_output=True, text=True, check=True).stdout)
 
 
-@pytest.fixture
-def with_keeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Up]:
-    """A mesh to break, with tools that run in processes."""
+@contextmanager
+def up_with(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Up]:
+    """A mesh to break, with the tools of a module of the tests."""
     root = str(Path(__file__).parents[2])
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH")))))
     policy = tmp_path / "policy.yaml"
     policy.write_text(
         "tiers: {free: {run_budget: 30s, iterations: 2}}\n"
         f"tenants: {{acme: {{tier: free, api_keys: ['{hash_key('any')}']}}}}\n"
-        "models: {fast: {provider: scripted}}\n"
-        "tools: {modules: [tests.blocking_tools]}\n"
+        "models: {fast: {provider: scripted, first_token: 0, per_token: 0}}\n"
+        f"tools: {{modules: [{module}]}}\n"
     )
     with up(tmp_path, "--policy", str(policy)) as mesh:
         yield mesh
+
+
+@pytest.fixture
+def with_keeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Up]:
+    """A mesh to break, with tools that run in processes."""
+    with up_with("tests.blocking_tools", tmp_path, monkeypatch) as mesh:
+        yield mesh
+
+
+def test_what_a_tool_leaves_holds_up_no_end_and_ends_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with up_with("tests.leaving_tools", tmp_path, monkeypatch) as mesh:
+        done = mesh.dmesh("run", "Run leave_process", "--json")
+        (left,) = re.findall(r"left (\d+)", done.stdout)
+        began = time.monotonic()
+        assert mesh.stop() == 0
+        assert time.monotonic() - began < 30  # it lives for ever
+        assert not Path(f"/proc/{left}").exists()
 
 
 @pytest.mark.parametrize("how", [signal.SIGCONT, signal.SIGSTOP])
