@@ -7,6 +7,7 @@ reason that travels in `google.rpc.ErrorInfo`, and carries what a reader needs t
 from __future__ import annotations
 
 import json
+import re
 import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ __all__ = [
     "choices",
     "shortened",
     "shown",
+    "without_addresses",
 ]
 
 MOST_VIOLATIONS = 20
@@ -267,3 +269,19 @@ _REPR = reprlib.Repr()
 _REPR.maxlevel = 3
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = 200
 _REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = _REPR.maxset = _REPR.maxfrozenset = 12
+
+
+_ADDRESS = re.compile(
+    r"\b[a-z][a-z0-9+.-]{0,30}://\S+"  # a URL
+    r"|\b(?:ipv4|ipv6|unix|unix-abstract|vsock|dns):\S+"  # as gRPC writes a peer
+    r"|\[[0-9a-f:.]{2,45}\](?::\d+)?"
+    r"|\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?"
+    r"|\b[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63}){0,9}:\d{2,5}\b"
+    r"|\b(?:sk|pk|key|dm)[-_][\w-]{8,}",  # a key
+    re.IGNORECASE,
+)
+
+
+def without_addresses(text: str, most: int = 500) -> str:
+    """Words of others as a tenant may read them: without URLs, addresses and keys, and at most so many characters."""
+    return shortened(_ADDRESS.sub("…", text[: 4 * most]), most)

@@ -123,6 +123,22 @@ def test_history_is_valid_after_a_cut() -> None:
     in_memory(test)
 
 
+def test_a_page_token_tells_nothing_of_other_tenants() -> None:
+    async def test(client: Client) -> None:
+        tokens = []
+        for tenant, others in ((ACME, 3), (BOLT, 1)):
+            for _ in range(others):
+                await client.run(CORA, "What is 2+2?")
+            for _ in range(2):
+                await client.run(tenant, "What is 2+2?")
+            page = orchestrator_pb2.ListRunsRequest(page_size=1)
+            listed = await client.stub.ListRuns(page, timeout=1.0, metadata=client.mesh.credentials(tenant))
+            tokens.append(listed.next_page_token)
+        assert tokens[0] == tokens[1]
+
+    in_memory(test)
+
+
 def test_a_second_call_with_the_request_id_attaches_to_the_same_run() -> None:
     async def test(client: Client) -> None:
         both = await asyncio.gather(

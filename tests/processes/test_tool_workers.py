@@ -110,7 +110,7 @@ class Runner:
     def use(self, **tools: Any) -> None:
         """Go over to another policy."""
         registry = Registry.from_policy(_policy(**tools), self.service.registry)
-        self.rests.append(asyncio.create_task(self.service.replace(registry, 1_000_000).aclose()))
+        self.rests.append(asyncio.create_task(self.service.replace(registry, 1_000_000).end()))
 
     @property
     def waits(self) -> list[WaitEnd]:
@@ -151,9 +151,9 @@ def alive(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
 
-def children() -> set[int]:
-    """The children of this process, zombies included."""
-    own = os.getpid()
+def children(of: int | None = None) -> set[int]:
+    """The children of this process, or of another, zombies included."""
+    own = of or os.getpid()
     found = set()
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -657,13 +657,17 @@ asyncio.run(main())
 """
 
 
-async def test_nothing_outlives_a_tool_runner_that_is_killed() -> None:
+@pytest.mark.parametrize("keeper", ["at work", "stopped"])
+async def test_nothing_outlives_a_tool_runner_that_is_killed(keeper: str) -> None:
     tool_runner = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", _TOOL_RUNNER), stdout=asyncio.subprocess.PIPE, env=os.environ | {"PYTHONPATH": _PATH}
     )
     assert tool_runner.stdout is not None
     pids = [int(pid) for pid in (await tool_runner.stdout.readline()).split()]
+    pids += children(tool_runner.pid)
     assert all(alive(pid) for pid in pids)
+    if keeper == "stopped":
+        os.kill(pids[-1], signal.SIGSTOP)
     async with asyncio.TaskGroup() as ends:
         for pid in pids:
             ends.create_task(ended(pid))

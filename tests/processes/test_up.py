@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
+import select
 import signal
 import socket
 import stat
 import subprocess
+import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +193,73 @@ def test_a_killed_service_comes_back_and_works(own: Up, service: str) -> None:
     assert told[service] in own.processes()
 
 
+def keeper_of(mesh: Up) -> int:
+    """The process that keeps the tool-runner's workers."""
+    runner = str(mesh.state.processes["tool-runner"])
+    return int(subprocess.run(["pgrep", "--parent", runner], capture_output=True, text=True, check=True).stdout)
+
+
+@contextmanager
+def up_with(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Up]:
+    """A mesh to break, with the tools of a module of the tests."""
+    root = str(Path(__file__).parents[2])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH")))))
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(
+        "tiers: {free: {run_budget: 30s, iterations: 2}}\n"
+        f"tenants: {{acme: {{tier: free, api_keys: ['{hash_key('any')}']}}}}\n"
+        "models: {fast: {provider: scripted, first_token: 0, per_token: 0}}\n"
+        f"tools: {{modules: [{module}]}}\n"
+    )
+    with up(tmp_path, "--policy", str(policy)) as mesh:
+        yield mesh
+
+
+@pytest.fixture
+def with_keeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Up]:
+    """A mesh to break, with tools that run in processes."""
+    with up_with("tests.blocking_tools", tmp_path, monkeypatch) as mesh:
+        yield mesh
+
+
+def test_what_a_tool_leaves_holds_up_no_end_and_ends_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with up_with("tests.leaving_tools", tmp_path, monkeypatch) as mesh:
+        done = mesh.dmesh("run", "Run leave_process", "--json")
+        (left,) = re.findall(r"left (\d+)", done.stdout)
+        began = time.monotonic()
+        assert mesh.stop() == 0
+        assert time.monotonic() - began < 30  # it lives for ever
+        assert not Path(f"/proc/{left}").exists()
+
+
+@pytest.mark.parametrize("how", [signal.SIGCONT, signal.SIGSTOP])
+def test_a_killed_tool_runner_takes_its_keeper_along(with_keeper: Up, how: signal.Signals) -> None:
+    keeper = keeper_of(with_keeper)
+    os.kill(keeper, how)
+    os.kill(with_keeper.state.processes["tool-runner"], signal.SIGKILL)
+    ended([keeper])
+    with_keeper.wait_for_log("tool-runner is back on port")
+
+
+def test_a_keeper_that_is_stopped_again_is_killed(with_keeper: Up) -> None:
+    handle = os.pidfd_open(keeper_of(with_keeper))
+    try:
+        os.kill(with_keeper.state.processes["tool-runner"], signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            while not select.select([handle], [], [], 0)[0]:
+                signal.pidfd_send_signal(handle, signal.SIGSTOP)
+    finally:
+        os.close(handle)
+    with_keeper.wait_for_log("tool-runner is back on port")
+
+
+def test_services_that_were_stopped_end_with_the_mesh(with_keeper: Up) -> None:
+    os.kill(keeper_of(with_keeper), signal.SIGSTOP)
+    os.kill(with_keeper.state.processes["tool-runner"], signal.SIGSTOP)
+    assert with_keeper.stop() == 0
+    assert with_keeper.processes() == []
+
+
 def test_a_wrong_policy_is_told_line_by_line(tmp_path: Path) -> None:
     policy = tmp_path / "policy.yaml"
     policy.write_text(dmesh(tmp_path / "up.json", "policy", "show").stdout.replace("tier: free", "tier: fre"))
@@ -222,6 +292,7 @@ async def test_it_goes_over_to_its_policy_file_as_that_changes(tmp_path: Path) -
     shown = dmesh(tmp_path / "up.json", "policy", "show").stdout
     policy.write_text(shown)
     with up(tmp_path, "--policy", str(policy), "--no-demo-world") as mesh:
+        assert set(policy_status(mesh, 0)) == {"dmesh up", "llm-proxy", "orchestrator", "tool-runner"}
         newcomer = f"tenants:\n  dune:\n    tier: professional\n    api_keys: [{hash_key('replaced')!r}]"
         policy.write_text(shown.replace("tenants:", newcomer))
         mesh.wait_for_log("dune is new, professional; its API key: ")
@@ -232,8 +303,43 @@ async def test_it_goes_over_to_its_policy_file_as_that_changes(tmp_path: Path) -
             policy.write_text(shown.replace("tier: free", "tier: fre"))
             mesh.wait_for_log(f"the policy in force is kept, as the new one cannot be used: {policy}:")
             assert await known(dune)
+        refused = policy_status(mesh, 1)
+        assert "tenants.cora.tier" in refused["dmesh up"]["why"]
+        assert len({one["digest"] for name, one in refused.items() if name != "dmesh up"}) == 1
+        assert {one["why"] for name, one in refused.items() if name != "dmesh up"} == {""}
         policy.write_text(shown.replace("tier: enterprise", "tier: enterprise\n    dedicated: true"))
         mesh.wait_for_log("restart all processes for")
+
+
+async def test_a_run_of_a_tenant_that_is_deleted_goes_on_to_its_end(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    shown = dmesh(tmp_path / "up.json", "policy", "show").stdout
+    policy.write_text(shown)
+    with up(tmp_path, "--policy", str(policy), "--no-demo-world") as mesh:
+        async with client(mesh, "professional") as bolt:
+            finished = None
+            async for event in bolt.run("Run the long task for 5 seconds", model="fast"):
+                if event.HasField("tool_call_started"):
+                    policy.write_text(without_tenant(shown, "bolt"))
+                    mesh.wait_for_log("the policy file has changed")
+                finished = event.finished if event.HasField("finished") else None
+            assert finished is not None
+            assert finished.outcome == orchestrator_pb2.OUTCOME_COMPLETED, finished.detail
+            with pytest.raises(Unauthenticated):
+                await bolt.list_runs()
+
+
+def without_tenant(policy: str, name: str) -> str:
+    """The policy file without one of its tenants."""
+    return re.sub(rf"^  {name}:\n(?:    .*\n|\s*#.*\n|\n)*", "", policy, flags=re.MULTILINE)
+
+
+def policy_status(mesh: Up, code: int) -> dict[str, Any]:
+    """What `dmesh policy status` tells of each process."""
+    done = mesh.dmesh("policy", "status", "--json")
+    assert (done.returncode, done.stderr) == (code, "")
+    assert mesh.dmesh("policy", "status").returncode == code
+    return {one["process"]: one for one in json.loads(done.stdout)["processes"]}
 
 
 async def known(client: DeadlineMesh) -> bool:
@@ -246,6 +352,16 @@ async def known(client: DeadlineMesh) -> bool:
         else:
             return True
     return False
+
+
+def test_it_works_whatever_proxy_the_environment_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1")
+    with up(tmp_path) as mesh:
+        done = mesh.dmesh("run", 'Look up the customer "northwind"', "--model", "fast", "--json")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert json.loads(done.stdout)["outcome"] == "COMPLETED"
 
 
 def test_a_service_that_cannot_start_is_told_with_its_log(tmp_path: Path) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
@@ -113,6 +114,57 @@ async def test_a_program_that_dies_again_and_again_is_given_up(
     assert len(waits) == supervisors.MOST_QUICK_DEATHS
 
 
+HELD = """
+import subprocess, sys
+held = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
+print("held by", held.pid, file=sys.stderr, flush=True)
+"""
+
+
+@pytest.fixture
+def holders(told: Told) -> Iterator[list[int]]:
+    """The processes that hold the pipes of programs which run HELD."""
+    pids: list[int] = []
+    yield pids
+    pids += [int(line.split()[-1]) for _, line in told.lines if line.startswith("held by")]
+    assert pids
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+
+
+async def test_a_dead_programs_pipes_hold_up_no_restart(supervisor: Supervisor, told: Told, holders: list[int]) -> None:
+    child = await supervisor.start(program("one", HELD + SERVING))
+    keeping = asyncio.ensure_future(supervisor.keep(told.restarted))
+    child.kill()
+    async with asyncio.timeout(30):
+        await told.after_restarts(1)
+    keeping.cancel()
+
+
+async def test_a_dead_programs_pipes_hold_up_no_end(supervisor: Supervisor, told: Told, holders: list[int]) -> None:
+    last = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(print('gone', flush=True)))\n"
+    await supervisor.start(program("one", HELD + last + SERVING))
+    async with asyncio.timeout(30):
+        await supervisor.end()
+    assert told.lines[-1] == ("one", "gone")
+
+
+async def test_a_program_that_never_starts_is_told_though_its_pipes_are_held(
+    supervisor: Supervisor, holders: list[int]
+) -> None:
+    with pytest.raises(ProgramFailed, match="exit code 3"):
+        async with asyncio.timeout(30):
+            await supervisor.start(program("one", f"{HELD}sys.exit(3)"))
+
+
+async def test_a_program_that_was_stopped_is_told_to_end(supervisor: Supervisor) -> None:
+    heeding = "import signal; signal.signal(signal.SIGTERM, signal.SIG_DFL); "  # else as where the tests run
+    child = await supervisor.start(program("one", heeding + SERVING))
+    os.kill(child.pid, signal.SIGSTOP)
+    async with asyncio.timeout(30):
+        await supervisor.end()
+
+
 async def test_programs_end_in_order(supervisor: Supervisor, told: Told) -> None:
     saying = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(print('gone', flush=True)));"
     for name in ("inner", "edge"):
@@ -140,6 +192,7 @@ async def test_a_program_is_read_on_when_nobody_reads_the_log_any_more() -> None
         assert child.port == 7
     finally:
         supervisor.kill()
+        await supervisor.end()
 
 
 def test_a_tied_process_ends_when_its_starter_lets_go() -> None:

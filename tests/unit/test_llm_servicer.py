@@ -12,7 +12,7 @@ import pytest
 from deadlinemesh.admission.times import ENOUGH
 from deadlinemesh.conversation import Message, Role
 from deadlinemesh.deadline import DeadlineContext, entered
-from deadlinemesh.errors import Shed, UpstreamRefused
+from deadlinemesh.errors import NotFound, Shed, UpstreamRefused
 from deadlinemesh.llm_proxy.conversation import (
     Event,
     FinishReason,
@@ -323,7 +323,7 @@ def test_a_model_whose_key_is_missing_refuses_its_turns_and_leaves_the_others_al
     async def test(stub: Any) -> None:
         error = error_from(await refusal(stub, model="gpt"), "llm-proxy")
         assert isinstance(error, UpstreamRefused), "lasting: not to be tried again, but a fallback takes over"
-        assert str(error).startswith("model gpt cannot be used: the key of gpt-x is missing: set GPT_KEY in ")
+        assert str(error) == "model gpt cannot be used here; the llm-proxy's log says why"
         events = [event async for event in stub.Generate(request(model="small"))]
         assert events[-1].finished.reason == llm_proxy_pb2.FINISH_REASON_STOP
         listed = (await stub.ListModels(llm_proxy_pb2.ListModelsRequest())).models
@@ -360,7 +360,7 @@ def test_another_policy_is_for_turns_to_come_and_the_old_provider_stays_until_it
 
         first = asyncio.ensure_future(turn())
         await asyncio.sleep(0.5)
-        ending = asyncio.ensure_future(service.replace(changed, {"demo": new}))
+        ending = asyncio.ensure_future(service.replace(changed, {"demo": new}).end())
         assert await turn() == ["new"]
         assert clock().monotonic() == pytest.approx(0.5)  # there are more slots now
         assert not old.closed
@@ -368,5 +368,39 @@ def test_another_policy_is_for_turns_to_come_and_the_old_provider_stays_until_it
         await ending
         assert old.closed
         assert not new.closed
+
+    run(main())
+
+
+def test_a_run_keeps_what_a_reload_takes_away_to_its_end() -> None:
+    old, new = FakeProvider(TextDelta("old"), ENDED), FakeProvider(TextDelta("new"), ENDED)
+    both = {"demo": old, "small": old}
+    acme_alone = {"acme": POLICY.tenants["acme"]}
+    without_globex = POLICY.model_copy(update={"tenants": acme_alone})
+    without_demo = POLICY.model_copy(update={"tenants": acme_alone, "models": {"small": POLICY.models["small"]}})
+
+    async def main() -> None:
+        service = ModelService(POLICY, both, clock())
+
+        async def turn(tenant: str, model: str, seconds: float) -> list[str]:
+            now = clock().monotonic()
+            with entered(DeadlineContext(tenant, now + seconds, "free", "0" * 31 + "1", "run-1", now, clock())):
+                events = service.generate(TurnRequest(model, (Message(Role.USER, "hello"),)))
+                return [event.text async for event in events if isinstance(event, TextDelta)]
+
+        assert service.replace(without_globex, {"demo": new, "small": new}).needed_for == 30.0
+        await asyncio.sleep(10.0)
+        assert await turn("globex", "small", 20.0) == ["new"]  # the model is there still
+        rest = service.replace(without_demo, {"small": new})
+        assert await turn("acme", "demo", 29.0) == ["new"]
+        with pytest.raises(NotFound) as refused:  # a run that began under the policy in force may have so much time
+            await turn("globex", "small", 20.1)
+        assert "acme" not in str(refused.value)
+        with pytest.raises(NotFound, match="'demo' is unknown or not yours: one of small"):
+            await turn("acme", "demo", 30.1)
+        await asyncio.sleep(20.0)
+        with pytest.raises(NotFound, match="has no tenant 'globex'"):
+            await turn("globex", "small", 0.1)
+        assert rest.needed_for == 30.0
 
     run(main())

@@ -32,6 +32,8 @@ from deadlinemesh.telemetry import (
     MalformedRemaining,
     MetricsSink,
     OrphanReported,
+    PolicyInForce,
+    PolicyRefused,
     Retried,
     RetryRefused,
     RunEnded,
@@ -176,7 +178,21 @@ def test_what_a_call_began_with_and_what_a_run_was_are_counted_nowhere() -> None
 
 def test_every_kind_of_event_has_its_place() -> None:
     told = [*UNCOUNTED, *(event for event, *_ in LANDINGS)]
+    told += [PolicyInForce("edge", "0123456789ab"), PolicyRefused("edge", "unreadable", "p.yaml: is gone")]
     assert {type(event) for event in told} == set(Event.__args__)
+
+
+def test_a_policys_hash_and_refusals_are_told() -> None:
+    first, other = PolicyInForce("edge", "0123456789ab"), PolicyInForce("edge", "ffffffffffff")
+    refused = PolicyRefused("edge", "ba9876543210", "p.yaml:3: tiers: is missing")
+    cases: list[tuple[list[Event], dict[str, int]]] = [
+        ([first], {"mesh.policy.hash": 0x0123456789AB, "mesh.policy.current": 1}),
+        ([first, refused], {"mesh.policy.hash": 0x0123456789AB, "mesh.policy.current": 0, "mesh.policy.refused": 1}),
+        ([first, refused, other], {"mesh.policy.hash": 2**48 - 1, "mesh.policy.current": 1, "mesh.policy.refused": 1}),
+        ([PolicyInForce("edge", "")], {"mesh.policy.hash": 0, "mesh.policy.current": 1}),
+    ]
+    for events, told in cases:
+        assert {one.name: one.data.data_points[0].value for one in measured(events)} == told
 
 
 @pytest.mark.parametrize(

@@ -384,12 +384,16 @@ async def test_an_exhausted_quota_is_no_load_and_not_shed() -> None:
         ("503 Unavailable", "provider's own"),
     ],
 )
-async def test_a_refusal_tells_what_to_check(status: str, advice: str) -> None:
-    error = await failure(says(status, '{"error": {"message": "because"}}', "Retry-After: 3"))
+async def test_the_log_of_a_refusal_tells_what_to_check(
+    status: str, advice: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    error = await failure(says(status, '{"error": {"message": "because of http://10.0.0.1/"}}', "Retry-After: 3"))
     assert type(error) is (UpstreamRefused if status.startswith("4") else UpstreamFailed)
     assert status[:3] in str(error)
-    assert "because" in str(error)
-    assert advice in str(error)
+    assert ("because of …" in str(error)) == (status[:3] == "400")  # it is about what the tenant sent
+    assert "10.0.0.1" not in str(error)
+    assert "because of http://10.0.0.1/" in caplog.text
+    assert advice in caplog.text
     assert error.retry_after == 3.0
 
 
@@ -600,11 +604,13 @@ async def test_a_long_stream_of_short_events_is_read_to_its_end_however_it_is_cu
     assert sum(len(event.text) for event in said if isinstance(event, TextDelta)) == 6_000_000
 
 
-async def test_an_endpoint_that_is_not_there_is_a_failure_of_the_provider() -> None:
+async def test_an_endpoint_that_is_not_there_is_a_failure_of_the_provider(caplog: pytest.LogCaptureFixture) -> None:
     async with endpoint() as (_, provider):
         pass
-    with pytest.raises(UpstreamFailed, match="could not be reached"):
+    with pytest.raises(UpstreamFailed, match="could not be reached") as failed:
         await all_of(OpenAIProvider(provider._model, ""))
+    assert "127.0.0.1" not in str(failed.value)
+    assert "127.0.0.1" in caplog.text
 
 
 def test_a_missing_key_is_told_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:

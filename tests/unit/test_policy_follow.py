@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.virtual import in_virtual_time
 
-from deadlinemesh.policy import Policy, PolicyError, PolicyFile
+from deadlinemesh.policy import GoOver, Policy, PolicyError, PolicyFile, PolicyStatus, Rest
 from deadlinemesh.policy.follow import EVERY
 
 GOOD = """
@@ -24,22 +25,33 @@ models:
 """ % ("0" * 64)
 
 
+async def at_once(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call it here: no thread takes part in virtual time."""
+    return function(*arguments)
+
+
 class Process:
     """Uses what it is given, and keeps what it used."""
 
     def __init__(self, path: Path) -> None:
-        self.file = PolicyFile(path)
+        self.file = PolicyFile(path, at_once)
         self.used = [self.file.load()]
         self.ended = asyncio.Event()
         self.endings = 0
+        self.needed_for = 0.0
+        self.told: list[PolicyStatus] = []
 
-    def use(self, policy: Policy) -> object:
+    def prepare(self, policy: Policy) -> GoOver:
         if "defective" in policy.models:
             raise RuntimeError("a defect")
         if "unusable" in policy.models:
             raise ValueError("models.unusable: this process cannot have it")
-        self.used.append(policy)
-        return self._rest()
+
+        def go_over() -> Rest:
+            self.used.append(policy)
+            return Rest(self._rest, self.needed_for)
+
+        return go_over
 
     async def _rest(self) -> None:
         await self.ended.wait()
@@ -47,7 +59,7 @@ class Process:
 
     @asynccontextmanager
     async def following(self) -> AsyncIterator[None]:
-        task = asyncio.ensure_future(self.file.follow(self.use))  # type: ignore[arg-type]
+        task = asyncio.ensure_future(self.file.follow(self.prepare, self.told.append))
         try:
             yield
         finally:
@@ -118,6 +130,42 @@ async def test_what_cannot_be_used_is_told_once_and_the_last_good_policy_stays(
             says(path, GOOD.replace("30s", "60s"))
             await asyncio.sleep(2 * EVERY)
     assert process.used[-1].tiers["free"].run_budget == 60.0
+
+
+@in_virtual_time
+async def test_a_refusal_is_told_until_a_change_is_in_force(path: Path) -> None:
+    process = Process(path)
+    first = process.file.status.digest
+    async with process.following():
+        says(path, GOOD.replace("30s", "soon"))
+        await asyncio.sleep(3 * EVERY)
+        says(path, None)
+        await asyncio.sleep(3 * EVERY)
+        says(path, GOOD)
+        await asyncio.sleep(3 * EVERY)
+    wrong, gone, mended = process.told
+    assert (wrong.digest, gone.digest, mended.digest) == (first, first, first)
+    assert wrong.refused not in ("", first)
+    assert "tiers.free.run_budget" in wrong.why
+    assert (gone.refused, mended.refused, mended.why) == ("unreadable", "", "")
+    assert "cannot be read" in gone.why
+
+
+@in_virtual_time
+async def test_what_runs_still_need_ends_later_but_not_after_the_process(path: Path) -> None:
+    process = Process(path)
+    process.needed_for = 30.0
+    process.ended.set()
+    async with process.following():
+        says(path, GOOD.replace("30s", "60s"))
+        await asyncio.sleep(20.0)
+        assert process.endings == 0
+        await asyncio.sleep(20.0)
+        assert process.endings == 1
+        says(path, GOOD)
+        await asyncio.sleep(2 * EVERY)
+        assert process.endings == 1
+    assert process.endings == 2
 
 
 @in_virtual_time

@@ -408,7 +408,7 @@ async def test_calls_that_began_before_a_replacement_end_with_their_own_tools() 
     served = service(old)
     call = asyncio.create_task(outcome(served, "old"))
     await began.wait()
-    replacing = asyncio.create_task(served.replace(Registry({}, {"acme": ()}), 1_000_000).aclose())
+    replacing = asyncio.create_task(served.replace(Registry({}, {"acme": ()}), 1_000_000).end())
     await asyncio.sleep(0)
     with pytest.raises(NotFound):
         await events(served, "old")

@@ -116,15 +116,47 @@ async def test_tools_are_listed_with_their_schemas(servicer: ToolRunnerServicer)
 
 async def test_a_bad_reload_is_refused_and_the_good_policy_stays(servicer: ToolRunnerServicer) -> None:
     with pytest.raises(InvalidRequest, match="nowhere"):
-        await servicer.use(policy(tools={"modules": ["nowhere"]}))
+        servicer.prepared(policy(tools={"modules": ["nowhere"]}))
     assert (await call(servicer, "calculate", expression="1+1"))[-1].result.content == "2"
+
+
+async def go_over(servicer: ToolRunnerServicer, policy: Policy) -> None:
+    """Go over to `policy`, and end what is left of the one before once no call uses it."""
+    rest = servicer.prepared(policy)()
+    assert rest is not None
+    await rest.end()
 
 
 async def test_a_good_reload_is_in_force_at_once(servicer: ToolRunnerServicer) -> None:
     tenants = {"acme": {"tier": "free", "api_keys": ["sha256:" + "0" * 64], "tools": ["text_stats"]}}
-    await servicer.use(policy(tenants=tenants))
+    await go_over(servicer, policy(tenants=tenants))
+    listed = await scoped(servicer.ListTools(tool_runner_pb2.ListToolsRequest(), None))
+    assert [spec.name for spec in listed.tools] == ["text_stats"]
     with pytest.raises(NotFound, match="one of text_stats"):
         await call(servicer, "calculate", expression="1+1")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tenants": {"bolt": {"tier": "free", "api_keys": ["sha256:" + "1" * 64]}}},
+        {"tenants": {"acme": {"tier": "free", "api_keys": ["sha256:" + "0" * 64], "tools": ["text_stats"]}}},
+        {"tools": {"modules": [__name__]}},
+    ],
+)
+async def test_a_run_keeps_the_tools_that_a_reload_takes_away(change: dict[str, Any]) -> None:
+    servicer = build(policy())
+    begun = context()
+    rest = servicer.prepared(policy(**change))()
+    assert rest is not None
+    assert rest.needed_for == 30.0
+    responses = await Scopes("tool-runner").open(begun).run(called(servicer, "calculate", expression="1+1"))
+    assert responses[-1].result.content == "2"
+    with pytest.raises(NotFound) as refused:  # a run that begins now
+        await call(servicer, "calculate", expression="1+1")
+    assert "bolt" not in str(refused.value)
+    await rest.end()
+    await servicer.aclose()
 
 
 class SlowUpstream:
@@ -151,7 +183,7 @@ async def test_a_reload_gives_nobody_a_second_set_of_connections() -> None:
     holder = scopes.open(context())
     holding = asyncio.create_task(holder.run(called(servicer, "slow")))
     await upstream.arrived.wait()
-    rest = asyncio.create_task(servicer.use(same))
+    rest = asyncio.create_task(go_over(servicer, same))
     with pytest.raises(DeadlineSpent):
         await scopes.open(context(0.05)).run(called(servicer, "slow"))
     waits = [event.end for event in sink.events if isinstance(event, Wait)]
@@ -183,6 +215,6 @@ async def test_a_reload_warms_what_the_first_call_would_wait_for_and_can_do_with
 
     servicer = build(policy(), keeper=start)
     for left in (1, 0, 0):
-        await servicer.use(policy(tools={"modules": ["tests.blocking_tools"]}))
+        await go_over(servicer, policy(tools={"modules": ["tests.blocking_tools"]}))
         assert len(starts) == left
     await servicer.aclose()

@@ -138,8 +138,11 @@ class Bulkhead:
         most_waiting: int = 256,
         clock: Clock = SYSTEM_CLOCK,
         on_wait: Callable[[Wait], None] | None = None,
+        told: str = "",
     ) -> None:
+        """`told` is what a tenant is told in place of a name that is not its to know."""
         self.name = name
+        self._told = told or name
         self._clock = clock
         self._on_wait = on_wait
         self._line = Line(guard)
@@ -209,7 +212,7 @@ class Bulkhead:
         lease._to_see = left < need and lease._kind.worth_a_try(left, lease._asked_at)
         if left < need and not lease._to_see:
             raise Doomed(
-                f"{left * 1000:.0f} ms are left for {self.name}, and nine in ten of what it lately did for this tenant "
+                f"{left * 1000:.0f} ms are left for {self._told}, and nine in ten of what it lately did for this tenant "
                 f"took more than {need * 1000:.0f} ms"
             )
 
@@ -237,7 +240,7 @@ class Bulkhead:
             raise self._shed(_LONGER, SOON)
 
     def _shed(self, why: str, retry_after: float) -> Shed:
-        return Shed(f"{self.name} has no slot in time: {why}", retry_after=retry_after)
+        return Shed(f"{self._told} has no slot in time: {why}", retry_after=retry_after)
 
     def _expected_wait(self, lease: Lease) -> float:
         """Seconds until the claim begins, by the tenant's own turnover; 0 while that is not known.

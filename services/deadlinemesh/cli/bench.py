@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import inspect
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,6 +38,8 @@ def run_bench(name: str, repetitions: int | None, seed: int) -> dict[str, Any]:
     benches = _registry()
     if name not in benches:
         raise NoBenchmarks(f"{name!r} is no benchmark: {choices(benches)}")
+    for variable in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        del os.environ[variable]  # everything measured is on this machine, and the peers' clients would use a proxy
     options = importlib.import_module("benchmarks.report").Options(repetitions=repetitions, seed=seed)
     spare_the_event_loop()  # what measures must not pause either
     measured = benches[name](options)

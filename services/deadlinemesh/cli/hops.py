@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from pathlib import Path
 
 from grpc.aio import Server
 from opentelemetry.trace import Tracer
 
 from deadlinemesh import orchestrator
+from deadlinemesh.cli import policy_status
 from deadlinemesh.cli.settings import HopSettings
 from deadlinemesh.errors import choices
 from deadlinemesh.llm_proxy import servicer as llm_proxy
-from deadlinemesh.policy import SHARED, Policy, PolicyFile, Use, default_policy, refuse_what_stands
-from deadlinemesh.telemetry import JsonLinesSink, LogSink, MetricsSink, Sink, Telemetry, WhenIdle
+from deadlinemesh.policy import (
+    SHARED,
+    GoOver,
+    Policy,
+    PolicyFile,
+    PolicyStatus,
+    Prepare,
+    default_policy,
+    refuse_what_stands,
+)
+from deadlinemesh.telemetry import (
+    JsonLinesSink,
+    LogSink,
+    MetricsSink,
+    PolicyInForce,
+    PolicyRefused,
+    Sink,
+    Telemetry,
+    WhenIdle,
+)
+from deadlinemesh.telemetry.logs import count_lost
 from deadlinemesh.telemetry.metering import LAST_EXPORT, metering_to
 from deadlinemesh.telemetry.tracing import tracing_to
 from deadlinemesh.tool_runner import servicer as tool_runner
@@ -33,8 +54,10 @@ class Hop:
     server: MeshServer
     policy_file: PolicyFile | None
     """Where its policy comes from; None for the embedded one."""
-    use: Use
-    """Has it go over to another policy."""
+    prepare: Prepare
+    """Makes what another policy needs."""
+    tell: Callable[[PolicyStatus], None]
+    """Tells which policy is in force, and why another is not."""
 
 
 def assemble(name: str, settings: HopSettings, stack: AsyncExitStack) -> Hop:
@@ -49,7 +72,9 @@ def assemble(name: str, settings: HopSettings, stack: AsyncExitStack) -> Hop:
     meters = metering_to(settings.metrics, name)
     if meters is not None:
         stack.callback(meters.shutdown, LAST_EXPORT)
-        sinks.append(MetricsSink(meters.get_meter("deadlinemesh")))
+        meter = meters.get_meter("deadlinemesh")
+        count_lost(meter)
+        sinks.append(MetricsSink(meter))
     if settings.events_file is not None:
         lines = JsonLinesSink(settings.events_file)
         stack.callback(lines.close)
@@ -62,13 +87,24 @@ def assemble(name: str, settings: HopSettings, stack: AsyncExitStack) -> Hop:
     tracer = None if traces is None else traces.get_tracer("deadlinemesh")
     parts = _Parts(settings, policy, Telemetry([told]), tracer, stack)
     build = {"orchestrator": _orchestrator, "llm-proxy": _llm_proxy, "tool-runner": _tool_runner, "edge": _edge}[name]
-    server, use = build(parts)
+    server, prepare = build(parts)
 
-    def use_if_possible(policy: Policy) -> Coroutine[Any, Any, None] | None:
+    def prepare_if_possible(policy: Policy) -> GoOver:
         refuse_what_stands(parts.policy, policy)
-        return use(policy)
+        return prepare(policy)
 
-    return Hop(server, file, use_if_possible)
+    tell = partial(_tell, name, parts.telemetry, settings.policy_status_file)
+    tell(PolicyStatus("", time.time()) if file is None else file.status)
+    return Hop(server, file, prepare_if_possible, tell)
+
+
+def _tell(name: str, telemetry: Telemetry, path: Path | None, status: PolicyStatus) -> None:
+    if status.why:
+        telemetry.record(PolicyRefused(name, status.refused, status.why))
+    else:
+        telemetry.record(PolicyInForce(name, status.digest))
+    if path is not None:
+        policy_status.write(path, name, status)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +157,7 @@ _LLM_PROXY = "deadlinemesh.v1.LlmProxyService"
 _TOOL_RUNNER = "deadlinemesh.v1.ToolRunnerService"
 
 
-_Built = tuple[MeshServer, Use]
+_Built = tuple[MeshServer, Prepare]
 
 
 def _edge(parts: _Parts) -> _Built:
@@ -141,11 +177,23 @@ def _edge(parts: _Parts) -> _Built:
     gate = orchestrator.EdgeGate(policy, telemetry=parts.telemetry, hop=orchestrator.EDGE)
     interceptor = parts.interceptor(orchestrator.EDGE, gate)
 
-    def use(policy: Policy) -> None:
-        gate.use(policy)
-        forwarder.use(policy)
+    prepare = _all(gate.prepared, forwarder.prepared)
+    return parts.server(interceptor, _ORCHESTRATOR, forwarder.register), prepare
 
-    return parts.server(interceptor, _ORCHESTRATOR, forwarder.register), use
+
+def _all(*parts: Prepare) -> Prepare:
+    """Prepare several parts, none of which leaves anything of the policy before."""
+
+    def prepare(policy: Policy) -> GoOver:
+        ready = [part(policy) for part in parts]
+
+        def go_over() -> None:
+            for go in ready:
+                go()
+
+        return go_over
+
+    return prepare
 
 
 def _orchestrator_gate(parts: _Parts) -> orchestrator.EdgeGate | orchestrator.GrantedGate:
@@ -173,12 +221,7 @@ def _orchestrator(parts: _Parts) -> _Built:
         parts.telemetry,
     )
     parts.stack.callback(servicer.flush)
-
-    def use(policy: Policy) -> None:
-        gate.use(policy)
-        servicer.use(policy)
-
-    return parts.server(interceptor, _ORCHESTRATOR, servicer.register), use
+    return parts.server(interceptor, _ORCHESTRATOR, servicer.register), _all(gate.prepared, servicer.prepared)
 
 
 def _llm_proxy(parts: _Parts) -> _Built:
@@ -186,7 +229,7 @@ def _llm_proxy(parts: _Parts) -> _Built:
     servicer = llm_proxy.build(parts.policy, telemetry=parts.telemetry)
     parts.stack.push_async_callback(servicer.aclose)
     register = partial(llm_proxy_pb2_grpc.add_LlmProxyServiceServicer_to_server, servicer)
-    return parts.server(interceptor, _LLM_PROXY, register), servicer.use
+    return parts.server(interceptor, _LLM_PROXY, register), servicer.prepared
 
 
 def _tool_runner(parts: _Parts) -> _Built:
@@ -195,4 +238,4 @@ def _tool_runner(parts: _Parts) -> _Built:
     parts.stack.push_async_callback(servicer.aclose)
     servicer.warm()
     register = partial(tool_runner_pb2_grpc.add_ToolRunnerServiceServicer_to_server, servicer)
-    return parts.server(interceptor, _TOOL_RUNNER, register), servicer.use
+    return parts.server(interceptor, _TOOL_RUNNER, register), servicer.prepared

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 import deadlinemesh
+from deadlinemesh.cli import policy_status
 from deadlinemesh.cli.folder import private_folder
 from deadlinemesh.cli.output import WrongUsage
 from deadlinemesh.cli.settings import CommandSettings
@@ -23,7 +24,7 @@ from deadlinemesh.cli.state import MeshState, TenantState, replace_private, writ
 from deadlinemesh.cli.supervisor import Program, Supervisor
 from deadlinemesh.cli.tailoring import Tailor, as_yaml
 from deadlinemesh.llm_proxy.local import LocalModelServer
-from deadlinemesh.policy import SHARED, OpenAIModel, Policy, default_policy, refuse_what_stands
+from deadlinemesh.policy import SHARED, GoOver, OpenAIModel, Policy, PolicyStatus, default_policy, refuse_what_stands
 
 __all__ = ["Llm", "RunningMesh", "UpOptions", "child_environment", "running_mesh", "tied"]
 
@@ -31,6 +32,9 @@ Llm = Literal["scripted", "local", "openai"]
 
 HOST = "127.0.0.1"
 """The keys are printed: nobody but this machine may use them."""
+
+MESH = "dmesh up"
+"""The name under which the policy file is told of that the mesh was given: the services have one that fits this machine."""
 
 OPENAI_MODEL = "gpt-4o-mini"
 LOCAL_SLOTS = 2
@@ -75,12 +79,21 @@ class RunningMesh:
             processes=processes,
         )
 
-    def use(self, policy: Policy) -> None:
+    def prepared(self, policy: Policy) -> GoOver:
         """Have the services go over to `policy`, in a second or so. Raises ValueError for one that would need them restarted."""
         refuse_what_stands(self._policy, policy)
         fitted = self._tailor.fit(policy)
-        replace_private(Path(self._state.policy_file), as_yaml(fitted))
-        self._policy = fitted
+        text = as_yaml(fitted)
+
+        def go_over() -> None:
+            replace_private(Path(self._state.policy_file), text)
+            self._policy = fitted
+
+        return go_over
+
+    def tell(self, status: PolicyStatus) -> None:
+        """Tell `dmesh policy status` what is in force of the policy file that the mesh was given."""
+        policy_status.write(_status_file(Path(self._state.policy_file).parent, MESH), MESH, status)
 
 
 @asynccontextmanager
@@ -91,7 +104,7 @@ async def running_mesh(
 
     Raises WrongUsage for wrong options, ProgramFailed where nothing starts.
     """
-    supervisor = Supervisor(report, log)
+    supervisor = Supervisor(report, log, adopts=True)
     policy = default_policy() if options.policy is None else options.policy
     with private_folder() as folder:
         try:
@@ -181,9 +194,16 @@ def _name(service: str, pool: str) -> str:
     return service if pool == SHARED else f"{service}:{pool}"
 
 
+def _status_file(folder: Path, name: str) -> Path:
+    return folder / f"{name.replace(':', '-')}.policy-status"
+
+
 def _service(service: str, environment: Mapping[str, str], pool: str = SHARED) -> Program:
+    name = _name(service, pool)
+    folder = Path(environment["DMESH_POLICY_FILE"]).parent
+    environment = {**environment, "DMESH_POLICY_STATUS_FILE": str(_status_file(folder, name))}
     return Program(
-        name=_name(service, pool),
+        name=name,
         command=lambda port: tied("deadlinemesh.cli", "serve", service, "--announce"),
         port_in=_announced,
         environment=lambda port: child_environment({**environment, "DMESH_LISTEN": f"{HOST}:{port}"}),

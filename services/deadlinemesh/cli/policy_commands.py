@@ -5,18 +5,26 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from deadlinemesh.cli import policy_status
+from deadlinemesh.cli import state as states
 from deadlinemesh.cli.output import Exit, complain
+from deadlinemesh.cli.policy_status import Told
+from deadlinemesh.cli.settings import CommandSettings
 from deadlinemesh.policy import Problem, hash_key, new_key
 
 __all__ = ["policy_app"]
 
-policy_app = typer.Typer(help="Check policy files, make API keys.", no_args_is_help=True, rich_markup_mode=None)
+policy_app = typer.Typer(
+    help="Check policy files, make API keys, tell what is in force.", no_args_is_help=True, rich_markup_mode=None
+)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
@@ -61,6 +69,53 @@ def hash_a_key(
         print(f"Give the key to {tenant}, and put the hash under tenants.{tenant}.api_keys.")
     else:
         print(hashed)
+
+
+@policy_app.command(
+    epilog="Exit codes: 0 every process has in force what its file says; 1 one has refused it; 2 there is nothing to ask."
+)
+def status(
+    file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What a service wrote to DMESH_POLICY_STATUS_FILE.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Tell which policy each process of the mesh has in force, since when, and why a newer one was refused.
+
+    Asks the mesh of `dmesh up`; where a service was started by itself, as in a container, what it writes to
+    DMESH_POLICY_STATUS_FILE.
+    """
+    found = policy_status.read_all(_status_files(file, CommandSettings()))
+    if not found:
+        complain("no process tells its policy: start `dmesh up`, or set DMESH_POLICY_STATUS_FILE as the service has it")
+        raise typer.Exit(Exit.USAGE)
+    refused = any(one.status.why for one in found)
+    if as_json:
+        told = [{"process": one.name, "pid": one.pid, "lives": one.lives, **asdict(one.status)} for one in found]
+        print(json.dumps({"ok": not refused, "processes": told}, ensure_ascii=False))
+    else:
+        for one in found:
+            print(_status_line(one))
+            if one.status.why:
+                print(f"    refused {one.status.refused} at {_at(one.status.refused_at)}: {one.status.why}")
+    if refused:
+        raise typer.Exit(Exit.FAILED)
+
+
+def _status_files(file: Path | None, settings: CommandSettings) -> Sequence[Path]:
+    if (named := file or settings.policy_status_file) is not None:
+        return [named]
+    state = states.read(settings.state_path)
+    return [] if state is None else sorted(Path(state.policy_file).parent.glob("*.policy-status"))
+
+
+def _status_line(told: Told) -> str:
+    gone = "" if told.lives else " (the process is gone)"
+    return f"{told.name:<24} {told.status.digest or 'embedded':<12} since {_at(told.status.since)}{gone}"
+
+
+def _at(instant: float) -> str:
+    return datetime.fromtimestamp(instant).astimezone().isoformat(" ", "seconds")
 
 
 @policy_app.command()

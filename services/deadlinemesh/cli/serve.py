@@ -8,12 +8,12 @@ import logging
 import signal
 import sys
 from contextlib import AsyncExitStack
-from typing import Any
 
 from deadlinemesh.cli.event_loop import event_loop
 from deadlinemesh.cli.hops import assemble
 from deadlinemesh.cli.interpreter import keep_memory_together, quiet_the_core, spare_the_event_loop
 from deadlinemesh.cli.settings import HopSettings
+from deadlinemesh.telemetry.logs import BoundedHandler, JsonFormatter, TextFormatter
 
 __all__ = ["serve"]
 
@@ -50,7 +50,7 @@ async def _serve(name: str, settings: HopSettings, announce: bool) -> None:
             print(json.dumps({"service": name, "port": port}), flush=True)
         following = None
         if hop.policy_file is not None:
-            following = asyncio.ensure_future(hop.policy_file.follow(hop.use))
+            following = asyncio.ensure_future(hop.policy_file.follow(hop.prepare, hop.tell))
         await server.serve_until_signalled()
         if following is not None:
             following.cancel()
@@ -66,23 +66,7 @@ def _end_as_told() -> None:
 
 
 def _log_to_stderr(settings: HopSettings) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonLines() if settings.log_format == "json" else logging.Formatter(_TEXT))
+    handler = BoundedHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter())
     logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs each request at INFO, URLs and all
-
-
-_TEXT = "%(asctime)s %(levelname)-7s %(name)s %(message)s"
-
-
-class _JsonLines(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, Any] = {
-            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
-            "level": record.levelname,
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)

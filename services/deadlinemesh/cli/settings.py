@@ -80,6 +80,8 @@ class HopSettings(BaseSettings):
     """off, file:PATH or otlp."""
     metrics: str = "off"
     """Likewise."""
+    policy_status_file: File = None
+    """Where to write which policy is in force, and why another was refused, for `dmesh policy status`; nowhere if absent."""
     events_file: File = None
     """Where to append every event as a JSON line; nowhere if absent."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
@@ -135,6 +137,8 @@ class CommandSettings(BaseSettings):
     """The key it calls with."""
     state_file: File = None
     """Where `dmesh up` writes what it started; see `state_path`."""
+    policy_status_file: File = None
+    """Where a service that was started by itself writes which policy it has in force."""
     runtime_dir: File = Field(default=None, validation_alias="XDG_RUNTIME_DIR")
     openai_api_key: str = Field(default="", validation_alias="OPENAI_API_KEY")
     openai_base_url: str = Field(default="", validation_alias="OPENAI_BASE_URL")

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+
+from deadlinemesh.cli.adopted import adopt, end_adopted
+from deadlinemesh.cli.process import Process
 
 __all__ = ["Child", "Program", "ProgramFailed", "Supervisor"]
 
@@ -26,8 +29,6 @@ START_GUARD = 60.0
 
 LAST_LINES = 12
 """Of its log, shown when a program dies."""
-
-_LONGEST_LINE = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +53,12 @@ class Child:
     def __init__(self, program: Program, log: Callable[[str, str], None]) -> None:
         self.name = program.name
         self.port = 0
+        self.is_starting = False
+        """Whether its process may be there already, under an id that nobody knows yet."""
         self._program = program
         self._write = log
         self._last: deque[str] = deque(maxlen=LAST_LINES)
-        self._process: asyncio.subprocess.Process | None = None
-        self._readers: list[asyncio.Task[None]] = []
+        self._process: Process | None = None
         self._ready_at = 0.0
 
     @property
@@ -69,23 +71,14 @@ class Child:
         self._last.clear()
         loop = asyncio.get_running_loop()
         self._ready_at = loop.time()
-        self._process = process = await asyncio.create_subprocess_exec(
-            *self._program.command(port),
-            env=self._program.environment(port),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            limit=_LONGEST_LINE,
-            # A Ctrl-C goes to the whole foreground group: out of it, the supervisor alone decides who ends when.
-            start_new_session=True,
-        )
-        assert process.stdout is not None
-        assert process.stderr is not None
+        self.is_starting = True
+        try:
+            self._process = process = await Process.start(self._program.command(port), self._program.environment(port))
+        finally:
+            self.is_starting = False
         ready: asyncio.Future[int] = loop.create_future()
-        self._readers = [
-            loop.create_task(self._read_output(process.stdout, ready)),
-            loop.create_task(self._read_log(process.stderr)),
-        ]
+        process.read_by(self._read_output(process.stdout, ready))
+        process.read_by(self._read_log(process.stderr))
         died = loop.create_task(self._died())
         try:
             either: set[asyncio.Future[Any]] = {ready, died}
@@ -99,12 +92,18 @@ class Child:
             died.cancel()
         self.port, self._ready_at = ready.result(), loop.time()
 
-    async def keep(self, report: Callable[[str], None], restarted: Callable[[], None]) -> None:
-        """Start the program again whenever it dies. Raises ProgramFailed when that does not help."""
+    async def keep(
+        self,
+        report: Callable[[str], None],
+        restarted: Callable[[], None],
+        clear: Callable[[], Awaitable[None]],
+    ) -> None:
+        """Start the program again whenever it dies, after `clear`. Raises ProgramFailed when that does not help."""
         loop = asyncio.get_running_loop()
         deaths = 0
         while True:
             how = await self._died()
+            await clear()
             quick = loop.time() - self._ready_at < QUICK_DEATH
             deaths = deaths + 1 if quick else 1
             if deaths > MOST_QUICK_DEATHS:
@@ -121,6 +120,7 @@ class Child:
         """Ask the program to finish what it has, and return when it has ended."""
         if self._process is not None:
             self._signal(signal.SIGTERM)
+            self._signal(signal.SIGCONT)  # one that was stopped would not hear it
             await self._died()
 
     def kill(self) -> None:
@@ -134,16 +134,14 @@ class Child:
 
     async def _died(self) -> str:
         assert self._process is not None
-        code = await self._process.wait()
-        await asyncio.wait(self._readers)
+        code = await self._process.ended()
         if code >= 0:
             return f"exit code {code}"
         return f"killed by {signal.Signals(-code).name}"
 
     def _signal(self, number: signal.Signals) -> None:
-        if self._process is not None and self._process.returncode is None:
-            with suppress(ProcessLookupError):
-                self._process.send_signal(number)
+        if self._process is not None:
+            self._process.send_signal(number)
 
     def _log(self, line: str) -> None:
         # Where nobody reads our log any more, the program's must be read on, or it waits for that for ever.
@@ -165,12 +163,18 @@ class Child:
 
 
 class Supervisor:
-    """Owns children. `report` is told what a person should know, `log` a program's name and every line it writes."""
+    """Owns children. `report` is told what a person should know, `log` a program's name and every line it writes.
 
-    def __init__(self, report: Callable[[str], None], log: Callable[[str, str], None]) -> None:
+    Where it `adopts`, what a dead program leaves is killed. Then this process may have no other children.
+    """
+
+    def __init__(self, report: Callable[[str], None], log: Callable[[str, str], None], *, adopts: bool = False) -> None:
         self.children: dict[str, Child] = {}
         self._report = report
         self._log = log
+        self._adopts = adopts
+        if adopts:
+            adopt()
 
     async def start(self, program: Program, port: int = 0) -> Child:
         """Start a program on `port` and return when it is ready. Raises ProgramFailed."""
@@ -188,7 +192,10 @@ class Supervisor:
 
     async def keep(self, restarted: Callable[[], None]) -> None:
         """Restart whatever dies, telling `restarted`, until cancelled. Raises ProgramFailed when one cannot be kept."""
-        keepers = [asyncio.ensure_future(child.keep(self._report, restarted)) for child in self.children.values()]
+        keepers = [
+            asyncio.ensure_future(child.keep(self._report, restarted, self._end_adopted))
+            for child in self.children.values()
+        ]
         try:
             done, _ = await asyncio.wait(keepers, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -204,11 +211,21 @@ class Supervisor:
             if name in self.children:
                 await self.children[name].end()
         await asyncio.gather(*(child.end() for child in self.children.values()))
+        await self._end_adopted()
 
     def kill(self) -> None:
         """End everything at once."""
         for child in self.children.values():
             child.kill()
+
+    async def _end_adopted(self) -> None:
+        """End what dead programs have left."""
+        if self._adopts and (killed := await end_adopted(self._own)):
+            self._report(f"killed {killed} processes that a dead service had left")
+
+    def _own(self) -> set[int] | None:
+        children = self.children.values()
+        return None if any(child.is_starting for child in children) else {child.pid for child in children}
 
 
 async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[str]:

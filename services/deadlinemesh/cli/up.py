@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console, Group
@@ -20,10 +19,12 @@ from rich.text import Text
 from deadlinemesh.cli import state as states
 from deadlinemesh.cli.machine import RunningMesh, UpOptions, child_environment, running_mesh, tied
 from deadlinemesh.cli.output import Exit, complain
+from deadlinemesh.cli.process import Process
 from deadlinemesh.cli.settings import CommandSettings
 from deadlinemesh.cli.state import MeshState
 from deadlinemesh.cli.supervisor import ProgramFailed
-from deadlinemesh.policy import Policy, PolicyError, PolicyFile, Problem
+from deadlinemesh.policy import GoOver, Policy, PolicyError, PolicyFile, Problem
+from deadlinemesh.telemetry.logs import Lines
 
 __all__ = ["up"]
 
@@ -41,14 +42,14 @@ async def up(policy_file: Path | None, options: UpOptions, settings: CommandSett
         file = PolicyFile(policy_file)
         options = replace(options, policy=file.load())
         await _refuse_what_no_tool_runner_has(policy_file)
-    told, hurried = asyncio.Event(), asyncio.Event()
+    told, hurried, telling = asyncio.Event(), asyncio.Event(), _Telling()
 
     def on_signal() -> None:
         if told.is_set():
             hurried.set()
         else:
             told.set()
-            _say("draining: what runs may finish; the same again ends it at once")
+            telling.say("draining: what runs may finish; the same again ends it at once")
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -56,13 +57,14 @@ async def up(policy_file: Path | None, options: UpOptions, settings: CommandSett
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             loop.add_signal_handler(number, on_signal)
     show = _print_json if as_json else _print_panel
-    kept = asyncio.ensure_future(_keep(file, options, settings, show, hurried))
+    kept = asyncio.ensure_future(_keep(file, options, settings, show, hurried, telling))
     stopping = asyncio.ensure_future(told.wait())
     await asyncio.wait({kept, stopping}, return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
     if not kept.done():
         kept.cancel()
         await asyncio.wait({kept})
+    telling.close()
     if kept.cancelled():
         return Exit.ANSWERED
     try:
@@ -78,22 +80,21 @@ async def _refuse_what_no_tool_runner_has(policy_file: Path) -> None:
 
     A process like theirs is asked: it imports modules from where they do, and what that leaves behind ends with it.
     """
-    process = await asyncio.create_subprocess_exec(
-        *tied("deadlinemesh.cli", "policy", "check", "--json", "--", str(policy_file)),
-        stdin=subprocess.PIPE,  # open for as long as this process lives
-        stdout=subprocess.PIPE,
-        env=child_environment({}),
-        start_new_session=True,  # Ctrl-C is this process's to hear
-    )
-    assert process.stdout is not None
+    said: list[bytes] = []
+
+    async def listen() -> None:
+        while piece := await process.stdout.read(65536):
+            said.append(piece)
+
+    command = tied("deadlinemesh.cli", "policy", "check", "--json", "--", str(policy_file))
+    process = await Process.start(command, child_environment({}), stderr=None)
+    process.read_by(listen())
     try:
-        said = await process.stdout.read()
+        await process.ended()
     finally:
-        with suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
+        process.send_signal(signal.SIGKILL)
     try:
-        found = json.loads(said)
+        found = json.loads(b"".join(said))
     except ValueError:  # a module has ended the process: the tool-runner's log will tell
         return
     problems = [*found.get("problems", ()), *(one for one in found["warnings"] if one["path"].startswith("tools."))]
@@ -107,17 +108,19 @@ async def _keep(
     settings: CommandSettings,
     show: Callable[[MeshState], None],
     hurried: asyncio.Event,
+    telling: _Telling,
 ) -> None:
     path = settings.state_path
-    async with running_mesh(options, settings, _say, _pass_on) as mesh:
+    async with running_mesh(options, settings, telling.say, telling.pass_on) as mesh:
         killer = asyncio.ensure_future(_kill_when(hurried, mesh))
         following: asyncio.Future[None] | None = None
-        _remember(mesh.state, path)
+        _remember(mesh.state, path, telling)
         try:
             show(mesh.state)
             if file is not None:
-                following = asyncio.ensure_future(file.follow(lambda policy: _go_over(mesh, policy, path)))
-            await mesh.supervisor.keep(lambda: _remember(mesh.state, path))
+                mesh.tell(file.status)
+                following = asyncio.ensure_future(file.follow(partial(_prepared, mesh, path, telling), mesh.tell))
+            await mesh.supervisor.keep(lambda: _remember(mesh.state, path, telling))
         finally:
             if following is not None:
                 following.cancel()
@@ -125,21 +128,27 @@ async def _keep(
     killer.cancel()
 
 
-def _go_over(mesh: RunningMesh, policy: Policy, path: Path) -> None:
-    before = mesh.state.tenants
-    mesh.use(policy)
-    _remember(mesh.state, path)
-    _say("the policy file has changed, and the mesh goes over to it")
-    for name, tenant in mesh.state.tenants.items():
-        if name not in before:
-            _say(f"{name} is new, {tenant.tier}; its API key: {tenant.api_key}")
+def _prepared(mesh: RunningMesh, path: Path, telling: _Telling, policy: Policy) -> GoOver:
+    ready = mesh.prepared(policy)
+
+    def go_over() -> None:
+        before = mesh.state.tenants
+        ready()
+        state = mesh.state
+        _remember(state, path, telling)
+        telling.say("the policy file has changed, and the mesh goes over to it")
+        for name, tenant in state.tenants.items():
+            if name not in before:
+                telling.say(f"{name} is new, {tenant.tier}; its API key: {tenant.api_key}")
+
+    return go_over
 
 
-def _remember(state: MeshState, path: Path) -> None:
+def _remember(state: MeshState, path: Path, telling: _Telling) -> None:
     try:
         states.write(state, path)
     except OSError as error:
-        _say(f"`dmesh run` will need --address and --key: {path} cannot be written: {error.strerror}")
+        telling.say(f"`dmesh run` will need --address and --key: {path} cannot be written: {error.strerror}")
 
 
 async def _kill_when(hurried: asyncio.Event, mesh: RunningMesh) -> None:
@@ -147,13 +156,20 @@ async def _kill_when(hurried: asyncio.Event, mesh: RunningMesh) -> None:
     mesh.supervisor.kill()
 
 
-def _say(what: str) -> None:
-    with suppress(OSError):  # nobody reads it any more, which is no reason to end a mesh
-        print(f"dmesh: {what}", file=sys.stderr, flush=True)
+class _Telling:
+    """What a person is told on standard error. Nobody waits for whoever reads it, and if nobody does, the mesh goes on."""
 
+    def __init__(self) -> None:
+        self._lines = Lines(sys.stderr)
+        self.close = self._lines.close
 
-def _pass_on(name: str, line: str) -> None:
-    print(f"{name} | {line}", file=sys.stderr, flush=True)
+    def say(self, what: str) -> None:
+        """Tell something of the mesh."""
+        self._lines.put(f"dmesh: {what}")
+
+    def pass_on(self, name: str, line: str) -> None:
+        """Pass a line on from the log of one of its programs."""
+        self._lines.put(f"{name} | {line}")
 
 
 def _print_json(state: MeshState) -> None:

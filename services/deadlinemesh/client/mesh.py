@@ -99,7 +99,7 @@ class DeadlineMesh:
         except grpc.aio.AioRpcError as error:
             # An answer that came just in time stands, even if the deadline outran the status behind it.
             if not finished:
-                raise error_from(error, ORCHESTRATOR) from None
+                raise error_from(error, ORCHESTRATOR, in_its_words=True) from None
         except asyncio.CancelledError:
             raise _why_cancelled() from None
 
@@ -183,7 +183,7 @@ async def _reply(call: Awaitable[T]) -> T:
     try:
         return await call
     except grpc.aio.AioRpcError as error:
-        raise error_from(error, ORCHESTRATOR) from None
+        raise error_from(error, ORCHESTRATOR, in_its_words=True) from None
     except asyncio.CancelledError:
         raise _why_cancelled() from None
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import chain
 
 from deadlinemesh.admission import Bulkhead, InUse
 from deadlinemesh.deadline import Clock, Ledger, Phase, Successive, current
@@ -14,6 +14,7 @@ from deadlinemesh.errors import MeshError, NotFound, UpstreamFailed, Violation, 
 from deadlinemesh.llm_proxy.conversation import TextDelta, ToolCallReady, TurnEnded, TurnRequest, Writing, check
 from deadlinemesh.llm_proxy.providers import Provider
 from deadlinemesh.llm_proxy.providers.unusable import UnusableProvider
+from deadlinemesh.policy import Past, Rest
 from deadlinemesh.policy.model import ModelPolicy, Policy
 from deadlinemesh.telemetry import Telemetry
 
@@ -53,62 +54,66 @@ class ModelService:
     ) -> None:
         self._clock = clock
         self._on_wait = None if telemetry is None else telemetry.record
-        self._slots: dict[str, Bulkhead] = {}
-        self._use(policy, providers)
+        self._past: Past[_Models] = Past(clock)
+        self._now = self._models_of(policy, providers, {})
 
-    def _use(self, policy: Policy, providers: Mapping[str, Provider]) -> None:
-        self._policy = policy
-        self._providers = _Providers(providers)
-        shares, admission = policy.shares(by_model_queue=True), policy.admission
-        old, self._slots = self._slots, {}
+    def _models_of(self, policy: Policy, providers: Mapping[str, Provider], before: Mapping[str, Bulkhead]) -> _Models:
+        shares, admission = self._past.shares(policy, by_model_queue=True), policy.admission
+        slots: dict[str, Bulkhead] = {}
         for name, model in policy.models.items():
             # A model that stays keeps its slots, with those that wait for them and what was learned of them.
-            slots = old.get(name) or Bulkhead(f"model {name}", model.slots, clock=self._clock, on_wait=self._on_wait)
-            slots.resize(model.slots, shares=shares, guard=admission.normal_part, most_waiting=admission.most_waiting)
-            self._slots[name] = slots
+            one = before.get(name) or Bulkhead(f"model {name}", model.slots, clock=self._clock, on_wait=self._on_wait)
+            one.resize(model.slots, shares=shares, guard=admission.normal_part, most_waiting=admission.most_waiting)
+            slots[name] = one
+        return _Models(policy, providers, slots)
 
-    def replace(self, policy: Policy, providers: Mapping[str, Provider]) -> Coroutine[Any, Any, None]:
-        """Use these for turns to come. Returns what closes the old providers, when the turns that began with them are over."""
-        old = self._providers
-        self._use(policy, providers)
-        return old.aclose()
+    def replace(self, policy: Policy, providers: Mapping[str, Provider]) -> Rest:
+        """Use these for turns to come, but for those of runs that began with what `policy` takes away. Returns what closes the old
+        providers.
+        """
+        old = self._now
+        needed_for = self._past.keep(old, old.policy, policy)
+        self._now = self._models_of(policy, providers, old.slots)
+        return Rest(old.aclose, needed_for)
 
     def models(self) -> dict[str, ModelPolicy]:
         """The models that the current tenant may use, by name; the first is its default."""
         tenant = current().tenant_id
-        if tenant not in self._policy.tenants:
-            known = choices(self._policy.tenants)
-            raise NotFound(
-                [Violation("tenant", f"this llm-proxy's policy knows no tenant {shown(tenant)}: {known}")], hop=HOP
-            )
-        return {name: self._policy.models[name] for name in self._policy.models_of(tenant)}
+        for models in chain((self._now,), self._past):
+            if tenant in models.policy.tenants:
+                return {name: models.policy.models[name] for name in models.policy.models_of(tenant)}
+        raise NotFound([Violation("tenant", f"this llm-proxy's policy has no tenant {shown(tenant)}")], hop=HOP)
 
     def is_usable(self, model: str) -> bool:
-        """False for a model that takes no turns, because its key is missing."""
-        return not isinstance(self._providers.by_model[model], UnusableProvider)
+        """False for a model that takes no turns, because its key is missing or its proxy cannot be used."""
+        return not isinstance(self._now.providers.get(model), UnusableProvider)
+
+    def _holding(self, model: str) -> _Models:
+        """The models that have `model` for the current tenant. Raises NotFound, naming the tenant's own."""
+        tenant = current().tenant_id
+        for models in chain((self._now,), self._past):
+            if tenant in models.policy.tenants and model in models.policy.models_of(tenant):
+                return self._now if model in self._now.slots else models  # it may be only the tenant's no more
+        known = choices(self.models())
+        raise NotFound([Violation("model", f"{shown(model)} is unknown or not yours: {known}")], hop=HOP)
 
     async def generate(self, turn: TurnRequest) -> AsyncGenerator[TurnProgress, None]:
         """Run one turn for the current tenant. Errors are those of the contract, with the phase they happened in.
 
         Closing the generator stops the provider and frees the slot before it returns.
         """
-        offered = self.models()
-        if turn.model not in offered:
-            raise NotFound(
-                [Violation("model", f"{shown(turn.model)} is unknown or not yours: {choices(offered)}")], hop=HOP
-            )
-        check(turn, longest_arguments=self._policy.limits.longest_arguments)
-        limit = offered[turn.model].max_output_tokens
+        models = self._holding(turn.model)
+        check(turn, longest_arguments=models.policy.limits.longest_arguments)
+        limit = models.policy.models[turn.model].max_output_tokens
         turn = replace(turn, max_output_tokens=min(turn.max_output_tokens or limit, limit))
         ledger = Ledger(self._clock, current().started_at)
         phases = Successive(ledger, Phase.LLM_QUEUE)
-        providers, slots = self._providers, self._slots[turn.model]
         try:
-            with providers.in_use:
-                async with slots.slot() as slot:
+            with models.in_use:
+                async with models.slots[turn.model].slot() as slot:
                     phases.enter(Phase.LLM_FIRST_TOKEN)
                     yield TurnStarted(turn.model, slot.waited)
-                    async with aclosing(providers.by_model[turn.model].stream(turn)) as events:
+                    async with aclosing(models.providers[turn.model].stream(turn)) as events:
                         told_at = -math.inf
                         async for event in events:
                             phases.enter(Phase.LLM_STREAM)
@@ -132,18 +137,20 @@ class ModelService:
 
     async def aclose(self) -> None:
         """Close every provider, once no turn is running."""
-        await self._providers.aclose()
+        await self._now.aclose()
 
 
-class _Providers:
-    """The providers of one policy, by the models' names."""
+class _Models:
+    """The models of one policy, with their providers and their slots by their names."""
 
-    def __init__(self, by_model: Mapping[str, Provider]) -> None:
-        self.by_model = by_model
+    def __init__(self, policy: Policy, providers: Mapping[str, Provider], slots: Mapping[str, Bulkhead]) -> None:
+        self.policy = policy
+        self.providers = providers
+        self.slots = slots
         self.in_use = InUse()
 
     async def aclose(self) -> None:
-        """Wait until no turn uses them, then close them."""
+        """Wait until no turn uses the providers, then close them."""
         await self.in_use.ended()
-        for provider in self.by_model.values():
+        for provider in self.providers.values():
             await provider.aclose()

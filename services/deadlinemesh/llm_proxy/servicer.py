@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from deadlinemesh.conversation import ToolSpec
@@ -21,6 +22,7 @@ from deadlinemesh.llm_proxy.conversation import (
 )
 from deadlinemesh.llm_proxy.providers import Provider, providers_of
 from deadlinemesh.llm_proxy.service import HOP, ModelService, TurnFinished, TurnProgress, TurnStarted
+from deadlinemesh.policy import GoOver
 from deadlinemesh.policy.model import Policy
 from deadlinemesh.telemetry import Telemetry
 from deadlinemesh.transport.messages import hop_spend, messages_from_wire, microseconds, tool_call_to_wire
@@ -83,12 +85,12 @@ class LlmProxyServicer(llm_proxy_pb2_grpc.LlmProxyServiceServicer):
             ]
         )
 
-    def use(self, policy: Policy) -> Coroutine[Any, Any, None]:
-        """Use `policy` for turns to come. Returns what closes the old one's providers, when its turns are over.
+    def prepared(self, policy: Policy) -> GoOver:
+        """Make the providers of `policy`. The rest closes the old one's.
 
-        Raises ValueError, and keeps the old one, where the environment holds no key for any of the new one's models.
+        Raises ValueError where the environment holds no key for any of its models.
         """
-        return self._service.replace(policy, providers_of(policy.models))
+        return partial(self._service.replace, policy, providers_of(policy.models))
 
     async def aclose(self) -> None:
         """Close the providers, once no call is being served."""

@@ -15,7 +15,7 @@ from deadlinemesh.admission import Quota, Quotas
 from deadlinemesh.deadline import SYSTEM_CLOCK, Clock, DeadlineContext
 from deadlinemesh.errors import Doomed, InvalidRequest, Shed, Unauthenticated, Violation
 from deadlinemesh.orchestrator.stagger import Place, Stagger
-from deadlinemesh.policy import Credentials, Policy, Tenant
+from deadlinemesh.policy import Credentials, GoOver, Policy, Tenant
 from deadlinemesh.telemetry import LimitHit, Telemetry
 from deadlinemesh.transport import Arrival, wire
 
@@ -91,15 +91,19 @@ class EdgeGate:
         self._hop = hop
         self._ends = Stagger(APART)
         self._calls = Quotas()
-        self.use(policy)
+        self.prepared(policy)()
 
-    def use(self, policy: Policy) -> None:
-        """Judge calls to come by `policy`."""
-        self._credentials = Credentials(policy)
-        self._limits = policy.limits
-        self._quotas = {
+    def prepared(self, policy: Policy) -> GoOver:
+        """Judge calls to come by `policy`: keys that it has not are refused at once."""
+        credentials = Credentials(policy)
+        quotas = {
             name: Quota(tier.calls_per_second, tier.burst, tier.concurrent_calls) for name, tier in policy.tiers.items()
         }
+
+        def go_over() -> None:
+            self._credentials, self._limits, self._quotas = credentials, policy.limits, quotas
+
+        return go_over
 
     def __call__(self, arrival: Arrival) -> DeadlineContext:
         tenant = self._authenticated(arrival)

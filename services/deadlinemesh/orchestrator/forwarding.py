@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import grpc
 
 from deadlinemesh.admission import Held
-from deadlinemesh.deadline import current, narrowed_at
+from deadlinemesh.deadline import SYSTEM_CLOCK, Clock, current, narrowed_at
 from deadlinemesh.errors import DeadlineSpent
 from deadlinemesh.orchestrator.edge import HOP, current_grant
 from deadlinemesh.orchestrator.granted import encode_grant
 from deadlinemesh.orchestrator.memory import COPIES, Memory
-from deadlinemesh.policy import Policy
+from deadlinemesh.policy import GoOver, Past, Policy
 from deadlinemesh.telemetry import Telemetry
 from deadlinemesh.transport import MeshChannel, error_from
 from deadlinemesh.v1 import orchestrator_pb2
@@ -44,17 +45,30 @@ class Forwarder:
     """
 
     def __init__(
-        self, policy: Policy, orchestrators: Mapping[str, MeshChannel], telemetry: Telemetry | None = None
+        self,
+        policy: Policy,
+        orchestrators: Mapping[str, MeshChannel],
+        telemetry: Telemetry | None = None,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._memory = Memory(policy, telemetry or Telemetry(), EDGE)
         self._orchestrators = {name: _Pool(channel) for name, channel in orchestrators.items()}
-        self.use(policy)
+        self._policy = policy
+        self._pools: Mapping[str, _Pool] = {}
+        self._past: Past[Mapping[str, _Pool]] = Past(clock)
+        self.prepared(policy)()
 
-    def use(self, policy: Policy) -> None:
+    def prepared(self, policy: Policy) -> GoOver:
         """Pass calls to come on by `policy`, which has the same pools."""
-        self._pools = {tenant_id: self._orchestrators[policy.pool_of(tenant_id)] for tenant_id in policy.tenants}
-        self._reserve = policy.limits.response_reserve
-        self._memory.use(policy)
+        pools = {tenant_id: self._orchestrators[policy.pool_of(tenant_id)] for tenant_id in policy.tenants}
+
+        def go_over() -> None:
+            if policy is not self._policy:
+                self._past.keep(self._pools, self._policy, policy)
+            self._policy, self._pools, self._reserve = policy, pools, policy.limits.response_reserve
+            self._memory.use(policy)
+
+        return go_over
 
     def register(self, server: Any) -> None:
         """Serve every method of the orchestrator, as the generated `add_…_to_server` does."""
@@ -77,7 +91,7 @@ class Forwarder:
 
     async def _relay(self, method: str, request: bytes, context: Any) -> None:
         async with (
-            self._pools[current().tenant_id].begin(method, request) as call,
+            self._pool().begin(method, request) as call,
             narrowed_at(self._answered_by()),
         ):
             await context.send_initial_metadata(await call.initial_metadata())
@@ -87,7 +101,7 @@ class Forwarder:
     async def _ask(self, method: str, request: bytes, context: Any) -> Any:
         try:
             with self._request(request):
-                call = self._pools[current().tenant_id].begin(method, request)
+                call = self._pool().begin(method, request)
                 async with narrowed_at(self._answered_by()):
                     reply = await call
                 current_grant().charge(len(reply))
@@ -101,6 +115,11 @@ class Forwarder:
         grant = current_grant()
         grant.charge(len(request))
         return self._memory.request(grant.tenant, len(request))
+
+    def _pool(self) -> _Pool:
+        """The current tenant's pool, also where a reload has taken the tenant away since the gate let it in."""
+        tenant_id = current().tenant_id
+        return next(pools[tenant_id] for pools in chain((self._pools,), self._past) if tenant_id in pools)
 
     def _answered_by(self) -> float:
         """When the edge answers itself. An orchestrator that stands still cannot do so in time, and the client's own timer tells no

@@ -7,12 +7,13 @@ arrived at the edge. A run's time counts from there, so that the way to here is 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 
 from deadlinemesh.deadline import SYSTEM_CLOCK, Clock, DeadlineContext
 from deadlinemesh.errors import InvalidRequest, UpstreamFailed, Violation, shown
 from deadlinemesh.orchestrator.edge import HOP, Grant, set_grant
-from deadlinemesh.policy import Policy, Tenant
+from deadlinemesh.policy import GoOver, Past, Policy, Tenant
 from deadlinemesh.transport import Arrival, MeshGate
 
 __all__ = ["MESH_GRANT", "GrantedGate", "encode_grant"]
@@ -39,25 +40,38 @@ class GrantedGate:
     def __init__(self, policy: Policy, pool: str, mesh_token: str, clock: Clock = SYSTEM_CLOCK) -> None:
         self._peers = MeshGate(HOP, mesh_token, clock)
         self._pool = pool
-        self.use(policy)
+        self._policy = policy
+        self._tenants: Mapping[str, Tenant] = {}
+        self._past: Past[Mapping[str, Tenant]] = Past(clock)
+        self.prepared(policy)()
 
-    def use(self, policy: Policy) -> None:
+    def prepared(self, policy: Policy) -> GoOver:
         """Judge calls to come by `policy`."""
         pool = self._pool
-        self._tenants = {one: Tenant.of(policy, one) for one in policy.tenants if policy.pool_of(one) == pool}
+        tenants = {one: Tenant.of(policy, one) for one in policy.tenants if policy.pool_of(one) == pool}
+
+        def go_over() -> None:
+            if policy is not self._policy:
+                self._past.keep(self._tenants, self._policy, policy)
+            self._policy, self._tenants = policy, tenants
+
+        return go_over
 
     def __call__(self, arrival: Arrival) -> DeadlineContext:
         context = self._peers(arrival)
-        tenant = self._tenants.get(context.tenant_id)
+        tenant = self._tenants.get(context.tenant_id) or self._gone(context)
         if tenant is None:
-            # Not the client's fault, and soon over where the edge has a newer policy than this.
-            raise UpstreamFailed(
-                f"this orchestrator serves the pool {self._pool}, which {shown(context.tenant_id)} is not in"
-            )
+            # Not the client's fault, and soon over where the edge has another policy than this.
+            raise UpstreamFailed(f"no orchestrator serves {shown(context.tenant_id)} just now: the policy is changing")
         grant = _decoded(arrival.header(MESH_GRANT), tenant)
         set_grant(grant)
         context = context.tightened_to(arrival.at + grant.granted)
         return replace(context, started_at=context.absolute_deadline - grant.granted)
+
+    def _gone(self, context: DeadlineContext) -> Tenant | None:
+        """The tenant of a run that the edge has granted, and that a reload has taken away here meanwhile."""
+        past = self._past.serving(context.absolute_deadline)
+        return next((tenants[context.tenant_id] for tenants in past if context.tenant_id in tenants), None)
 
 
 def _decoded(value: str, tenant: Tenant) -> Grant:

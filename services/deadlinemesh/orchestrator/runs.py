@@ -65,9 +65,6 @@ from deadlinemesh.telemetry import RunEnded, Telemetry
 __all__ = ["GROWS_BY", "AgentRun", "Runs", "Timed"]
 
 
-MOST_KEPT = 0.15
-"""The part of what finished runs may take in all that those of one tenant may take."""
-
 OBJECT = 200
 """About the bytes that an event or a message takes beside its text."""
 
@@ -122,7 +119,7 @@ class AgentRun:
         self.grant = grant
         self.request_id = request_id
         self.number = number
-        """Counts the orchestrator's runs; later runs have higher ones."""
+        """Counts the tenant's runs in this orchestrator; later runs have higher ones. It tells nothing of other tenants'."""
         self.created_at = time.time()
         """By the wall clock, for people."""
         self.model = ""
@@ -372,7 +369,7 @@ class Runs:
         """Those of all tenants."""
         self._swept_at = 0.0
         """When the runs of all tenants were last looked through: one that does not come back is forgotten all the same."""
-        self._count = 0
+        self._counts: Counter[str] = Counter()
         self._when_idle = Deferred()
 
     def use(self, limits: Limits) -> None:
@@ -414,11 +411,12 @@ class Runs:
         any other that spends its time. If there is no place for it, or `prepare` raises, it is forgotten, and whoever watches is
         told why. `held` is the memory of its request, which is its own from now on.
         """
-        self._count += 1
-        here = current()
+        here, tenant_id = current(), grant.tenant.tenant_id
+        self._counts[tenant_id] += 1
         run = AgentRun(
-            *(here, grant, request_id or f"req_{here.run_id[4:]}", self._count, held, self._limits.run_bytes),
-            on_limit=partial(self._hit, here.tenant_id),
+            *(here, grant, request_id or f"req_{here.run_id[4:]}", self._counts[tenant_id], held),
+            most=self._limits.run_bytes,
+            on_limit=partial(self._hit, tenant_id),
         )
         self._by_id[run.run_id] = self._by_request[run.context.tenant_id][run.request_id] = run
         run.emit(RunStarted())
@@ -535,7 +533,7 @@ class Runs:
         while ended:
             ended_at, run = ended[0]
             old = run.context.clock.monotonic() - ended_at >= self._limits.keep_finished_runs
-            large = self._sizes[tenant_id] > MOST_KEPT * self._limits.keep_bytes and len(ended) > 1
+            large = self._sizes[tenant_id] > self._limits.keep_part * self._limits.keep_bytes and len(ended) > 1
             if not (old or large) and len(ended) <= self._limits.keep_runs_per_tenant:
                 return
             self._drop_oldest(tenant_id)

@@ -6,6 +6,7 @@ import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import grpc
@@ -14,7 +15,17 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from deadlinemesh.admission import Bulkhead
 from deadlinemesh.conversation import Message, Role, ToolSpec, history_violations
 from deadlinemesh.deadline import SYSTEM_CLOCK, Background, Clock, Phase
-from deadlinemesh.errors import Cause, InvalidRequest, NotFound, TooLarge, Violation, Violations, choices, shown
+from deadlinemesh.errors import (
+    Cause,
+    InvalidRequest,
+    NotFound,
+    TooLarge,
+    UpstreamFailed,
+    Violation,
+    Violations,
+    choices,
+    shown,
+)
 from deadlinemesh.orchestrator.agent import Assignment
 from deadlinemesh.orchestrator.catalog import Catalog, Listed
 from deadlinemesh.orchestrator.edge import HOP, Grant, current_grant
@@ -33,7 +44,7 @@ from deadlinemesh.orchestrator.ports import ModelPort, ToolPort
 from deadlinemesh.orchestrator.runs import GROWS_BY, AgentRun, Runs, Timed
 from deadlinemesh.orchestrator.shortening import Bounds
 from deadlinemesh.orchestrator.upstreams import Upstreams
-from deadlinemesh.policy import Policy
+from deadlinemesh.policy import GoOver, Past, Policy, Tenant
 from deadlinemesh.telemetry import Telemetry
 from deadlinemesh.transport.crowded import Crowded, unless_crowded
 from deadlinemesh.transport.messages import (
@@ -88,13 +99,19 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     ) -> None:
         self._places = Bulkhead("runs", policy.admission.runs, clock=clock, on_wait=telemetry.record)
         self._memory = Memory(policy, telemetry, HOP)
+        self._policy = policy
+        self._past: Past[Policy] = Past(clock)
         upstreams = Upstreams(telemetry, HOP)
         self._catalog = Catalog(tools, upstreams)
         self._runs = Runs(background, self._places, models, tools, policy.limits, telemetry, upstreams, self._memory)
-        self.use(policy)
+        self.prepared(policy)()
 
-    def use(self, policy: Policy) -> None:
+    def prepared(self, policy: Policy) -> GoOver:
         """Begin runs to come by `policy`; those at work keep what they were begun with."""
+        return partial(self._use, policy)
+
+    def _use(self, policy: Policy) -> None:
+        self._past.keep(self._policy, self._policy, policy)
         self._policy = policy
         self._memory.use(policy)
         self._runs.use(policy.limits)
@@ -122,7 +139,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             history = await self._checked(request)
             run = self._runs.known(grant.tenant.tenant_id, request.request_id) if request.request_id else None
             attached = run is not None
-            policy = self._policy  # which may be another when the run has its place
+            policy = self._granting(grant.tenant)
             if run is None:
                 held = self._memory.take(grant.tenant.tenant_id, (COPIES - 1) * size + GROWS_BY)
                 run = self._runs.start(
@@ -134,6 +151,13 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                 async with aclosing(run.told()) as events:
                     async for event in events:
                         yield _response(run, event, attached)
+
+    def _granting(self, tenant: Tenant) -> Policy:
+        """The policy by which `tenant` was granted its run: since then there may have come another, in which it has less."""
+        for policy in chain((self._policy,), self._past):
+            if tenant.tenant_id in policy.tenants and policy.models.keys() >= set(tenant.models):
+                return policy
+        raise UpstreamFailed("the policy is changing: try again", hop=HOP)
 
     async def GetRun(self, request: orchestrator_pb2.GetRunRequest, context: Any) -> orchestrator_pb2.GetRunResponse:
         _check_size(request)

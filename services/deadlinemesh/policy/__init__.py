@@ -8,6 +8,7 @@
     references.py   what the parts of a policy say about one another
     patterns.py     the regular expressions of tools' schemas, matched in bounded time
     follow.py       a file that changes while a process runs
+    past.py         what a reload takes away, for the runs that began with it
     environment.py  the environment variables that a policy names
     credentials.py  API keys and the `Tenant` behind one
     default.py      the embedded policy, default.yaml, and its change of address
@@ -18,7 +19,7 @@ Durations are in seconds; the file writes them as 250ms, 30s, 5m, 1h or a number
 from deadlinemesh.policy.credentials import Credentials, Tenant, hash_key, new_key, with_fresh_keys
 from deadlinemesh.policy.default import default_policy, with_http_base
 from deadlinemesh.policy.file import load, located, parse, text_in, unset
-from deadlinemesh.policy.follow import PolicyFile, Use, refuse_what_stands
+from deadlinemesh.policy.follow import PolicyFile, PolicyStatus, Prepare, refuse_what_stands
 from deadlinemesh.policy.model import (
     SHARED,
     AdmissionPolicy,
@@ -33,26 +34,31 @@ from deadlinemesh.policy.model import (
     ToolsPolicy,
     url_arguments,
 )
+from deadlinemesh.policy.past import GoOver, Past, Rest
 from deadlinemesh.policy.problems import PolicyError, Problem
 
 __all__ = [
     "SHARED",
     "AdmissionPolicy",
     "Credentials",
+    "GoOver",
     "HttpTool",
     "Limits",
     "ModelPolicy",
     "OpenAIModel",
+    "Past",
     "Policy",
     "PolicyError",
     "PolicyFile",
+    "PolicyStatus",
+    "Prepare",
     "Problem",
+    "Rest",
     "ScriptedModel",
     "Tenant",
     "TenantPolicy",
     "TierPolicy",
     "ToolsPolicy",
-    "Use",
     "default_policy",
     "hash_key",
     "load",

@@ -356,10 +356,12 @@ class Limits(_Frozen):
     keep_finished_runs: Duration = 600.0
     """How long a finished run stays known to GetRun, ListRuns and its request id."""
     keep_runs_per_tenant: Annotated[WholeNumber, Field(ge=1)] = 1000
-    """The most finished runs kept for one tenant; the oldest go first. Fewer, where they come to more than 15% of
-    `keep_bytes`."""
+    """The most finished runs kept for one tenant; the oldest go first. Fewer, where they come to more than their
+    `keep_part`."""
     keep_bytes: Annotated[WholeNumber, Field(ge=1)] = 64 * 1024 * 1024
     """What all finished runs may take of one orchestrator's memory. First those of the tenant with the most of it go."""
+    keep_part: Annotated[float, Strict(), Field(gt=0, le=1)] = 0.15
+    """The part of `keep_bytes` that those of one tenant may take."""
 
 
 class Policy(_Frozen):

@@ -2,6 +2,7 @@
 
 events.py       the events and `Telemetry`, which hands them to sinks
 sinks.py        the sinks
+logs.py         the log, bounded
 tracing.py      switches OpenTelemetry's tracing on
 metering.py     switches OpenTelemetry's metrics on
 """
@@ -19,6 +20,8 @@ from deadlinemesh.telemetry.events import (
     LoopLagged,
     MalformedRemaining,
     OrphanReported,
+    PolicyInForce,
+    PolicyRefused,
     Retried,
     RetryRefused,
     RunEnded,
@@ -44,6 +47,8 @@ __all__ = [
     "MalformedRemaining",
     "MetricsSink",
     "OrphanReported",
+    "PolicyInForce",
+    "PolicyRefused",
     "Retried",
     "RetryRefused",
     "RunEnded",

@@ -24,6 +24,8 @@ __all__ = [
     "LoopLagged",
     "MalformedRemaining",
     "OrphanReported",
+    "PolicyInForce",
+    "PolicyRefused",
     "Retried",
     "RetryRefused",
     "RunEnded",
@@ -217,6 +219,25 @@ class LimitHit:
     """As policy names it, such as `calls_per_second`."""
 
 
+@dataclass(frozen=True, slots=True)
+class PolicyInForce:
+    """A hop has gone over to a policy."""
+
+    hop: str
+    digest: str
+    """The first 12 hexadecimal digits of the SHA-256 of its file."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRefused:
+    """A hop cannot use what its policy file says, and keeps the policy in force."""
+
+    hop: str
+    digest: str
+    """As in `PolicyInForce`, of what was refused; `unreadable` where that could not be read."""
+    why: str
+
+
 Event = (
     CallStarted
     | CallEnded
@@ -233,6 +254,8 @@ Event = (
     | RetryRefused
     | FellBack
     | LimitHit
+    | PolicyInForce
+    | PolicyRefused
 )
 
 

@@ -13,6 +13,8 @@ from opentelemetry.sdk.metrics.export import (
 )
 from opentelemetry.sdk.resources import Resource
 
+from deadlinemesh.telemetry.tracing import DIRECT
+
 __all__ = ["LAST_EXPORT", "metering_to"]
 
 LAST_EXPORT = 5_000.0
@@ -50,7 +52,7 @@ def _reader(destination: str) -> MetricReader:
                 "metrics: otlp needs the package opentelemetry-exporter-otlp-proto-grpc: "
                 'pip install "deadline-mesh[otlp]"'
             ) from None
-        return PeriodicExportingMetricReader(OTLPMetricExporter())
+        return PeriodicExportingMetricReader(OTLPMetricExporter(channel_options=DIRECT))
     raise ValueError(f"metrics: {destination!r} is not one of off, file:PATH, otlp")
 
 

@@ -25,10 +25,13 @@ from deadlinemesh.telemetry.events import (
     LoopLagged,
     MalformedRemaining,
     OrphanReported,
+    PolicyInForce,
+    PolicyRefused,
     Retried,
     RetryRefused,
     Sink,
 )
+from deadlinemesh.telemetry.logs import cut
 
 __all__ = ["CountingSink", "JsonLinesSink", "LogSink", "MetricsSink", "WhenIdle"]
 
@@ -44,7 +47,7 @@ class LogSink:
         if isinstance(event, OrphanReported):
             _LOG.warning(
                 "orphan at %s: tenant=%s run=%s age=%.3fs task=%s",
-                *(event.hop, event.tenant_id, event.run_id, event.age, event.task),
+                *(event.hop, event.tenant_id, event.run_id, event.age, cut(event.task)),
             )
         elif isinstance(event, LoopLagged):
             _LOG.warning(
@@ -53,7 +56,7 @@ class LogSink:
                 *(event.tenant_id or "none", event.run_id or "none"),
             )
         elif isinstance(event, MalformedRemaining):
-            _LOG.warning("ignored deadline-remaining-us %s sent to %s%s", event.value, event.hop, event.method)
+            _LOG.warning("ignored deadline-remaining-us %s sent to %s%s", cut(event.value), event.hop, event.method)
         elif _LOG.isEnabledFor(logging.DEBUG):
             _LOG.debug("%s %s", type(event).__name__, asdict(event))
 
@@ -152,6 +155,14 @@ class MetricsSink:
             "mesh.limits.hit", unit="{call}", description="What exceeded a tenant's limit"
         )
         self._reads = meter.create_counter("mesh.cache.reads", unit="{call}")
+        self._policy = meter.create_gauge(
+            "mesh.policy.hash", description="The first 48 bits of the SHA-256 of the policy file in force"
+        )
+        self._policy_current = meter.create_gauge(
+            "mesh.policy.current",
+            description="1 where the policy in force is what the file says, 0 where that was refused",
+        )
+        self._policies_refused = meter.create_counter("mesh.policy.refused", unit="{reload}")
         self._writes = meter.create_counter("mesh.cache.writes", unit="{result}")
 
     def record(self, event: Event) -> None:
@@ -184,6 +195,12 @@ class MetricsSink:
             self._fallbacks.add(1, {"mesh.upstream": event.upstream, "error.type": event.why})
         elif isinstance(event, LimitHit):
             self._limits.add(1, {"mesh.hop": event.hop, "mesh.limit": event.limit})
+        elif isinstance(event, PolicyInForce):
+            self._policy.set(int(event.digest or "0", 16))
+            self._policy_current.set(1)
+        elif isinstance(event, PolicyRefused):
+            self._policies_refused.add(1)
+            self._policy_current.set(0)
         elif isinstance(event, CacheUsed):
             found = event.problem or ("hit" if event.hit else "miss")
             self._reads.add(1, {"mesh.tool": event.tool, "mesh.cache.found": found})

@@ -5,13 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter, SpanExportResult
 
-__all__ = ["tracing_to"]
+__all__ = ["DIRECT", "tracing_to"]
+
+DIRECT: Any = (("grpc.enable_http_proxy", 0),)
+"""Options of a channel that uses no proxy: a collector is called directly, as every hop is."""
 
 
 def tracing_to(destination: str, hop: str) -> TracerProvider | None:
@@ -78,7 +82,7 @@ def _exporter(destination: str) -> SpanExporter:
                 "traces: otlp needs the package opentelemetry-exporter-otlp-proto-grpc: "
                 'pip install "deadline-mesh[otlp]"'
             ) from None
-        return Unhurried(OTLPSpanExporter(), piece=128)  # each is a request of its own
+        return Unhurried(OTLPSpanExporter(channel_options=DIRECT), piece=128)  # each is a request of its own
     raise ValueError(f"traces: {destination!r} is not one of off, file:PATH, otlp")
 
 

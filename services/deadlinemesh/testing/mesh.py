@@ -11,7 +11,7 @@ from deadlinemesh import orchestrator
 from deadlinemesh.deadline import Clock
 from deadlinemesh.llm_proxy import servicer as llm_proxy
 from deadlinemesh.llm_proxy.providers import Provider
-from deadlinemesh.policy import SHARED, Policy, with_fresh_keys
+from deadlinemesh.policy import SHARED, Policy, Prepare, Rest, with_fresh_keys
 from deadlinemesh.policy.model import ToolsPolicy
 from deadlinemesh.telemetry import CountingSink, Telemetry
 from deadlinemesh.testing.memory import MemoryChannel, MemoryServer
@@ -53,6 +53,8 @@ class MemoryMesh:
         self.hops: dict[str, DeadlineInterceptor] = {}
         """By name; those of a dedicated pool are called `orchestrator:POOL` and `tool-runner:POOL`."""
         channels: dict[str, MemoryChannel] = {}
+        self._prepare: list[Prepare] = []
+        self._rests: list[Rest] = []
         self._servicers: list[orchestrator.OrchestratorServicer] = []
 
         def serve(name: str, hop: str, gate: Gate) -> tuple[DeadlineInterceptor, Any]:
@@ -64,11 +66,12 @@ class MemoryMesh:
         def to(name: str) -> MeshChannel:
             return MeshChannel(channels[name], _TOKEN)
 
-        def serve_pool(pool: str, gate: Gate) -> str:
+        def serve_pool(pool: str, gate: orchestrator.EdgeGate | orchestrator.GrantedGate) -> str:
             runner, name = (hop if pool == SHARED else f"{hop}:{pool}" for hop in (tool_runner.HOP, orchestrator.HOP))
             interceptor, server = serve(runner, tool_runner.HOP, MeshGate(tool_runner.HOP, _TOKEN, clock))
             tools = tool_runner.build(self.policy, clock, telemetry, interceptor.background, cache, http_client, keeper)
             tool_runner_pb2_grpc.add_ToolRunnerServiceServicer_to_server(tools, server)
+            self._prepare += [tools.prepared, gate.prepared]
             interceptor, server = serve(name, orchestrator.HOP, gate)
             servicer = orchestrator.OrchestratorServicer(
                 self.policy,
@@ -80,11 +83,13 @@ class MemoryMesh:
             )
             servicer.register(server)
             self._servicers.append(servicer)
+            self._prepare.append(servicer.prepared)
             return name
 
         _, server = serve(llm_proxy.HOP, llm_proxy.HOP, MeshGate(llm_proxy.HOP, _TOKEN, clock))
         models = llm_proxy.build(self.policy, clock, providers, telemetry)
         llm_proxy_pb2_grpc.add_LlmProxyServiceServicer_to_server(models, server)
+        self._prepare.append(models.prepared)
         edge = orchestrator.EdgeGate(self.policy, clock, telemetry)
         if self.policy.pools() == (SHARED,):
             outermost = serve_pool(SHARED, edge)
@@ -95,11 +100,21 @@ class MemoryMesh:
             }
             outermost = orchestrator.EDGE
             _, server = serve(outermost, orchestrator.EDGE, edge)
-            orchestrator.Forwarder(self.policy, found, telemetry).register(server)
+            forwarder = orchestrator.Forwarder(self.policy, found, telemetry, clock)
+            forwarder.register(server)
+            self._prepare += [edge.prepared, forwarder.prepared]
         self.channels = channels
         """What each hop is dialled by, without the mesh's token."""
         self.channel = channels[outermost]
         """What a client dials."""
+
+    def use(self, policy: Policy) -> None:
+        """Go over to `policy` at every hop, at once; tenants keep their keys. What earlier ones used is not closed."""
+        policy, self.keys = with_fresh_keys(policy, self.keys)
+        for go_over in [prepare(policy) for prepare in self._prepare]:
+            if (rest := go_over()) is not None:
+                self._rests.append(rest)
+        self.policy = policy
 
     def credentials(self, tenant_id: str) -> tuple[tuple[str, str], ...]:
         """The metadata with which `tenant_id` calls."""

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
-from deadlinemesh.errors import UpstreamFailed, shortened
+from deadlinemesh.errors import UpstreamFailed, shortened, without_addresses
 
 __all__ = ["Call", "Tool", "ToolError", "ToolOutcome", "ToolSpec", "ToolStatus", "located", "sound"]
 
 
 LONGEST_PLACE = 160
 """Characters of a path into arguments: their names may be a model's own."""
+
+LONGEST_FAILURE = 8000
+"""Characters of an exception that are told."""
 
 
 class ToolStatus(StrEnum):
@@ -47,7 +50,9 @@ class ToolOutcome:
 
     @classmethod
     def failed(cls, tool: str, error: BaseException) -> ToolOutcome:
-        """The outcome of a call that raised `error`: of a `ToolError` its text, of others the type as well."""
+        """The outcome of a call that raised `error`: of a `ToolError` its text as it is, of others the type and the text without
+        addresses.
+        """
         try:
             text = str(error)
         except Exception as broken:  # the text is made by the tool's own code, as the error was
@@ -56,7 +61,12 @@ class ToolOutcome:
             return cls(ToolStatus.FAILED, f"{tool} failed: {text}", error.transient, error.retry_after)
         transient = isinstance(error, (UpstreamFailed, ConnectionError, TimeoutError))
         wait = error.retry_after if isinstance(error, UpstreamFailed) else None
-        return cls(ToolStatus.FAILED, f"{tool} failed: {type(error).__name__}: {text}", transient, wait)
+        return cls(
+            ToolStatus.FAILED,
+            f"{tool} failed: {type(error).__name__}: {without_addresses(text, LONGEST_FAILURE)}",
+            transient,
+            wait,
+        )
 
 
 class ToolError(Exception):

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import httpx
 
-from deadlinemesh.admission import Bulkhead, InUse
+from deadlinemesh.admission import Bulkhead, InUse, Share
 from deadlinemesh.deadline import SYSTEM_CLOCK, Clock
 from deadlinemesh.errors import InvalidRequest, NotFound, Violation, choices, shown
 from deadlinemesh.policy.environment import secret
@@ -47,13 +47,17 @@ class _Places:
 
 
 class Registry:
-    """Tools by name. Holds the HTTP client and the places that they share; `aclose` ends both when the last call is over."""
+    """Tools by name. Holds the HTTP client and the places that they share; `aclose` ends both when the last call is over.
+
+    One that is to take another's place can be made in a thread; `take_place_of` is the event loop's.
+    """
 
     @classmethod
     def from_policy(
         cls,
         policy: Policy,
         before: Registry | None = None,
+        *,
         http_client: Callable[[ToolsPolicy], httpx.AsyncClient] = pooled_client,
         environ: Mapping[str, str] = os.environ,
         clock: Clock = SYSTEM_CLOCK,
@@ -61,7 +65,7 @@ class Registry:
         keeper: Callable[[], Keeper] = Keeper,
     ) -> Registry:
         """All tools that `policy` names. `environ` is where `headers_env` is looked up; waits are told to `telemetry`; `keeper` is
-        what `Workers` has. The places go over from `before`, with whoever holds them or waits for them, unless that raises.
+        what `Workers` has. Its tools use the places of `before`, which are its own once it has taken the place of that.
 
         Raises InvalidRequest with every violation found; each names its place in the policy file.
         """
@@ -82,11 +86,14 @@ class Registry:
         if violations:
             raise InvalidRequest(violations)
         allowed = {tenant_id: tenant.tools for tenant_id, tenant in policy.tenants.items()}
-        if before is not None:
+        return cls(found, allowed, client, places, policy)
+
+    def take_place_of(self, before: Registry, shares: Mapping[str, Share]) -> None:
+        """Take over the places of `before`, with whoever holds them or waits for them; `shares` are the tiers'."""
+        if self._places is not None and self.policy is not None:
             before._places = None  # not its own to end any more
-            places.connections.use(policy)
-            places.workers.use(policy)
-        return cls(found, allowed, client, places)
+            self._places.connections.use(self.policy, shares)
+            self._places.workers.use(self.policy, shares)
 
     def __init__(
         self,
@@ -94,12 +101,15 @@ class Registry:
         allowed: Mapping[str, Sequence[str]],
         client: httpx.AsyncClient | None = None,
         places: _Places | None = None,
+        policy: Policy | None = None,
     ) -> None:
         """`allowed` names each tenant's tools; an empty list allows all. Raises ValueError for a schema that cannot be used."""
         self._tools = {name: (tools[name], _arguments_of(tools[name])) for name in sorted(tools)}
         self._allowed = {tenant: frozenset(names) for tenant, names in allowed.items()}
         self._client = client
         self._places = places
+        self.policy = policy
+        """Whose tools these are; None where it is made of tools alone."""
         self.in_use = InUse()
         """Each call uses the registry until it is over."""
 
@@ -109,6 +119,23 @@ class Registry:
             raise NotFound([Violation("tenant_id", f"the tool-runner's policy knows no tenant {shown(tenant_id)}")])
         allowed = self._allowed[tenant_id]
         return tuple(tool.spec for name, (tool, _) in self._tools.items() if not allowed or name in allowed)
+
+    def knows(self, tenant_id: str) -> bool:
+        """Whether its policy has the tenant."""
+        return tenant_id in self._allowed
+
+    def allows(self, tenant_id: str, name: str) -> bool:
+        """Whether the tenant may use the tool, and there is one."""
+        allowed = self._allowed.get(tenant_id)
+        return allowed is not None and name in self._tools and (not allowed or name in allowed)
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a tool, whoever may use it."""
+        return name in self._tools
+
+    def tool(self, name: str) -> tuple[Tool, Arguments]:
+        """The tool of this name, and its arguments' check."""
+        return self._tools[name]
 
     def find(self, tenant_id: str, name: str) -> tuple[Tool, Arguments]:
         """A tool and its arguments' check. Raises NotFound, naming the tools that the tenant may use."""

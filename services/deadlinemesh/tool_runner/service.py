@@ -8,11 +8,13 @@ import math
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from deadlinemesh.conversation import LONGEST_ARGUMENTS, LONGEST_CALL_ID
 from deadlinemesh.deadline import SYSTEM_CLOCK, Clock, DeadlineContext, Ledger, Phase, current
-from deadlinemesh.errors import Doomed, Shed, shortened
+from deadlinemesh.errors import Doomed, NotFound, Shed, Violation, choices, shortened, shown
+from deadlinemesh.policy import Past, Rest
 from deadlinemesh.tool_runner.arguments import Arguments
 from deadlinemesh.tool_runner.cache import KeptResults
 from deadlinemesh.tool_runner.outcome import Tool, ToolError, ToolOutcome, ToolSpec, sound
@@ -84,10 +86,23 @@ class ToolService:
         self._longest_arguments = longest_arguments
         self._clock = clock
         self._kept = kept
+        self._past: Past[Registry] = Past(clock)
 
     def specs(self) -> tuple[ToolSpec, ...]:
         """The current tenant's tools, in alphabetical order."""
-        return self.registry.specs(current().tenant_id)
+        tenant_id = current().tenant_id
+        known = (one for one in chain((self.registry,), self._past) if one.knows(tenant_id))
+        return next(known, self.registry).specs(tenant_id)
+
+    def _find(self, name: str) -> tuple[Registry, Tool, Arguments]:
+        """The current tenant's tool, its arguments' check, and the registry that holds it. Raises NotFound."""
+        tenant_id = current().tenant_id
+        for registry in chain((self.registry,), self._past):
+            if registry.allows(tenant_id, name):  # if it was in the past, the tool may be only the tenant's no more
+                holder = self.registry if self.registry.has(name) else registry
+                return holder, *holder.tool(name)
+        known = choices(one.name for one in self.specs())
+        raise NotFound([Violation("name", f"there is no tool {shown(name)}; {known}")])
 
     async def call(self, name: str, arguments_json: str, call_id: str = "") -> AsyncGenerator[Event, None]:
         """Run a tool: `Started`, any number of `Progressed`, `Finished`; only `Finished` if its arguments are wrong, or if it
@@ -98,9 +113,8 @@ class ToolService:
         The tool is gone when the generator is closed: use `contextlib.aclosing`.
         """
         context, call_id = current(), shortened(call_id, LONGEST_CALL_ID)
-        registry, most_bytes, kept = self.registry, self._most_bytes, self._kept
-        longest = self._longest_arguments
-        tool, arguments = registry.find(context.tenant_id, name)
+        most_bytes, kept, longest = self._most_bytes, self._kept, self._longest_arguments
+        registry, tool, arguments = self._find(name)
         with registry.in_use:
             running = _Running(Ledger(self._clock, context.started_at))
             given, violations = await _read(arguments, arguments_json, longest, running)
@@ -131,13 +145,19 @@ class ToolService:
         message_bytes: int,
         kept: KeptResults | None = None,
         longest_arguments: int = LONGEST_ARGUMENTS,
-    ) -> Registry:
-        """Use `registry` and `kept` for calls to come. Returns the old registry, to be closed."""
+    ) -> Rest:
+        """Use `registry` and `kept` for calls to come, but for those of runs that began with what it takes away. The rest closes
+        the old registry.
+        """
         old, self.registry = self.registry, registry
         self._kept = kept  # another registry's tool of the same name need not be the same tool
         self._most_bytes = message_bytes - MESSAGE_OVERHEAD
         self._longest_arguments = longest_arguments
-        return old
+        needed_for = 0.0
+        if registry.policy is not None and old.policy is not None:
+            needed_for = self._past.keep(old, old.policy, registry.policy)
+            registry.take_place_of(old, self._past.shares(registry.policy))
+        return Rest(old.aclose, needed_for)
 
     def warm(self) -> None:
         """Start what the first call would have to wait for. Raises OSError where that is not possible."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 
 from deadlinemesh.deadline import SYSTEM_CLOCK, Background, Clock
+from deadlinemesh.policy import GoOver, Rest
 from deadlinemesh.policy.model import Policy, ToolsPolicy
 from deadlinemesh.telemetry import Telemetry
 from deadlinemesh.tool_runner.cache import KeptResults, MemoryCache, ResultCache
@@ -53,18 +54,18 @@ class ToolRunnerServicer(tool_runner_pb2_grpc.ToolRunnerServiceServicer):
     ) -> tool_runner_pb2.ListToolsResponse:
         return tool_runner_pb2.ListToolsResponse(tools=[_spec(spec) for spec in self.service.specs()])
 
-    def use(self, policy: Policy) -> Coroutine[Any, Any, None]:
-        """Use `policy` for calls to come. Returns what closes the old one's connections, when its calls are over.
-
-        Raises InvalidRequest, and keeps the old one, if the new one's tools are not right.
-        """
+    def prepared(self, policy: Policy) -> GoOver:
+        """Make the tools of `policy`. The rest closes the old one's connections. Raises InvalidRequest if they are not right."""
         registry = self._registry_of(policy, self.service.registry)
-        old = self.service.replace(
-            registry, policy.limits.message_bytes, self._keeping(policy), policy.limits.longest_arguments
-        )
-        with suppress(OSError):  # the call that has to wait for it tells what is wrong
-            self.warm()
-        return old.aclose()
+
+        def go_over() -> Rest:
+            limits = policy.limits
+            rest = self.service.replace(registry, limits.message_bytes, self._keeping(policy), limits.longest_arguments)
+            with suppress(OSError):  # the call that has to wait for it tells what is wrong
+                self.warm()
+            return rest
+
+        return go_over
 
     def warm(self) -> None:
         """Start what the first call would have to wait for. Raises OSError where that is not possible."""

@@ -24,7 +24,7 @@ def open_channel(
     credentials: grpc.ChannelCredentials | None = None,
     healthy: str = "",
 ) -> grpc.aio.Channel:
-    """A plain channel to `target`, over TLS when `credentials` are given.
+    """A plain channel to `target`, over TLS when `credentials` are given. It never uses a proxy.
 
     Retries have one owner and it is not the channel: a service config that names none leaves it only those calls to send again that
     no server has seen, as where a connection ends just then. Its own timeouts fire up to a second early, so it has none.
@@ -36,6 +36,8 @@ def open_channel(
     if healthy:
         config["healthCheckConfig"] = {"serviceName": healthy}
     options = [
+        # The C core would else send every call to the proxy that `http_proxy` names, those to this machine too.
+        ("grpc.enable_http_proxy", 0),
         ("grpc.enable_retries", 1),  # or it does not do even that
         ("grpc.service_config", json.dumps(config)),
         ("grpc.max_receive_message_length", message_bytes),

@@ -23,7 +23,7 @@ def error_of_ended(call: grpc.aio.Call, upstream: str) -> MeshError:
     """The error with which `call` to `upstream` failed."""
     initial, trailing, details = call.initial_metadata(), call.trailing_metadata(), call.details()
     error = grpc.aio.AioRpcError(code_of_ended(call), _at_once(initial), _at_once(trailing), details=_at_once(details))
-    return error_from(error, upstream)
+    return error_from(error, upstream, in_its_words=True)  # it is judged, not told
 
 
 def _at_once(answer: Awaitable[Any]) -> Any:

@@ -6,6 +6,7 @@ refusals that pass a `RetryInfo`.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 
@@ -35,9 +36,12 @@ from deadlinemesh.errors import (
     UpstreamRefused,
     Violation,
 )
+from deadlinemesh.telemetry.logs import cut
 from deadlinemesh.transport.messages import microseconds
 
 __all__ = ["DOMAIN", "code_of", "error_from", "status_of"]
+
+_LOG = logging.getLogger("deadlinemesh.transport")
 
 DOMAIN = "deadlinemesh"
 
@@ -132,16 +136,17 @@ def _fitting(text: str, most: int) -> str:
     return encoded.decode() if len(encoded) <= most else encoded[: most - 4].decode(errors="ignore") + " …"
 
 
-def error_from(error: grpc.aio.AioRpcError, upstream: str) -> MeshError:
+def error_from(error: grpc.aio.AioRpcError, upstream: str, *, in_its_words: bool = False) -> MeshError:
     """The mesh's error for a failed call to `upstream`.
 
     A deadline spent further down becomes DeadlineSpentUpstream and keeps the hop that said so. A status that no hop of the
-    mesh wrote is judged by its code alone.
+    mesh wrote is judged by its code alone. Its words may tell addresses, and a tenant may read the error: they go to the log, but
+    for a client, which asks for the error `in_its_words`.
     """
     info, violations, retry_after = _details_of(error)
     message = error.details() or error.code().name
     if info is None:
-        return _without_details(error, upstream, message, retry_after)
+        return _without_details(error, upstream, message, retry_after, in_its_words)
     hop, phase = info.metadata.get("hop", upstream), info.metadata.get("phase", "")
     if info.reason in (Cause.DEADLINE_SPENT, Cause.DEADLINE_SPENT_UPSTREAM):
         return DeadlineSpentUpstream(message, hop=hop, phase=phase)
@@ -155,17 +160,22 @@ def error_from(error: grpc.aio.AioRpcError, upstream: str) -> MeshError:
     return kind(message, hop=hop, phase=phase)
 
 
-def _without_details(error: grpc.aio.AioRpcError, upstream: str, message: str, retry_after: float | None) -> MeshError:
+def _without_details(
+    error: grpc.aio.AioRpcError, upstream: str, message: str, retry_after: float | None, in_its_words: bool
+) -> MeshError:
+    if not in_its_words:
+        _LOG.warning("%s answered %s: %s", upstream, error.code().name, cut(message))
+    said = f": {message}" if in_its_words else ""
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         own = current_or_none()
         if own is not None and own.is_expired:
             return DeadlineSpent(f"the deadline passed while {upstream} was at work", hop=upstream)
-        return DeadlineSpentUpstream(f"{upstream}: {message}", hop=upstream)
+        return DeadlineSpentUpstream(f"{upstream} says that its deadline passed{said}", hop=upstream)
     if error.code() is grpc.StatusCode.UNAVAILABLE and message.endswith(_UNHEALTHY):
         return Draining(f"every instance of {upstream} is shutting down", hop=upstream)
     if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and _OVERSIZED in message:
-        return TooLarge(f"{upstream}: {message}", hop=upstream)
-    return UpstreamFailed(f"{upstream} answered {error.code().name}: {message}", retry_after=retry_after, hop=upstream)
+        return TooLarge(f"a message to or from {upstream} is larger than it may be{said}", hop=upstream)
+    return UpstreamFailed(f"{upstream} answered {error.code().name}{said}", retry_after=retry_after, hop=upstream)
 
 
 def _details_of(

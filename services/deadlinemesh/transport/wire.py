@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deadlinemesh.deadline import DeadlineContext
+from deadlinemesh.errors import shown
 
 __all__ = ["IDENTITY", "REMAINING_US", "TRACEPARENT", "Identity", "decode", "encode", "identity_of"]
 
@@ -23,6 +24,9 @@ and what the rest is believed for. One header, the same for a whole run, because
 """
 TRACEPARENT = "traceparent"
 """W3C Trace Context, version 00. Inside the mesh it travels beside the identity where spans are recorded."""
+
+_MALFORMED = 100
+"""Characters that are told of a value which is malformed: it may be all of the 8 KiB that headers may have."""
 
 LEAST_TRANSIT = 0.00015
 """Seconds that a call takes at least from here to where it is read. Six hops of it are under the millisecond by which a deadline
@@ -77,7 +81,7 @@ def decode(metadata: Pairs) -> tuple[float | None, str, str | None]:
                 seconds = int(value) / 1_000_000
                 exact = seconds if exact is None else min(exact, seconds)
             else:
-                malformed = repr(value)
+                malformed = shown(value, _MALFORMED)
         elif key == IDENTITY:
             value = pair[1]
             identity = value if isinstance(value, str) else ""

@@ -65,7 +65,7 @@ ENDPOINT = _Endpoint()
 
 def _provider(tools_by: Any) -> openai.OpenAIProvider:
     def client(**options: Any) -> httpx2.AsyncClient:
-        return httpx2.AsyncClient(transport=ENDPOINT, **options)
+        return httpx2.AsyncClient(**{**options, "transport": ENDPOINT})
 
     with mock.patch.object(openai, "DefaultAsyncHttpxClient", client):
         model = OpenAIModel(provider="openai", base_url="http://provider/v1", model="m", tools_by=tools_by)

@@ -10,7 +10,8 @@
     openai.py       any endpoint that speaks OpenAI's chat completions
       choosing.py     tools for models that ignore `tools`
       fitting.py      histories for models with a small context
-    unusable.py    what stands in for a model whose key is missing
+    proxies.py     the proxy that the environment names for an endpoint
+    unusable.py    what stands in for a model whose key or proxy cannot be used
 
 A provider knows no deadline: it is closed when there is none left.
 """
@@ -22,7 +23,7 @@ from collections.abc import AsyncGenerator, Mapping
 from typing import Protocol
 
 from deadlinemesh.llm_proxy.conversation import Event, TurnRequest
-from deadlinemesh.llm_proxy.providers.unusable import MissingKey, UnusableProvider
+from deadlinemesh.llm_proxy.providers.unusable import Unusable, UnusableProvider
 from deadlinemesh.policy.model import ModelPolicy, ScriptedModel
 
 __all__ = ["Provider", "provider_of", "providers_of"]
@@ -48,7 +49,7 @@ class Provider(Protocol):
 
 
 def provider_of(model: ModelPolicy) -> Provider:
-    """The provider that policy names for `model`. Raises MissingKey where the environment does not hold its key."""
+    """The provider that policy names for `model`. Raises Unusable where the environment holds no key or proxy that serves."""
     if isinstance(model, ScriptedModel):
         from deadlinemesh.llm_proxy.providers.scripted import ScriptedProvider
 
@@ -60,20 +61,21 @@ def provider_of(model: ModelPolicy) -> Provider:
 
 
 def providers_of(models: Mapping[str, ModelPolicy]) -> dict[str, Provider]:
-    """The providers of all models, by name. One whose key is missing is logged and refuses its turns: the others can do without.
+    """The providers of all models, by name. One without a usable key or proxy is logged and refuses its turns: the others can do
+    without.
 
-    Raises MissingKey where that leaves none.
+    Raises Unusable where that leaves none.
     """
     found: dict[str, Provider] = {}
     unusable: dict[str, str] = {}
     for name, model in models.items():
         try:
             found[name] = provider_of(model)
-        except MissingKey as error:
+        except Unusable as error:
             unusable[name] = f"model {name} cannot be used: {error}"
-            found[name] = UnusableProvider(unusable[name])
+            found[name] = UnusableProvider(name)
     if len(unusable) == len(models):
-        raise MissingKey("; ".join(["no model can be used", *unusable.values()]))
+        raise Unusable("; ".join(["no model can be used", *unusable.values()]))
     for why in unusable.values():
         _LOG.warning("%s", why)
     return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
@@ -15,10 +16,10 @@ from typing import Any
 
 import httpx2  # the SDK's own
 import openai
-from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+from openai import DEFAULT_CONNECTION_LIMITS, AsyncOpenAI, DefaultAsyncHttpxClient
 from openai._streaming import ServerSentEvent, SSEDecoder
 
-from deadlinemesh.errors import Shed, UpstreamFailed, UpstreamRefused, shortened
+from deadlinemesh.errors import Shed, UpstreamFailed, UpstreamRefused, without_addresses
 from deadlinemesh.llm_proxy.conversation import (
     Event,
     FinishReason,
@@ -36,12 +37,16 @@ from deadlinemesh.llm_proxy.conversation import (
 from deadlinemesh.llm_proxy.providers.choosing import asking, choice_schema, chosen, spelled_out
 from deadlinemesh.llm_proxy.providers.deltas import Completion
 from deadlinemesh.llm_proxy.providers.fitting import fitted, room_for_input, room_for_output, tokens_at_most
+from deadlinemesh.llm_proxy.providers.proxies import transport_to
 from deadlinemesh.llm_proxy.providers.unusable import MissingKey
 from deadlinemesh.policy.environment import secret
 from deadlinemesh.policy.model import OpenAIModel
+from deadlinemesh.telemetry.logs import cut
 from deadlinemesh.transport.retry_after import retry_after
 
 __all__ = ["OpenAIProvider"]
+
+_LOG = logging.getLogger("deadlinemesh.llm_proxy")
 
 _NO_KEY = "none"
 """The SDK insists on a key; endpoints that need none ignore it."""
@@ -52,6 +57,9 @@ _ADVICE = {
     403: "the key may not use this model: check the key's permissions and `model`",
     404: "it knows no such model or path: check `base_url` and `model`",
 }
+
+_ABOUT_THE_REQUEST = (400, 413, 422)
+"""The statuses whose words are about what the tenant sent."""
 
 _PASSING = (408, 409, 425)
 """Of the statuses that blame the request, those that may be others the next time."""
@@ -65,9 +73,6 @@ _LONGEST_EVENT = 4 * 1024 * 1024
 
 _LONGEST_NAME = 80
 """Characters of what a provider calls something, in our words about it."""
-
-_LONGEST_SAID = 500
-"""Characters of what a provider says of its failure, in our words about it."""
 
 COUNTED_WITHIN = 1.0
 """Seconds after an answer's last word in which its provider's count of tokens may come. Some send none, nor end the stream."""
@@ -86,13 +91,19 @@ class OpenAIProvider:
             api_key=api_key or _NO_KEY,
             max_retries=0,
             timeout=None,
-            http_client=DefaultAsyncHttpxClient(event_hooks={"response": [self._bound]}, timeout=None),
+            http_client=DefaultAsyncHttpxClient(
+                event_hooks={"response": [self._bound]},
+                timeout=None,
+                transport=transport_to(model.base_url, DEFAULT_CONNECTION_LIMITS),
+            ),
             default_headers={"Accept-Encoding": "identity"},  # what is counted is what is kept
         )
 
     @classmethod
     def from_environment(cls, model: OpenAIModel) -> OpenAIProvider:
-        """With the key that the environment holds. Raises MissingKey where it holds none that can be sent."""
+        """With the key that the environment holds. Raises MissingKey where it holds none that can be sent, and UnusableProxy
+        where the endpoint's proxy cannot be used.
+        """
         try:
             key = secret(model.api_key_env) if model.api_key_env else ""
         except ValueError as error:
@@ -204,21 +215,24 @@ class OpenAIProvider:
             if status == 429 and error.code != "insufficient_quota":
                 raise Shed(f"{who} is limiting requests", retry_after=wait) from error
             advice = _ADVICE.get(status, "the failure is the provider's own")
+            self._log(f"answered {status}: {advice}", error.message)
             kind = UpstreamRefused if 400 <= status < 500 and status not in _PASSING else UpstreamFailed
-            raise kind(
-                f"{who} answered {status}: {shortened(error.message, _LONGEST_SAID)}; {advice}", retry_after=wait
-            ) from error
+            # Of the request itself the tenant should hear; of a key or a path it need not.
+            said = f": {without_addresses(error.message)}" if status in _ABOUT_THE_REQUEST else ""
+            raise kind(f"{who} answered {status}{said}", retry_after=wait) from error
         except openai.APIConnectionError as error:
-            reason = error.__cause__ or error
-            raise UpstreamFailed(
-                f"{who} at {self._model.base_url} could not be reached or went away: {shortened(str(reason), _LONGEST_SAID)}"
-            ) from error
+            self._log("could not be reached or went away", error.__cause__ or error)
+            raise UpstreamFailed(f"{who} could not be reached or went away") from error
         except openai.APIError as error:
-            raise UpstreamFailed(f"{who} failed in mid-stream: {shortened(error.message, _LONGEST_SAID)}") from error
+            self._log("failed in mid-stream", error.message)
+            raise UpstreamFailed(f"{who} failed in mid-stream: {without_addresses(error.message)}") from error
         except _MALFORMED as error:
-            raise UpstreamFailed(
-                f"{who} sent what is not a chat completion stream: {shortened(str(error), _LONGEST_SAID)}"
-            ) from error
+            self._log("sent what is not a chat completion stream", error)
+            raise UpstreamFailed(f"{who} sent what is not a chat completion stream") from error
+
+    def _log(self, what: str, words: object) -> None:
+        """Tell the operator what a tenant is not told: where the provider is, and its own words."""
+        _LOG.warning("the provider of %s at %s %s: %s", self._model.model, self._model.base_url, what, cut(words))
 
 
 class _Client(AsyncOpenAI):

@@ -1,4 +1,7 @@
-"""The stand-in for a model that cannot be used: every turn is refused at once, so that a fallback takes over."""
+"""The stand-in for a model that cannot be used: every turn is refused at once, so that a fallback takes over.
+
+The log says as the llm-proxy starts what would make it usable: variables of the operator's are no tenant's affair.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +10,25 @@ from collections.abc import AsyncGenerator
 from deadlinemesh.errors import UpstreamRefused
 from deadlinemesh.llm_proxy.conversation import Event, TurnRequest
 
-__all__ = ["MissingKey", "UnusableProvider"]
+__all__ = ["MissingKey", "Unusable", "UnusableProvider"]
 
 
-class MissingKey(ValueError):
+class Unusable(ValueError):
+    """The environment does not hold what a model needs. Says what to set."""
+
+
+class MissingKey(Unusable):
     """The environment does not hold the key that policy names. Says what to set."""
 
 
 class UnusableProvider:
-    """Refuses with `why`, which says what would make the model usable."""
+    """Refuses every turn of the model of this name."""
 
-    def __init__(self, why: str) -> None:
-        self.why = why
+    def __init__(self, model: str) -> None:
+        self.model = model
 
     async def stream(self, turn: TurnRequest) -> AsyncGenerator[Event, None]:
-        raise UpstreamRefused(self.why)
+        raise UpstreamRefused(f"model {self.model} cannot be used here; the llm-proxy's log says why")
         yield  # unreachable: it makes this a generator
 
     async def aclose(self) -> None:

@@ -13,13 +13,13 @@ another's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
 
 import httpx
 
-from deadlinemesh.admission import Bulkhead
+from deadlinemesh.admission import Bulkhead, Share
 from deadlinemesh.policy.model import Policy, ToolsPolicy
 
 __all__ = ["Connections", "pooled_client"]
@@ -43,13 +43,13 @@ class Connections:
     def __init__(self, policy: Policy, bulkhead: Callable[..., Bulkhead]) -> None:
         self._bulkhead = bulkhead
         self._by_origin: dict[str, Bulkhead] = {}
-        self.use(policy)
+        self.use(policy, policy.shares())
 
-    def use(self, policy: Policy) -> None:
-        """Go on with the bounds of `policy`. Who holds a connection keeps it, and who waits for one goes on to wait."""
+    def use(self, policy: Policy, shares: Mapping[str, Share]) -> None:
+        """Go on with the bounds of `policy` and these shares. Who holds a connection, or waits for one, goes on to."""
         self._bounds: dict[str, Any] = {
             "limit": policy.tools.connections_per_host,
-            "shares": policy.shares(),
+            "shares": shares,
             "most_waiting": policy.admission.most_waiting,
         }
         for bulkhead in self._by_origin.values():
@@ -58,5 +58,5 @@ class Connections:
     def to(self, origin: str) -> Bulkhead:
         """The connections to `origin`: hold a slot of it for each request."""
         if origin not in self._by_origin:
-            self._by_origin[origin] = self._bulkhead(f"connections to {origin}", **self._bounds)
+            self._by_origin[origin] = self._bulkhead(f"connections to {origin}", told="the tool's host", **self._bounds)
         return self._by_origin[origin]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import logging
 import time
 import zlib
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -16,7 +17,9 @@ from typing import Any
 import httpx
 
 from deadlinemesh.deadline import current
+from deadlinemesh.errors import without_addresses
 from deadlinemesh.policy.model import HttpTool as HttpToolPolicy
+from deadlinemesh.telemetry.logs import cut
 from deadlinemesh.tool_runner.kinds.cancelled_once import cancelled_once
 from deadlinemesh.tool_runner.kinds.connections import Connections
 from deadlinemesh.tool_runner.kinds.url import UnfitArgument, UrlTemplate, as_text
@@ -25,6 +28,8 @@ from deadlinemesh.transport import http_deadline
 from deadlinemesh.transport.retry_after import retry_after
 
 __all__ = ["HttpTool"]
+
+_LOG = logging.getLogger("deadlinemesh.tool_runner")
 
 FAILURE_CHARACTERS = 500
 """Of a failure's body that the model is told."""
@@ -76,7 +81,9 @@ class HttpTool(Tool):
                 # Of these only what the network or the server did may be different next time.
                 ours = (httpx.LocalProtocolError, httpx.UnsupportedProtocol)
                 transient = isinstance(error, httpx.TransportError) and not isinstance(error, ours)
-                return self._failed(f"no answer: {type(error).__name__}: {error}", transient)
+                # What it says may tell where the tool is.
+                _LOG.warning("%s: no answer: %s: %s", self.origin, type(error).__name__, cut(error))
+                return self._failed(f"no answer: {type(error).__name__}: {without_addresses(str(error))}", transient)
 
     async def _exchange(self, url: httpx.URL, others: Mapping[str, Any]) -> ToolOutcome:
         headers = dict(self._headers)

@@ -58,6 +58,9 @@ def main(control_fd: int) -> None:
     # Imported and used once, so that no worker has to load what all of them need.
     from deadlinemesh.tool_runner.workers.worker_main import rehearse
 
+    # One that a tool has stopped goes on when the tool-runner dies, sees that it is gone, and ends every worker. SIGKILL would
+    # leave what tools have started, and come too early: it is sent when the thread ends that has started this process.
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
     rehearse()
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     for number in (signal.SIGINT, signal.SIGTERM):  # it ends with the tool-runner, which may want to drain first

@@ -7,11 +7,11 @@ makes room when there are as many processes as there may be. A fork costs about 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 
-from deadlinemesh.admission import Bulkhead
+from deadlinemesh.admission import Bulkhead, Share
 from deadlinemesh.deadline import current
 from deadlinemesh.policy.model import Policy
 from deadlinemesh.tool_runner.outcome import Call
@@ -36,13 +36,15 @@ class Workers:
         self._new_keeper = keeper
         self._keeper: Keeper | None = None
         self._idle: dict[Worker, None] = {}  # an ordered set: the first has waited longest
-        self.use(policy)
+        self.use(policy, policy.shares())
 
-    def use(self, policy: Policy) -> None:
-        """Go on by `policy`. Calls keep their processes, those that wait go on to wait, and idle processes are used again."""
+    def use(self, policy: Policy, shares: Mapping[str, Share]) -> None:
+        """Go on by `policy` and these shares. Calls keep their processes, those that wait go on to wait, and idle processes are
+        used again.
+        """
         self._policy = policy.tools
         self._answer_bytes = policy.limits.message_bytes
-        self._bulkhead.resize(policy.tools.workers, shares=policy.shares(), most_waiting=policy.admission.most_waiting)
+        self._bulkhead.resize(policy.tools.workers, shares=shares, most_waiting=policy.admission.most_waiting)
         self._make_room()
 
     @property
