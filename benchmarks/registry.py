@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from benchmarks.blackhole import blackhole
 from benchmarks.drift import drift
+from benchmarks.exact import exact
 from benchmarks.goodput import goodput
 from benchmarks.isolation import isolation
 from benchmarks.modes import modes
@@ -19,6 +20,7 @@ __all__ = ["BENCHES"]
 
 BENCHES: dict[str, Callable[[Options], Awaitable[Result]]] = {
     "drift": drift,
+    "exact": exact,
     "stop": stop,
     "overhead": overhead,
     "goodput": goodput,
