@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from benchmarks.blackhole import blackhole
 from benchmarks.drift import drift
+from benchmarks.exact import exact
 from benchmarks.goodput import goodput
 from benchmarks.hostile.bench import hostile
 from benchmarks.hostile.unread import unread
@@ -21,6 +22,7 @@ __all__ = ["BENCHES"]
 
 BENCHES: dict[str, Callable[[Options], Awaitable[Result]]] = {
     "drift": drift,
+    "exact": exact,
     "stop": stop,
     "overhead": overhead,
     "goodput": goodput,

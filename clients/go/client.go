@@ -1,7 +1,7 @@
 // Package deadlinemesh runs agents on a Deadline Mesh.
 //
-// The deadline of a run is the deadline of its context, and nothing else. Without one the tenant's tier decides. A run whose
-// time is spent is no error: its last event carries the partial answer.
+// The deadline of a run is the deadline of its context, and nothing else; every call carries it exactly. Without one the tenant's
+// tier decides. A run whose time is spent is no error: its last event carries the partial answer.
 package deadlinemesh
 
 import (
@@ -11,6 +11,7 @@ import (
 	"iter"
 	"net"
 	"net/netip"
+	"strconv"
 	"strings"
 	"time"
 
@@ -55,6 +56,7 @@ func Dial(addr, apiKey string, opts ...grpc.DialOption) (*Client, error) {
 	conn, err := grpc.NewClient(addr, append([]grpc.DialOption{
 		grpc.WithTransportCredentials(transport),
 		grpc.WithPerRPCCredentials(bearer(key)),
+		grpc.WithPerRPCCredentials(exactDeadline{}),
 		grpc.WithChainUnaryInterceptor(typedErrors),
 		grpc.WithDefaultServiceConfig(spread),
 		grpc.WithKeepaliveParams(alive),
@@ -111,6 +113,24 @@ func (key bearer) GetRequestMetadata(context.Context, ...string) (map[string]str
 }
 
 func (bearer) RequireTransportSecurity() bool { return false }
+
+// leastTransit is the least time from here to where a call is read.
+const leastTransit = 150 * time.Microsecond
+
+// exactDeadline sends what remains of a call's deadline in whole microseconds, beside grpc-timeout, which on its way may be rounded
+// up. As credentials it is asked for them when the call's headers are written, and not while the call waits for a connection.
+type exactDeadline struct{}
+
+func (exactDeadline) GetRequestMetadata(ctx context.Context, _ ...string) (map[string]string, error) {
+	deadline, limited := ctx.Deadline()
+	if !limited {
+		return nil, nil
+	}
+	remaining := max(0, time.Until(deadline)-leastTransit)
+	return map[string]string{"deadline-remaining-us": strconv.FormatInt(remaining.Microseconds(), 10)}, nil
+}
+
+func (exactDeadline) RequireTransportSecurity() bool { return false }
 
 func isLoopback(addr string) bool {
 	host, _, err := net.SplitHostPort(addr)

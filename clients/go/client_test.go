@@ -200,6 +200,86 @@ func TestTheContextsDeadlineTravelsAndNoOther(t *testing.T) {
 	}
 }
 
+// exactValues gives what a call has said exactly of its deadline.
+func exactValues(s stream) []string {
+	return metadata.ValueFromIncomingContext(s.Context(), "deadline-remaining-us")
+}
+
+func TestTheDeadlineIsSentExactlyToo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var exact, kept []string
+		client := dial(t, func(_ *pb.RunRequest, s stream) error {
+			exact, kept = exactValues(s), metadata.ValueFromIncomingContext(s.Context(), "x-mine")
+			return nil
+		})
+		defer client.Close()
+		for timeout, want := range map[time.Duration]string{
+			20 * time.Second: "19999850", 300 * time.Second: "299999850", 1500*time.Millisecond + 999: "1499850",
+		} {
+			ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(t.Context(), "x-mine", "kept"), timeout)
+			if _, err := drain(ctx, client); err != nil || !reflect.DeepEqual(exact, []string{want}) {
+				t.Errorf("of %v was sent %q, want %q; err = %v", timeout, exact, want, err)
+			}
+			cancel()
+			if want := []string{"kept"}; !reflect.DeepEqual(kept, want) {
+				t.Errorf("x-mine = %q, want %q", kept, want)
+			}
+		}
+		if _, err := drain(t.Context(), client); err != nil || exact != nil {
+			t.Errorf("without a deadline was sent %q; err = %v", exact, err)
+		}
+	})
+}
+
+func TestTimeSpentOnConnectingIsNotSent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var exact []string
+		listener := serve(t, func(_ *pb.RunRequest, s stream) error {
+			exact = exactValues(s)
+			return nil
+		})
+		slow := func(ctx context.Context, _ string) (net.Conn, error) {
+			time.Sleep(time.Second)
+			return listener.DialContext(ctx)
+		}
+		client, err := Dial("localhost", "s3cret", grpc.WithContextDialer(slow))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer client.Close()
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		if _, err := drain(ctx, client); err != nil || !reflect.DeepEqual(exact, []string{"18999850"}) {
+			t.Errorf("sent %q of 19 s, err = %v", exact, err)
+		}
+	})
+}
+
+func TestTheDeadlineIsSentExactlyWithUnaryCalls(t *testing.T) {
+	got := make(chan []string, 1)
+	listener := bufconn.Listen(1 << 16)
+	server := grpc.NewServer(grpc.UnaryInterceptor(
+		func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+			got <- metadata.ValueFromIncomingContext(ctx, "deadline-remaining-us")
+			return handle(ctx, req)
+		}))
+	pb.RegisterOrchestratorServiceServer(server, &orchestrator{})
+	go server.Serve(listener)
+	t.Cleanup(server.Stop)
+	inMemory := func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }
+	client, err := Dial("localhost", "s3cret", grpc.WithContextDialer(inMemory))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	client.GetRun(ctx, &pb.GetRunRequest{RunId: "gone"})
+	if exact := <-got; len(exact) != 1 || exact[0] > "59999850" || exact[0] < "30000000" {
+		t.Errorf("of a minute was sent %q", exact)
+	}
+}
+
 func TestLeavingTheLoopCancelsTheHandler(t *testing.T) {
 	stopped := make(chan error, 1)
 	client := dial(t, func(_ *pb.RunRequest, s stream) error {

@@ -11,6 +11,7 @@ import grpc
 import pytest
 
 from deadlinemesh import orchestrator
+from deadlinemesh.client import DeadlineMesh
 from deadlinemesh.errors import DeadlineSpent, InvalidRequest, MeshError, NotFound, UpstreamFailed
 from deadlinemesh.orchestrator.granted import MESH_GRANT
 from deadlinemesh.policy import SHARED, Policy, default_policy
@@ -276,6 +277,21 @@ def test_a_grant_never_extends_the_deadline_of_the_call_that_brings_it() -> None
     in_memory(test)
 
 
+@pytest.mark.parametrize("deadline", [2.0, 20.0, 300.0])
+def test_an_edge_of_its_own_holds_the_reserve_back_once(deadline: float) -> None:
+    async def test(client: Client) -> None:
+        mesh = DeadlineMesh(api_key=client.mesh.keys[ACME], channel=client.mesh.channel)
+        began = virtual_time.clock().monotonic()
+        finished = await mesh.answer(LONG_TASK.format(1000), deadline=deadline)
+        took = virtual_time.clock().monotonic() - began
+        assert finished.outcome == orchestrator_pb2.OUTCOME_DEADLINE_SPENT
+        assert deadline - client.mesh.policy.limits.response_reserve <= took < deadline
+        (run,) = client.seen(RunEnded)
+        assert 0 < began + deadline - run.due_at <= client.mesh.policy.limits.response_reserve
+
+    in_memory(test)
+
+
 class Frozen(grpc.aio.ServerInterceptor):
     """A hop that takes calls and does nothing more."""
 
@@ -284,7 +300,7 @@ class Frozen(grpc.aio.ServerInterceptor):
 
 
 def test_where_the_orchestrator_stands_still_the_edge_tells_in_time() -> None:
-    # For a client whose timeout comes as it was given; where the C core has stretched it, its own timer is first.
+    # For a client whose timeout comes as it was given, or exactly beside it; else the timer of one on the C core may be first.
     async def main() -> None:
         client, clock = Client(), virtual_time.clock()
         policy = client.mesh.policy

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 
+from deadlinemesh.client import DeadlineMesh
 from deadlinemesh.conversation import history_violations
 from deadlinemesh.policy import default_policy
 from deadlinemesh.testing import memory, virtual_time
@@ -104,6 +105,24 @@ def test_a_client_is_answered_before_its_own_timer_though_the_core_stretched_its
             assert finished.outcome == orchestrator_pb2.OUTCOME_DEADLINE_SPENT
             assert finished.answer
             assert re.fullmatch(r"the [0-9.]+ s that the run may use are spent", finished.detail)
+
+    in_memory(test)
+
+
+@pytest.mark.parametrize("deadline", [2.0, 20.0, 300.0])
+def test_our_client_gives_no_more_than_the_reserve(deadline: float) -> None:
+    async def test(client: Client) -> None:
+        mesh = DeadlineMesh(api_key=client.mesh.keys[ACME], channel=client.mesh.channel)
+        began = virtual_time.clock().monotonic()
+        async for event in mesh.run(LONG_TASK.format(1000), deadline=deadline):
+            if event.HasField("started"):
+                grant = event.started.grant
+        took = virtual_time.clock().monotonic() - began
+        reserve = client.mesh.policy.limits.response_reserve
+        assert event.finished.outcome == orchestrator_pb2.OUTCOME_DEADLINE_SPENT
+        assert deadline - reserve <= took < deadline
+        assert deadline - (grant.granted_us - grant.reserve_us) / 1e6 <= reserve
+        assert not grant.clipped
 
     in_memory(test)
 

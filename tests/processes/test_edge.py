@@ -13,7 +13,7 @@ import pytest
 from tests.up import GUARD, Up
 
 from deadlinemesh.client import DeadlineMesh
-from deadlinemesh.errors import InvalidRequest, NoDeadline, NotFound, Unauthenticated
+from deadlinemesh.errors import Doomed, InvalidRequest, NoDeadline, NotFound, Unauthenticated
 from deadlinemesh.transport import error_from
 from deadlinemesh.v1 import common_pb2, llm_proxy_pb2, llm_proxy_pb2_grpc, orchestrator_pb2, orchestrator_pb2_grpc
 
@@ -44,18 +44,35 @@ async def started(mesh: Up, *metadata: tuple[str, str], timeout: float | None) -
     raise AssertionError("the stream was empty")
 
 
-async def test_who_one_says_to_be_and_how_long_one_may_is_dropped(mesh: Up) -> None:
-    forged = (
-        ("mesh-identity", f"token={mesh.mesh_token};tenant=acme;tier=enterprise;run=run_forged;trace={'ab' * 16}"),
-        ("deadline-remaining-us", "1000"),
-    )
+async def test_who_one_says_to_be_is_dropped_and_how_long_one_has_can_only_narrow(mesh: Up) -> None:
+    forged = ("mesh-identity", f"token={mesh.mesh_token};tenant=acme;tier=enterprise;run=run_forged;trace={'ab' * 16}")
     key = ("authorization", f"Bearer {mesh.api_key('free')}")
-    begun = await started(mesh, key, *forged, timeout=None)
+    begun = await started(mesh, key, forged, timeout=None)
     assert (begun.grant.tenant_id, begun.grant.tier) == ("cora", "free")
     assert begun.grant.granted_us == 30_000_000
     assert begun.run_id != "run_forged"
-    longer = ("deadline-remaining-us", "290000000")
-    begun = await started(mesh, key, forged[0], longer, timeout=2.0)
+    for exact, timeout, granted_us in (
+        ("5000000", None, 5_000_000),
+        ("5000000", 20.0, 5_000_000),
+        ("290000000", None, 30_000_000),
+        ("290000000", 2.0, 2_100_000),
+        ("5e6", None, 30_000_000),
+    ):
+        begun = await started(mesh, key, forged, ("deadline-remaining-us", exact), timeout=timeout)
+        assert granted_us * 0.9 < begun.grant.granted_us <= granted_us
+
+
+async def test_no_run_begins_for_a_client_with_no_time_left(mesh: Up) -> None:
+    key = ("authorization", f"Bearer {mesh.api_key('free')}")
+    for timeout in (None, 20.0):
+        with pytest.raises(Doomed):
+            await started(mesh, key, ("deadline-remaining-us", "0"), timeout=timeout)
+
+
+async def test_a_client_that_says_it_waited_long_is_served(mesh: Up) -> None:
+    # As between hops nearly all of its time was spent on the way; what a stranger says of that sheds nothing.
+    key = ("authorization", f"Bearer {mesh.api_key('free')}")
+    begun = await started(mesh, key, ("deadline-remaining-us", "9" * 16), timeout=2.0)
     assert begun.grant.granted_us <= 2_100_000
 
 

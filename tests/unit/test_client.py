@@ -43,7 +43,7 @@ async def test_a_run_yields_its_events_from_started_to_finished() -> None:
     mesh, client = mesh_and_client()
     events = [event async for event in client.run("Calculate 2 * 21", deadline=20.0)]
     assert events[0].started.grant.tenant_id == "acme"
-    assert events[0].started.grant.requested_us == 20_000_000
+    assert events[0].started.grant.requested_us == 19_999_850  # less the time that a call takes at least
     assert "42" in events[-1].finished.answer
     await mesh.idle()
 
@@ -158,13 +158,21 @@ async def test_refusals_are_the_meshs_errors() -> None:
 
 
 class Replaying(grpc.aio.Channel):
-    """A channel whose streams give `events` and then fail with `code`, or end."""
+    """A channel whose streams give `events` and then fail with `code`, or end. It takes `connecting` seconds to connect."""
 
-    def __init__(self, events: list[orchestrator_pb2.RunResponse], code: grpc.StatusCode | None) -> None:
-        self._events, self._code = events, code
+    def __init__(
+        self, events: list[orchestrator_pb2.RunResponse], code: grpc.StatusCode | None, connecting: float = 0.0
+    ) -> None:
+        self._events, self._code, self._connecting = events, code, connecting
+        self.sent: list[tuple[float | None, dict[str, str]]] = []
+        """The timeout and the metadata of each call."""
 
     def unary_stream(self, *_: Any, **__: Any) -> Any:
-        return lambda *_, **__: self
+        def call(request: Any, *, timeout: float | None = None, metadata: Any) -> Any:
+            self.sent.append((timeout, dict(metadata)))
+            return self
+
+        return call
 
     def unary_unary(self, *_: Any, **__: Any) -> Any:
         return None
@@ -184,8 +192,13 @@ class Replaying(grpc.aio.Channel):
         return True
 
     async def close(self, grace: float | None = None) -> None: ...
-    def get_state(self, try_to_connect: bool = False) -> Any: ...
-    async def wait_for_state_change(self, last_observed_state: Any) -> None: ...
+    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
+        return grpc.ChannelConnectivity.CONNECTING if self._connecting else grpc.ChannelConnectivity.READY
+
+    async def wait_for_state_change(self, last_observed_state: Any) -> None:
+        await asyncio.sleep(self._connecting)
+        self._connecting = 0.0
+
     async def channel_ready(self) -> None: ...
     async def __aenter__(self) -> Any: ...
     async def __aexit__(self, *_: object) -> None: ...
@@ -208,6 +221,40 @@ async def test_without_an_answer_the_status_is_an_error() -> None:
     client = DeadlineMesh(api_key="k", channel=Replaying([], None))
     with pytest.raises(UpstreamFailed, match="the stream ended before the run did"):
         await client.answer("hello")
+
+
+@in_virtual_time
+async def test_a_deadline_is_sent_exactly_too() -> None:
+    channel = Replaying([FINISHED], None)
+    client = DeadlineMesh(api_key="k", channel=channel)
+    for deadline in (20.0, 0.0002, 0.0, -1.0, 1e12):
+        await client.answer("hello", deadline=deadline)
+    assert [metadata["deadline-remaining-us"] for _, metadata in channel.sent] == [
+        "19999850",
+        "50",
+        "0",
+        "0",
+        "31622399999850",
+    ]
+    assert {metadata["authorization"] for _, metadata in channel.sent} == {"Bearer k"}
+
+
+@in_virtual_time
+async def test_no_exact_value_is_sent_without_a_deadline() -> None:
+    channel = Replaying([FINISHED], None)
+    client = DeadlineMesh(api_key="k", channel=channel)
+    await client.answer("hello", deadline=20.0)
+    await client.answer("hello")
+    assert channel.sent[-1] == (None, {"authorization": "Bearer k"})
+
+
+@pytest.mark.parametrize(("connecting", "timeout", "exact"), [(0.5, 1.5, "1499850"), (3.0, 0.0, "0")])
+@in_virtual_time
+async def test_time_spent_on_connecting_is_not_sent(connecting: float, timeout: float, exact: str) -> None:
+    channel = Replaying([FINISHED], None, connecting)
+    client = DeadlineMesh(api_key="k", channel=channel)
+    await client.answer("hello", deadline=2.0)
+    assert channel.sent == [(timeout, {"authorization": "Bearer k", "deadline-remaining-us": exact})]
 
 
 @pytest.mark.parametrize(

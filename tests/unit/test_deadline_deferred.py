@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from contextvars import ContextVar
+from typing import Any
 
 import pytest
 from tests.virtual import in_virtual_time, now
@@ -150,3 +151,24 @@ def test_what_an_event_loop_left_undone_is_done_on_the_next_one() -> None:
     virtual_time.run(leave(2))
     virtual_time.run(stay())
     assert done == [1, 2, 3]
+
+
+class SetsTimersTooLate(asyncio.SelectorEventLoop):
+    """As uvloop does where the process has stood still: the instant has passed, so there is no timer."""
+
+    def call_at(self, when: float, callback: Any, *arguments: Any, context: Any = None) -> Any:  # type: ignore[override]
+        return self.call_soon(callback, *arguments, context=context)
+
+
+def test_a_timer_that_is_set_too_late_loses_no_turn() -> None:
+    failed, done = list[Any](), list[int]()
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, what: failed.append(what))
+        Deferred()(done.append, 1)
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+    with asyncio.Runner(loop_factory=SetsTimersTooLate) as runner:
+        runner.run(main())
+    assert (done, failed) == ([1], [])

@@ -25,6 +25,9 @@ const SPREAD = { "grpc.service_config": JSON.stringify({ loadBalancingConfig: [{
 /** After 20 s of silence during a call its server is asked for a sign of life, and after as many again given up. */
 const KEEPALIVE = { "grpc.keepalive_time_ms": 20_000, "grpc.keepalive_timeout_ms": 20_000 };
 
+/** The least time, in microseconds, from here to where a call is read. */
+const LEAST_TRANSIT_US = 150;
+
 export interface DeadlineMeshOptions {
   /** The orchestrator's `host:port`, or any target that gRPC understands. */
   address: string;
@@ -70,7 +73,7 @@ export class DeadlineMesh {
   async *run(request: DeepPartial<RunRequest>, settings: CallSettings = {}): AsyncGenerator<RunResponse, void, undefined> {
     const { signal } = settings;
     signal?.throwIfAborted();
-    const call = this.#stub.run(RunRequest.fromPartial(request), this.#metadata, callOptions(settings));
+    const call = this.#stub.run(RunRequest.fromPartial(request), this.#sentWith(settings), callOptions(settings));
     const cancel = () => call.cancel();
     signal?.addEventListener("abort", cancel);
     let finished = false;
@@ -92,23 +95,35 @@ export class DeadlineMesh {
 
   /** Tells what is known of a run. */
   getRun(runId: string, settings?: CallSettings): Promise<GetRunResponse> {
-    return unary((options, done) => this.#stub.getRun({ runId }, this.#metadata, options, done), settings);
+    return unary((options, done) => this.#stub.getRun({ runId }, this.#sentWith(settings), options, done), settings);
   }
 
   /** Lists the tenant's known runs, newest first. */
   listRuns(request: DeepPartial<ListRunsRequest> = {}, settings?: CallSettings): Promise<ListRunsResponse> {
     const full = ListRunsRequest.fromPartial(request);
-    return unary((options, done) => this.#stub.listRuns(full, this.#metadata, options, done), settings);
+    return unary((options, done) => this.#stub.listRuns(full, this.#sentWith(settings), options, done), settings);
   }
 
   /** Stops a run and returns when it has stopped. */
   cancelRun(runId: string, settings?: CallSettings): Promise<CancelRunResponse> {
-    return unary((options, done) => this.#stub.cancelRun({ runId }, this.#metadata, options, done), settings);
+    return unary((options, done) => this.#stub.cancelRun({ runId }, this.#sentWith(settings), options, done), settings);
   }
 
   /** Closes the connection once the calls in flight have ended. */
   close(): void {
     this.#stub.close();
+  }
+
+  /**
+   * A call's metadata: the key and, where it has a deadline, how long that is in whole microseconds, which `grpc-timeout` may not
+   * say exactly. Where the call then waits for a connection, `grpc-timeout` is the shorter, and the mesh goes by it.
+   */
+  #sentWith({ deadlineMs }: CallSettings = {}): Metadata {
+    if (deadlineMs === undefined || !Number.isFinite(deadlineMs)) return this.#metadata;
+    const metadata = this.#metadata.clone();
+    const remainingUs = Math.max(0, Math.floor(deadlineMs * 1000 - LEAST_TRANSIT_US));
+    metadata.set("deadline-remaining-us", String(Math.min(remainingUs, Number.MAX_SAFE_INTEGER)));
+    return metadata;
   }
 }
 

@@ -24,6 +24,8 @@ import {
 import { BadRequest, ErrorInfo, RetryInfo } from "../src/gen/google/rpc/error_details.js";
 import { Status } from "../src/gen/google/rpc/status.js";
 
+const EXACT = "deadline-remaining-us";
+
 type Call = ServerWritableStream<RunRequest, RunResponse>;
 
 const STARTED = RunResponse.fromPartial({ event: { $case: "started", value: { runId: "r1" } } });
@@ -35,8 +37,8 @@ function finished(answer: string): RunResponse {
 /** Serves `run` on a free port until the test ends, and gives its address. */
 async function listen(t: TestContext, run: (call: Call) => void): Promise<string> {
   const server = new Server();
-  const getRun = (_: unknown, done: (error: Partial<ServiceError>) => void) =>
-    done({ code: status.NOT_FOUND, details: "no such run" });
+  const getRun = ({ metadata }: { metadata: Metadata }, done: (error: Partial<ServiceError>) => void) =>
+    done({ code: status.NOT_FOUND, details: `no such run; sent ${JSON.stringify(metadata.get(EXACT))}` });
   const silent = () => {};
   const handlers: UntypedServiceImplementation = { run, getRun, listRuns: silent, cancelRun: silent };
   server.addService(OrchestratorServiceService, handlers);
@@ -127,6 +129,30 @@ test("the deadline travels, and without one there is none", async (t) => {
   assert.equal(deadlines[0], Infinity);
   const remaining = (deadlines[1] ?? NaN) - before;
   assert(remaining > 30_000 && remaining < 61_000, `the server saw ${remaining} ms`);
+});
+
+test("the deadline is sent exactly too, and only where there is one", async (t) => {
+  const sent: unknown[] = [];
+  const mesh = await serve(t, (call) => {
+    sent.push(call.metadata.get(EXACT));
+    assert.deepEqual(call.metadata.get("authorization"), ["Bearer s3cret"]);
+    call.end();
+  });
+  for (const deadlineMs of [20_000, 300_000, 1500.0015, undefined, 20_000]) await collect(mesh.run({}, { deadlineMs }));
+  assert.deepEqual(sent, [["19999850"], ["299999850"], ["1499851"], [], ["19999850"]]);
+  assert.match((await failure(mesh.getRun("r1", { deadlineMs: 20_000 }))).message, /sent \["19999850"\]/);
+  assert.match((await failure(mesh.getRun("r1"))).message, /sent \[\]/);
+});
+
+test("a deadline that is long past or never comes makes no malformed value", async (t) => {
+  const sent: unknown[] = [];
+  const mesh = await serve(t, (call) => {
+    sent.push(call.metadata.get(EXACT)[0]);
+    call.end();
+  });
+  for (const deadlineMs of [1e10, Infinity]) await collect(mesh.run({}, { deadlineMs }));
+  assert.deepEqual(sent, ["9999999999850", undefined]);
+  await failure(collect(mesh.run({}, { deadlineMs: -5 })));
 });
 
 test("leaving the loop cancels the server's handler", async (t) => {

@@ -1,23 +1,25 @@
-"""`DeadlineMesh`: runs agents on a mesh. The deadline of a call is its gRPC timeout and nothing else."""
+"""`DeadlineMesh`: runs agents on a mesh.
+
+A call's deadline travels twice: as gRPC's timeout, which the C core rounds up, and exactly beside
+it. So the mesh need not hold back what the rounding may have added.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Awaitable, Iterable
-from contextlib import aclosing
-from typing import Any, Self, TypeVar
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing, suppress
+from typing import Any, Self
 
 import grpc
 
 from deadlinemesh.client.address import is_loopback
 from deadlinemesh.errors import ClientCancelled, UpstreamFailed
-from deadlinemesh.transport import StreamingCall, error_from, open_channel
+from deadlinemesh.transport import StreamingCall, error_from, open_channel, wire
 from deadlinemesh.v1 import common_pb2, orchestrator_pb2, orchestrator_pb2_grpc
 
 __all__ = ["DeadlineMesh", "checked_key"]
-
-T = TypeVar("T")
 
 ORCHESTRATOR = "orchestrator"
 
@@ -27,6 +29,8 @@ MESSAGE_BYTES = 4 * 1024 * 1024
 
 LONGEST = 366 * 86400.0
 """Seconds of a deadline that are sent. What is very much longer gRPC takes for one that has passed."""
+
+_NOT_YET_CONNECTED = (grpc.ChannelConnectivity.IDLE, grpc.ChannelConnectivity.CONNECTING)
 
 
 class DeadlineMesh:
@@ -90,9 +94,7 @@ class DeadlineMesh:
         finished = False
         try:
             # An abandoned stream is never cancelled by grpc.aio itself, not even after a plain `break`.
-            async with StreamingCall(
-                self._orchestrator.Run(request, timeout=_timeout(deadline), metadata=self._metadata)
-            ) as call:
+            async with StreamingCall(await self._begin("Run", request, deadline)) as call:
                 async for event in call:
                     finished = finished or event.HasField("finished")
                     yield event
@@ -117,7 +119,8 @@ class DeadlineMesh:
     async def get_run(self, run_id: str, *, deadline: float | None = None) -> orchestrator_pb2.GetRunResponse:
         """What is known of a run, and its conversation. Raises NotFound when it is unknown, forgotten or not yours."""
         request = orchestrator_pb2.GetRunRequest(run_id=run_id)
-        return await _reply(self._orchestrator.GetRun(request, timeout=_timeout(deadline), metadata=self._metadata))
+        reply: orchestrator_pb2.GetRunResponse = await self._ask("GetRun", request, deadline)
+        return reply
 
     async def list_runs(
         self,
@@ -129,15 +132,13 @@ class DeadlineMesh:
     ) -> orchestrator_pb2.ListRunsResponse:
         """A page of the tenant's known runs, newest first. Pass `next_page_token` on for the next."""
         request = orchestrator_pb2.ListRunsRequest(page_size=page_size, page_token=page_token, state=state)
-        return await _reply(self._orchestrator.ListRuns(request, timeout=_timeout(deadline), metadata=self._metadata))
+        reply: orchestrator_pb2.ListRunsResponse = await self._ask("ListRuns", request, deadline)
+        return reply
 
     async def cancel_run(self, run_id: str, *, deadline: float | None = None) -> orchestrator_pb2.RunInfo:
         """Stop a run; returns it when it has stopped. A run that is over stays as it is."""
         request = orchestrator_pb2.CancelRunRequest(run_id=run_id)
-        cancelled = await _reply(
-            self._orchestrator.CancelRun(request, timeout=_timeout(deadline), metadata=self._metadata)
-        )
-        run: orchestrator_pb2.RunInfo = cancelled.run
+        run: orchestrator_pb2.RunInfo = (await self._ask("CancelRun", request, deadline)).run
         return run
 
     async def close(self) -> None:
@@ -147,16 +148,32 @@ class DeadlineMesh:
             await self._channel.close()
             self._channel = None
 
-    @property
-    def _orchestrator(self) -> Any:
+    async def _begin(self, method: str, request: Any, deadline: float | None) -> Any:
+        """Begin a call. Its exact deadline is written down once there is a connection, so that it is sent at once."""
+        timeout = _timeout(deadline)
+        channel, stub = self._connection()
+        if timeout is None:
+            return getattr(stub, method)(request, metadata=self._metadata)
+        timeout = await _once_connected(channel, timeout)
+        metadata = (*self._metadata, (wire.REMAINING_US, wire.exact(timeout)))
+        return getattr(stub, method)(request, timeout=timeout, metadata=metadata)
+
+    async def _ask(self, method: str, request: Any, deadline: float | None) -> Any:
+        """The reply to a call."""
+        try:
+            return await (await self._begin(method, request, deadline))
+        except grpc.aio.AioRpcError as error:
+            raise error_from(error, ORCHESTRATOR, in_its_words=True) from None
+        except asyncio.CancelledError:
+            raise _why_cancelled() from None
+
+    def _connection(self) -> tuple[grpc.aio.Channel, Any]:
         # A channel belongs to the event loop that runs when it is made, so it is made in the first call.
+        if self._channel is None:
+            self._channel = open_channel(self.address, message_bytes=self._message_bytes, credentials=self._credentials)
         if self._stub is None:
-            if self._channel is None:
-                self._channel = open_channel(
-                    self.address, message_bytes=self._message_bytes, credentials=self._credentials
-                )
             self._stub = orchestrator_pb2_grpc.OrchestratorServiceStub(self._channel)
-        return self._stub
+        return self._channel, self._stub
 
     async def __aenter__(self) -> Self:
         return self
@@ -179,13 +196,24 @@ def _timeout(deadline: float | None) -> float | None:
     return None if deadline is None else min(deadline, LONGEST)
 
 
-async def _reply(call: Awaitable[T]) -> T:
-    try:
-        return await call
-    except grpc.aio.AioRpcError as error:
-        raise error_from(error, ORCHESTRATOR, in_its_words=True) from None
-    except asyncio.CancelledError:
-        raise _why_cancelled() from None
+async def _once_connected(channel: grpc.aio.Channel, timeout: float) -> float:
+    """What is left of `timeout`, in seconds, once `channel` is connected or has failed to connect.
+
+    Raises ClientCancelled where the channel is closed meanwhile.
+    """
+    state = channel.get_state(try_to_connect=True)
+    if state in _NOT_YET_CONNECTED:
+        clock = asyncio.get_running_loop()
+        began_at = clock.time()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                while state in _NOT_YET_CONNECTED:
+                    await channel.wait_for_state_change(state)
+                    state = channel.get_state(try_to_connect=True)
+        timeout = max(0.0, timeout - (clock.time() - began_at))
+    if state is grpc.ChannelConnectivity.SHUTDOWN:
+        raise ClientCancelled("the client was closed")
+    return timeout
 
 
 def _why_cancelled() -> BaseException:

@@ -21,7 +21,9 @@ class Deferred:
     def __init__(self) -> None:
         self._work: deque[tuple[float, Callable[..., object], tuple[object, ...]]] = deque()
         """With the instant at which each came."""
-        self._waiting: asyncio.TimerHandle | None = None
+        self._waiting: asyncio.Handle | None = None
+        self._due_at = 0.0
+        """When it should look next."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._left = 0
         """How much there was to do when it last looked."""
@@ -48,14 +50,15 @@ class Deferred:
 
     def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
         # In a context of its own: a copy of one call's would be passed on from turn to turn.
-        self._waiting = loop.call_later(_PAUSE, self._turn, loop, context=Context())
+        self._due_at = loop.time() + _PAUSE
+        self._waiting = loop.call_at(self._due_at, self._turn, loop, context=Context())
 
     def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
-        waiting, self._waiting = self._waiting, None
-        assert waiting is not None
+        # A timer that is set too late is a plain handle to uvloop, which does not know its instant.
+        due_at, self._waiting = self._due_at, None
         now = loop.time()
         try:
-            calm = len(self._work) == self._left and now - waiting.when() < _BEHIND
+            calm = len(self._work) == self._left and now - due_at < _BEHIND
             # The longer the queue, the larger the pieces: it cannot grow for ever.
             self._do(max(_PIECE, len(self._work) // 16), came_by=now if calm else now - _PATIENCE)
         finally:

@@ -1,12 +1,14 @@
 """Keeps apart what would fall due together.
 
 A hundred runs that are due at the same instant have to be ended one after the other all the same, and the last of them is late by
-what ending the others takes. Whoever is due a little earlier than it had to be is not late.
+what ending the others takes. Whoever is due a little earlier than it had to be is not late. Where no time is to be given up, a few
+may be due later instead: as late as they would have been.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from itertools import chain
 from typing import NamedTuple
 
 __all__ = ["Place", "Stagger"]
@@ -27,17 +29,26 @@ class Stagger:
         self._taken: Counter[int] = Counter()
         self._crowded = 1024
 
-    def place(self, latest: float, earliest: float, now: float) -> Place:
-        """The latest instant up to `latest` that nobody has, or, where all since `earliest` are taken, that the fewest have."""
-        highest = int(latest / self._apart)
-        slots = range(highest, max(highest - int((latest - earliest) / self._apart), 0) - 1, -1)
-        slot = next((slot for slot in slots if slot not in self._taken), None)
+    def place(self, wanted: float, *, earliest: float, latest: float, now: float, together: int = 1) -> Place:
+        """A place near the instant `wanted`.
+
+        It is the least taken up to `latest` if fewer than `together` have it; else the next free one
+        down to `earliest`, else the least taken of all.
+        """
+        middle = int(wanted / self._apart)
+        later = range(middle, middle + int((latest - wanted) / self._apart) + 1)
+        slot = next((slot for slot in later if slot not in self._taken), None)
         if slot is None:
-            slot = min(slots, key=self._taken.__getitem__)
+            slot = min(later, key=self._taken.__getitem__)
+        if self._taken[slot] >= together:
+            earlier = range(middle - 1, max(middle - int((wanted - earliest) / self._apart), 0) - 1, -1)
+            slot = next((slot for slot in earlier if slot not in self._taken), None) or min(
+                chain(later, earlier), key=self._taken.__getitem__
+            )
         self._taken[slot] += 1
         if len(self._taken) > self._crowded:
             self._forget(int(now / self._apart))
-        return Place(latest - (highest - slot) * self._apart, slot)
+        return Place(wanted + (slot - middle) * self._apart, slot)
 
     def release(self, place: Place) -> None:
         """Take back the place of a run that will not end there."""

@@ -31,6 +31,7 @@ class Arrival:
         "at",
         "backlog",
         "by_turns",
+        "exact",
         "identity",
         "late",
         "malformed",
@@ -49,6 +50,8 @@ class Arrival:
         self.native_remaining = native_remaining
         """What `grpc-timeout` left at that instant, in seconds; None without one."""
         exact, self.identity, self.malformed = wire.decode(metadata)
+        self.exact = exact
+        """Seconds left by `deadline-remaining-us`, at its sending; None where it was not sent or is malformed."""
         if exact is None:
             exact = native_remaining
         self.remaining = exact

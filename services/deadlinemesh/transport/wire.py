@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from deadlinemesh.deadline import DeadlineContext
 from deadlinemesh.errors import shown
 
-__all__ = ["IDENTITY", "REMAINING_US", "TRACEPARENT", "Identity", "decode", "encode", "identity_of"]
+__all__ = ["IDENTITY", "REMAINING_US", "TRACEPARENT", "Identity", "decode", "encode", "exact", "identity_of"]
 
 REMAINING_US = "deadline-remaining-us"
 """What remains of the deadline at the moment of sending: whole microseconds, decimal, at most 16 digits."""
@@ -51,13 +51,17 @@ class Identity:
     trace_id: str
 
 
-def encode(context: DeadlineContext, remaining: float, mesh_token: str) -> Metadata:
-    """The metadata for a call made under `context` when `remaining` seconds are left.
-
-    They are taken as they will be at the earliest when they are read, and rounded down, so that they never grow on the way.
+def exact(remaining: float) -> str:
+    """`remaining` seconds, as REMAINING_US says them: less LEAST_TRANSIT and rounded down, so that
+    they never grow on the way.
     """
+    return f"{int((remaining - LEAST_TRANSIT) * 1_000_000)}" if remaining > LEAST_TRANSIT else "0"
+
+
+def encode(context: DeadlineContext, remaining: float, mesh_token: str) -> Metadata:
+    """The metadata for a call made under `context` when `remaining` seconds are left."""
     return (
-        (REMAINING_US, f"{int((remaining - LEAST_TRANSIT) * 1_000_000)}" if remaining > LEAST_TRANSIT else "0"),
+        (REMAINING_US, exact(remaining)),
         (
             IDENTITY,
             f"token={mesh_token};tenant={context.tenant_id};tier={context.tier};run={context.run_id}"
@@ -72,20 +76,20 @@ def decode(metadata: Pairs) -> tuple[float | None, str, str | None]:
     Returns the exact rest in seconds, None where the caller sent none; the identity as it was sent, empty where none was; and a
     `deadline-remaining-us` that is not what it should be and is ignored, else None.
     """
-    exact, identity, malformed = None, "", None
+    rest, identity, malformed = None, "", None
     for pair in metadata:  # unpacked only where wanted: grpc.aio's pairs are slow at it
         key = pair[0]
         if key == REMAINING_US:
             value = pair[1]
             if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 16:
                 seconds = int(value) / 1_000_000
-                exact = seconds if exact is None else min(exact, seconds)
+                rest = seconds if rest is None else min(rest, seconds)
             else:
                 malformed = shown(value, _MALFORMED)
         elif key == IDENTITY:
             value = pair[1]
             identity = value if isinstance(value, str) else ""
-    return exact, identity, malformed
+    return rest, identity, malformed
 
 
 _NOBODY = Identity(b"", "", "", "", "")
