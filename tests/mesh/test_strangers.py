@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -14,8 +15,8 @@ from tests.mesh.rpc import REQUEST, SERVICE, TOKEN, handler, methods, serving, w
 
 from deadlinemesh.deadline import DeadlineContext
 from deadlinemesh.telemetry import CallRefused, ConnectionClosed, OrphanReported
-from deadlinemesh.transport import Arrival, MeshGate
-from deadlinemesh.transport.inbound import MOST_HEADERS
+from deadlinemesh.transport import Arrival, DeadlineInterceptor, MeshGate
+from deadlinemesh.transport.inbound import LARGEST_HEADERS, MOST_HEADERS
 from deadlinemesh.transport.open_calls import MOST_BRIEF, WATCHES_PER_CONNECTION
 from deadlinemesh.transport.requests import READ_AT_ONCE, READ_IN_ALL
 
@@ -293,6 +294,17 @@ async def test_drain_does_not_wait_for_requests() -> None:
         await peer.close()
 
 
+async def test_unknown_methods_are_no_way_to_ask_for_ever() -> None:
+    async with serving(methods()) as hop:
+        peer = await RawPeer.connect(hop.server.port)
+        first = peer.begin("/no.Such/Method")
+        await within_bounds(first.ended())
+        assert first.status == UNIMPLEMENTED
+        for number in range(200):
+            peer.begin(f"/no.Such/Method{number}")
+        await within_bounds(peer.closed.wait())
+
+
 async def test_crowded_headers_end_the_connection() -> None:
     """Until it has acknowledged its settings, the core takes as many headers as a peer likes to send."""
     one = b"\x40" + literal("x-one", "x" * 1000)[1:]
@@ -304,3 +316,20 @@ async def test_crowded_headers_end_the_connection() -> None:
         closed = await hop.facts.see(ConnectionClosed)
         assert (refused.code, closed.why) == ("INVALID_ARGUMENT", "calls")
         await peer.close()
+
+
+@pytest.mark.parametrize(
+    ("method", "size", "refused"),
+    [("Health/Check", LARGEST_HEADERS + 1, True), ("Service/unary", LARGEST_HEADERS + 1, True), ("x", 1000, False)],
+)
+async def test_large_headers_reach_no_method(method: str, size: int, refused: bool) -> None:
+    """The core itself refuses nearly all of them, so they are given to the interceptor here."""
+    hop = DeadlineInterceptor("hop-a", MeshGate("hop-a", TOKEN))
+    asked: list[Any] = []
+
+    async def continuation(details: Any) -> None:
+        asked.append(details)
+
+    details: Any = SimpleNamespace(method=method, invocation_metadata=(("x-large", "x" * size),))
+    await hop.intercept_service(continuation, details)
+    assert bool(asked) is not refused

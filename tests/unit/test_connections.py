@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from deadlinemesh.deadline import VirtualClock
-from deadlinemesh.transport.connections import ConnectionLimits, Connections, plain
+from deadlinemesh.transport.connections import FEW, ConnectionLimits, Connections, plain
 from deadlinemesh.transport.peers import CALLS, Peers
 
 LIMITS = ConnectionLimits(per_address=2, quiet_seconds=10.0)
@@ -27,35 +27,55 @@ class World:
         return self._connections._too_many(set(connected))
 
 
-def test_quiet_stranger_is_closed() -> None:
-    world = World()
-    assert world.closed("ipv4:1.1.1.1:1") == {}
+ONE = "ipv4:1.1.1.1:1"
+CROWD = tuple(f"ipv4:1.1.1.1:{port}" for port in range(2, FEW + 2))
+QUIET = ConnectionLimits(per_address=0, quiet_seconds=10.0)
+
+
+def made_to_ask(world: World, *peers: str) -> None:
+    for peer in peers:
+        world.peers.charge(peer, 1.0)
+
+
+def test_quiet_stranger_is_closed_in_a_crowd() -> None:
+    world = World(QUIET)
+    assert world.closed(ONE, *CROWD) == {}
     world.clock.advance(10.1)
-    assert world.closed("ipv4:1.1.1.1:1") == {"ipv4:1.1.1.1:1": "quiet"}
+    made_to_ask(world, *CROWD)
+    assert world.closed(ONE, *CROWD) == {ONE: "quiet"}
+
+
+def test_few_strangers_may_be_quiet() -> None:
+    world = World(QUIET)
+    world.closed(ONE)
+    world.clock.advance(1000.0)
+    assert world.closed(ONE) == {}
 
 
 def test_known_connection_may_be_quiet() -> None:
-    world = World()
-    world.peers.know("ipv4:1.1.1.1:1")
-    world.closed("ipv4:1.1.1.1:1")
+    world = World(QUIET)
+    world.peers.know(ONE)
+    world.closed(ONE, *CROWD)
     world.clock.advance(1000.0)
-    assert world.closed("ipv4:1.1.1.1:1") == {}
-
-
-def test_stranger_that_asks_now_and_then_is_not_quiet() -> None:
-    world = World()
-    for _ in range(5):
-        assert world.closed("ipv4:1.1.1.1:1") == {}
-        world.peers.charge("ipv4:1.1.1.1:1", 1.0)
-        world.clock.advance(9.0)
+    made_to_ask(world, *CROWD)
+    assert world.closed(ONE, *CROWD) == {}
 
 
 def test_watcher_of_health_may_be_quiet() -> None:
-    world = World()
-    world.peers.watches["ipv4:1.1.1.1:1"] = 1
-    world.closed("ipv4:1.1.1.1:1")
+    world = World(QUIET)
+    world.peers.watches[ONE] = 1
+    world.closed(ONE, *CROWD)
     world.clock.advance(1000.0)
-    assert world.closed("ipv4:1.1.1.1:1") == {}
+    made_to_ask(world, *CROWD)
+    assert world.closed(ONE, *CROWD) == {}
+
+
+def test_stranger_that_asks_now_and_then_is_not_quiet() -> None:
+    world = World(QUIET)
+    for _ in range(5):
+        made_to_ask(world, ONE, *CROWD)
+        assert world.closed(ONE, *CROWD) == {}
+        world.clock.advance(9.0)
 
 
 def test_stranger_that_asks_too_much_is_closed() -> None:

@@ -23,6 +23,9 @@ __all__ = ["ConnectionLimits", "Connections"]
 LOOK_EVERY_S = 1.0
 """Seconds between two looks at all connections."""
 
+FEW = 16
+"""Connections of one address of which none is closed for being quiet: a client may connect long before its first call."""
+
 LOOK_AGAIN_S = 0.05
 """Seconds between two looks while strangers ask for too much."""
 
@@ -37,7 +40,7 @@ class ConnectionLimits:
     per_address: int = 512
     """The most of one address; 0 for no limit, where a proxy before the server counts them."""
     quiet_seconds: float = 15.0
-    """How long a stranger's may go without a call, unless it has a `Health/Watch`."""
+    """How long a stranger's may go without a call, unless it has a `Health/Watch`, where its address has more than FEW."""
 
 
 class Connections:
@@ -85,11 +88,12 @@ class Connections:
         for peer in connected:
             if peer in peers.excessive:
                 why[peer] = "calls"
-            elif self._is_quiet(peer, now):
-                why[peer] = "quiet"
             else:
                 by_address[_address(peer)].append(peer)
         for at_once in by_address.values():
+            if len(at_once) > FEW:
+                why.update((peer, "quiet") for peer in at_once if self._is_quiet(peer, now))
+                at_once = [peer for peer in at_once if peer not in why]
             if 0 < self._limits.per_address < len(at_once):
                 at_once.sort(key=self._worth)
                 why.update(dict.fromkeys(at_once[: len(at_once) - self._limits.per_address], "connections"))

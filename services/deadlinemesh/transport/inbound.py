@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import Awaitable, Callable
-from contextvars import ContextVar
+from contextlib import suppress
+from contextvars import Context, ContextVar
 from functools import partial
 from inspect import isasyncgenfunction
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -43,8 +46,8 @@ from deadlinemesh.transport.open_calls import OpenCalls, OpenMethod
 from deadlinemesh.transport.peers import REFUSED_CALL, Peers
 from deadlinemesh.transport.requests import Readings, late_request, parser_of, received
 from deadlinemesh.transport.spans import ServerSpan, ServerSpans
-from deadlinemesh.transport.status import code_of, error_from, status_of
-from deadlinemesh.transport.stragglers import READ_GRACE_S, Exchange, Stage, Stragglers
+from deadlinemesh.transport.status import NO_METHOD, code_of, error_from, status_of
+from deadlinemesh.transport.stragglers import LAST_MESSAGE_S, READ_GRACE_S, Exchange, Stage, Stragglers
 
 __all__ = ["REQUEST_SECONDS", "WATCHES", "DeadlineInterceptor"]
 
@@ -61,7 +64,15 @@ WATCHES = 1024
 """`Health/Watch` calls at a time."""
 
 MOST_HEADERS = 128
-"""Entries of a call's metadata. Until a peer has acknowledged its settings, the core takes 16 MiB of them."""
+"""Entries of a call's metadata. Until a peer has acknowledged its settings, the core takes 16 MiB of them, for which a few
+kilobytes of HPACK suffice.
+"""
+
+LARGEST_HEADERS = 64 * 1024
+"""Bytes of them."""
+
+_COLLECT_AFTER = 8 * 1024 * 1024
+"""Bytes of refused headers after which garbage is collected: grpc.aio keeps each call's in a cycle."""
 
 _AT_ONCE_S = 0.001
 """Seconds by which the peer's own timer may be early."""
@@ -70,7 +81,7 @@ _AT_ONCE_S = 0.001
 _OPEN_SERVICES = ("/grpc.health.", "/grpc.reflection.")
 
 # The headers of the call whose task this is, and the instant of its arrival. Asking its context would decode every header again.
-_ARRIVED: ContextVar[tuple[wire.Pairs | None, float]] = ContextVar("arrived")
+_ARRIVED: ContextVar[tuple[wire.Pairs, float]] = ContextVar("arrived")
 
 
 class DeadlineInterceptor(grpc.aio.ServerInterceptor):
@@ -103,6 +114,12 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
         self._recording = bool(self._telemetry)
         self._spans = None if tracer is None else ServerSpans(tracer)
         self._request_seconds = request_seconds
+        self._refused_headers = 0
+        crowded = f"has more than {MOST_HEADERS} entries or {LARGEST_HEADERS} bytes"
+        self._crowded = self._refusing(
+            status_of(InvalidRequest([Violation("metadata", crowded)], hop=hop)), condemns=True
+        )
+        self._unknown = self._refusing(NO_METHOD)
         self.stragglers = Stragglers(clock, self._unread)
         """The calls that wait for their peers."""
         self.readings = Readings(self.stragglers, clock)
@@ -139,9 +156,11 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> MethodHandler | None:
         method: str = handler_call_details.method
-        metadata: wire.Pairs | None = handler_call_details.invocation_metadata
-        if len(handler_call_details.invocation_metadata) > MOST_HEADERS:
-            metadata = None  # not to be kept until the call has ended: a few bytes of HPACK may stand for megabytes
+        metadata: wire.Pairs = handler_call_details.invocation_metadata
+        size = sum(map(len, chain.from_iterable(metadata)))
+        if size > LARGEST_HEADERS or len(metadata) > MOST_HEADERS:
+            self._forget_headers(size)
+            return self._crowded
         _ARRIVED.set((metadata, self._clock.monotonic()))
         wrapped = self._wrapped.get(method)
         if wrapped is not None:
@@ -149,9 +168,36 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
         own_tasks(asyncio.get_running_loop())
         handler = await continuation(handler_call_details)
         if handler is None:
-            return None
+            return self._unknown
         wrapped = self._wrapped[method] = self._wrap(method, handler)
         return wrapped
+
+    def _forget_headers(self, size: int) -> None:
+        self._refused_headers += size
+        if self._refused_headers > _COLLECT_AFTER:
+            self._refused_headers = 0
+            # Of the youngest only: what is still in use would else grow old and be kept for long.
+            asyncio.get_running_loop().call_later(LAST_MESSAGE_S / 20, gc.collect, 0, context=Context())
+
+    def _refusing(self, status: grpc.Status, *, condemns: bool = False) -> MethodHandler:
+        """A handler that ends each call with `status`, and the connection of those that it `condemns`."""
+
+        async def refuse(requests: Any, context: Any) -> None:
+            at, peer = self._clock.monotonic(), plain(context.peer())
+            self.peers.charge(peer, REFUSED_CALL)
+            if condemns:
+                self.peers.condemn(peer)
+            task = asyncio.current_task()
+            assert task is not None
+            exchange = Exchange(task, "a refused method", at + LAST_MESSAGE_S)
+            exchange.stage = Stage.REPLY
+            self.stragglers.add(exchange)
+            self._telemetry.record(CallRefused(self.hop, "", at, at, status.code.name, status.code.name))
+            with suppress(grpc.aio.InternalError):  # the peer has left
+                await context.abort_with_status(status)
+
+        handler: MethodHandler = grpc.stream_unary_rpc_method_handler(refuse)
+        return handler
 
     def _wrap(self, method: str, handler: MethodHandler) -> MethodHandler:
         served: _Method | OpenMethod
@@ -218,15 +264,12 @@ class _Method:
         scope: Scope | None = None
         error: MeshError | None = None
         result: Any = None
-        span = None if hop._spans is None else hop._spans.begin(self._name, metadata or (), context.peer())
+        span = None if hop._spans is None else hop._spans.begin(self._name, metadata, context.peer())
         hop._unanswered += 1
         try:
             try:
                 if hop._draining:
                     raise hop._shutting_down()
-                if metadata is None:
-                    hop.peers.condemn(plain(context.peer()))
-                    raise InvalidRequest([Violation("metadata", f"has more than {MOST_HEADERS} entries")])
                 native = context.time_remaining()
                 if native is not None:  # at the arrival: the call may have waited for its turn since
                     native += hop._clock.monotonic() - at

@@ -39,7 +39,7 @@ from deadlinemesh.errors import (
 from deadlinemesh.telemetry.logs import cut
 from deadlinemesh.transport.messages import microseconds
 
-__all__ = ["DOMAIN", "code_of", "error_from", "status_of"]
+__all__ = ["DOMAIN", "NO_METHOD", "code_of", "error_from", "status_of"]
 
 _LOG = logging.getLogger("deadlinemesh.transport")
 
@@ -83,6 +83,12 @@ _MESSAGE_BYTES = 1000
 _VIOLATIONS_BYTES = 2500
 _VIOLATION_BYTES = 500
 _NAME_BYTES = 100
+
+
+NO_METHOD = rpc_status.to_status(
+    status_pb2.Status(code=grpc.StatusCode.UNIMPLEMENTED.value[0], message="there is no such method here")
+)
+"""The status of a call of a method that is not served, as gRPC has it: without details of ours."""
 
 
 def code_of(error: MeshError) -> grpc.StatusCode:
