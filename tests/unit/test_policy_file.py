@@ -341,6 +341,18 @@ MISTAKES = [
     ),
     pytest.param(
         "{customer}",
+        "orders?of={customer:path}",
+        "22: tools.http.lookup.url: {name:path} is for the path: write {name} in the query",
+        id="a path in the query",
+    ),
+    pytest.param(
+        "{customer}",
+        "100%/{customer:path}",
+        "22: tools.http.lookup.url: this URL's path has a stray '%': write %25 for a percent sign",
+        id="stray percent",
+    ),
+    pytest.param(
+        "{customer}",
         "{customer}/{order}",
         "22: tools.http.lookup.url: {order} is no argument; declare it in arguments.properties",
         id="undeclared argument",

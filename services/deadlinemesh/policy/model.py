@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from deadlinemesh.admission import Share
 
 __all__ = [
+    "PLACEHOLDER",
     "SHARED",
     "AdmissionPolicy",
     "HttpTool",
@@ -36,7 +37,8 @@ __all__ = [
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)", re.ASCII)
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-_PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_-]*)\}")
+PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_-]*)(:path)?\}")
+"""`{argument}` or `{argument:path}` in the URL of an HTTP tool."""
 SHARED = "shared"
 """The pool of all tenants that have no processes of their own. A pool is an orchestrator and its tool-runner."""
 _EMPTY_KEY = "sha256:" + hashlib.sha256(b"").hexdigest()
@@ -58,8 +60,8 @@ def parse_duration(value: Any) -> float:
 
 
 def url_arguments(url: str) -> tuple[str, ...]:
-    """The names of the `{argument}` parts of a tool's URL, in order."""
-    return tuple(_PLACEHOLDER.findall(url))
+    """The names of the `{argument}` and `{argument:path}` parts of a tool's URL, in order."""
+    return tuple(name for name, _ in PLACEHOLDER.findall(url))
 
 
 def shown(value: Any) -> str:
@@ -101,9 +103,13 @@ def _http_url(url: str) -> str:
 
 
 def _http_template(url: str) -> str:
-    if re.search(r"[{}]", _PLACEHOLDER.sub("", url)):
+    if re.search(r"[{}]", PLACEHOLDER.sub("", url)):
         raise ValueError("this URL has a stray brace: write each argument as {name}")
-    if _PLACEHOLDER.search(url.partition("://")[2].replace("?", "/").replace("#", "/").partition("/")[0]):
+    if ":path}" in url.partition("?")[2]:
+        raise ValueError("{name:path} is for the path: write {name} in the query")
+    if re.search(r"%(?![0-9A-Fa-f]{2})", url.partition("?")[0]):
+        raise ValueError("this URL's path has a stray '%': write %25 for a percent sign")
+    if PLACEHOLDER.search(url.partition("://")[2].replace("?", "/").replace("#", "/").partition("/")[0]):
         raise ValueError("an argument cannot be part of the host: a model would choose whom the mesh calls")
     return _http_url(url)
 
@@ -277,7 +283,8 @@ class HttpTool(_Frozen):
     """A tool that is an HTTP endpoint."""
 
     url: HttpTemplate
-    """May hold `{argument}` parts after the host, which are filled in percent-encoded."""
+    """May hold `{argument}` parts after the host, which are filled in percent-encoded. `{argument:path}`, in its path only, may be
+    several segments."""
     method: Literal["GET", "POST"] = "GET"
     """GET sends the other arguments as the query, POST as a JSON body."""
     description: NonEmpty
