@@ -10,6 +10,7 @@ from typing import Any
 
 from deadlinemesh.admission import Bulkhead, InUse
 from deadlinemesh.deadline import Clock, Ledger, Phase, Successive, current
+from deadlinemesh.deadline.scope import REPORT_ORPHAN_AFTER
 from deadlinemesh.errors import MeshError, NotFound, UpstreamFailed, Violation, choices
 from deadlinemesh.llm_proxy.conversation import TextDelta, ToolCallReady, TurnEnded, TurnRequest, Writing, check
 from deadlinemesh.llm_proxy.providers import Provider
@@ -129,8 +130,8 @@ class ModelService:
             raise
 
     async def aclose(self) -> None:
-        """Close every provider, once no turn is running."""
-        await self._providers.aclose()
+        """Close every provider, once no turn is running but orphans."""
+        await self._providers.aclose(REPORT_ORPHAN_AFTER)
 
 
 class _Providers:
@@ -140,8 +141,8 @@ class _Providers:
         self.by_model = by_model
         self.in_use = InUse()
 
-    async def aclose(self) -> None:
-        """Wait until no turn uses them, then close them."""
-        await self.in_use.ended()
+    async def aclose(self, within: float | None = None) -> None:
+        """Wait until no turn uses them, or for `within` seconds, then close them."""
+        await self.in_use.ended(within)
         for provider in self.by_model.values():
             await provider.aclose()

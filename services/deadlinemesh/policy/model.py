@@ -89,6 +89,12 @@ def _not_of_nothing(hashed: str) -> str:
     return hashed
 
 
+def _not_of_the_mesh(name: str) -> str:
+    if name.startswith("DMESH_"):
+        raise ValueError("variables named DMESH_ are the mesh's own, and may hold its secrets: give tools others")
+    return name
+
+
 def _http_url(url: str) -> str:
     try:
         parts = urlsplit(url)
@@ -185,6 +191,7 @@ EnvName = Annotated[
     str,
     _form(r"[A-Za-z_][A-Za-z0-9_]*", "the name of an environment variable, such as CRM_TOKEN", secret=True),
 ]
+ToolEnvName = Annotated[EnvName, AfterValidator(_not_of_the_mesh)]
 EnvNameOrNone = Annotated[
     str,
     _form(r"([A-Za-z_][A-Za-z0-9_]*)?", "the name of an environment variable, such as OPENAI_API_KEY", secret=True),
@@ -324,6 +331,8 @@ class ToolsPolicy(_Frozen):
     """Calls after which a process is replaced."""
     worker_memory_bytes: Annotated[WholeNumber, Field(ge=1)] = 128 * 1024 * 1024
     """A process that holds more than this after a call is replaced."""
+    worker_environment: tuple[ToolEnvName, ...] = ()
+    """The tool-runner's environment variables that plain functions see, besides those that every program needs, such as PATH."""
 
 
 class AdmissionPolicy(_Frozen):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deadlinemesh.deadline import SYSTEM_CLOCK, Clock, DeadlineContext, Ledger, Phase, current
+from deadlinemesh.deadline.scope import REPORT_ORPHAN_AFTER
 from deadlinemesh.errors import Doomed, Shed
 from deadlinemesh.tool_runner.arguments import Arguments
 from deadlinemesh.tool_runner.cache import KeptResults
@@ -132,8 +133,8 @@ class ToolService:
         self.registry.warm()
 
     async def aclose(self) -> None:
-        """End all processes and close all connections, once no call is running."""
-        await self.registry.aclose()
+        """End all processes and close all connections, once no call is running but orphans."""
+        await self.registry.aclose(REPORT_ORPHAN_AFTER)
 
 
 async def _read(arguments: Arguments, text: str, running: _Running) -> tuple[dict[str, Any], list[str]]:

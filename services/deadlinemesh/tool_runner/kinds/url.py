@@ -1,7 +1,7 @@
 """URL templates: `https://host/customers/{customer}/files/{file:path}`. The policy has checked their form.
 
 Some servers decode a path before they split it, some decode it twice, and some take look-alikes of `/` for one. So an argument in a
-path is refused if any such reading of it would change the path's segments. In a query it is only percent-encoded, as a query has none.
+path is refused if any such reading of it would change the path's segments. A query has none: there it is only percent-encoded.
 """
 
 from __future__ import annotations
