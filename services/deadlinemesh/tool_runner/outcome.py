@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,19 @@ from typing import Any, Protocol
 from deadlinemesh.errors import UpstreamFailed
 
 __all__ = ["Call", "Tool", "ToolError", "ToolOutcome", "ToolSpec", "ToolStatus", "located", "sound"]
+
+
+MOST_ERROR_CHARACTERS = 4000
+"""Of the text of an exception that was not raised for a model to read."""
+
+_ADDRESS = re.compile(
+    r"[A-Za-z][A-Za-z0-9+.-]{0,20}://[^\s'\"<>)]+"  # a URL
+    r"|\b\d{1,3}(?:\.\d{1,3}){3}(?::\d{1,5})?\b"
+    r"|(?<![\w:])\[?(?:[0-9A-Fa-f]{1,4}:){2,7}[0-9A-Fa-f:.]*\]?(?::\d{1,5})?|(?<![\w:])::[0-9A-Fa-f]+"
+    r"|\b[A-Za-z0-9](?:[A-Za-z0-9-]{0,62}\.){0,8}[A-Za-z0-9-]{0,62}:\d{2,5}\b"  # a host with its port
+    r"|\b(?:[A-Za-z0-9-]{1,63}\.){1,8}(?:svc|local|internal|cluster|lan|intra|corp)\b[A-Za-z0-9.-]*"
+)
+"""What libraries put into their errors of the hosts that they call, and no tenant needs to know."""
 
 
 class ToolStatus(StrEnum):
@@ -50,6 +64,7 @@ class ToolOutcome:
             text = f"its text cannot be told: {type(broken).__name__}"
         if isinstance(error, ToolError):
             return cls(ToolStatus.FAILED, f"{tool} failed: {text}", error.transient, error.retry_after)
+        text = _ADDRESS.sub("[address]", text[:MOST_ERROR_CHARACTERS])
         transient = isinstance(error, (UpstreamFailed, ConnectionError, TimeoutError))
         wait = error.retry_after if isinstance(error, UpstreamFailed) else None
         return cls(ToolStatus.FAILED, f"{tool} failed: {type(error).__name__}: {text}", transient, wait)

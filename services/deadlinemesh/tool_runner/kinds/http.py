@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import logging
 import time
 import zlib
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -25,6 +26,8 @@ from deadlinemesh.transport import http_deadline
 from deadlinemesh.transport.retry_after import retry_after
 
 __all__ = ["HttpTool"]
+
+_LOG = logging.getLogger("deadlinemesh.tool_runner")
 
 FAILURE_CHARACTERS = 500
 """Of a failure's body that the model is told."""
@@ -76,7 +79,10 @@ class HttpTool(Tool):
                 # Of these only what the network or the server did may be different next time.
                 ours = (httpx.LocalProtocolError, httpx.UnsupportedProtocol)
                 transient = isinstance(error, httpx.TransportError) and not isinstance(error, ours)
-                return self._failed(f"no answer: {type(error).__name__}: {error}", transient)
+                # Of the words only our own are the model's to read: the others name hosts and addresses.
+                about = f": {error}" if isinstance(error, httpx.DecodingError) else ""
+                _LOG.info("tool %s had no answer: %s: %s", self.spec.name, type(error).__name__, error)
+                return self._failed(f"no answer: {type(error).__name__}{about}", transient)
 
     async def _exchange(self, url: httpx.URL, others: Mapping[str, Any]) -> ToolOutcome:
         headers = dict(self._headers)

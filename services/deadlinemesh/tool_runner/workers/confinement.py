@@ -21,7 +21,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
-__all__ = ["Landlock", "become", "forbid_dumps", "prctl", "usable_by"]
+__all__ = ["Landlock", "become", "bound_capabilities", "forbid_dumps", "prctl", "usable_by"]
 
 _PR_SET_DUMPABLE = 4
 _PR_CAPBSET_DROP = 24
@@ -45,12 +45,16 @@ def forbid_dumps() -> None:
     prctl(_PR_SET_DUMPABLE, 0)
 
 
+def bound_capabilities() -> None:
+    """Keep every program that is executed below this process from any capability, whoever owns the file."""
+    for capability in range(64):
+        prctl(_PR_CAPBSET_DROP, capability)
+
+
 def become(uid: int | None) -> None:
     """Take the user and the group `uid` unless it is None, and give up every capability, for good."""
     if not _LINUX:
         return
-    for capability in range(64):
-        prctl(_PR_CAPBSET_DROP, capability)
     if uid is not None:
         os.setgroups([])
         os.setresgid(uid, uid, uid)
@@ -91,10 +95,10 @@ class Landlock:
         # Rights that this kernel does not know may not be named: each version knows more.
         self._all = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(self.version, 16)) - 1
         closed = {os.path.realpath(path) for path in (tempfile.gettempdir(), "/tmp", "/var/tmp")}
-        for path in _around(closed):
+        for path in _around({*closed, "/dev"}):
             self._allow(path, self._all)
-        # Semaphores and shared memory have unguessable names there, which nobody else may list.
-        self._allow("/dev/shm", self._all & ~_READ_DIR)
+        # Semaphores and shared memory have unguessable names below it, which nobody else may list.
+        self._allow("/dev", self._all & ~_READ_DIR)
         for path in readable:
             self._allow(path, self._all & (_EXECUTE | _READ_FILE | _READ_DIR))
 
@@ -138,9 +142,9 @@ def _around(closed: set[str], folder: str = "/") -> Iterator[str]:
     """The files and folders below `folder` that are not `closed`, as few as say so."""
     for entry in os.scandir(folder):
         path = entry.path
-        if path in closed or path == "/dev/shm":
+        if path in closed:
             continue
-        if any(one.startswith(f"{path}/") for one in (*closed, "/dev/shm")):
+        if any(one.startswith(f"{path}/") for one in closed):
             with suppress(OSError):
                 yield from _around(closed, path)
         elif not entry.is_symlink():

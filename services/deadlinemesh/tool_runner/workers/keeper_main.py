@@ -31,7 +31,14 @@ from select import select
 from time import monotonic, sleep
 from typing import NoReturn
 
-from deadlinemesh.tool_runner.workers.confinement import Landlock, become, forbid_dumps, prctl, usable_by
+from deadlinemesh.tool_runner.workers.confinement import (
+    Landlock,
+    become,
+    bound_capabilities,
+    forbid_dumps,
+    prctl,
+    usable_by,
+)
 from deadlinemesh.tool_runner.workers.leftovers import Leftovers
 from deadlinemesh.tool_runner.workers.marks import kill_marked, mark_process
 
@@ -114,6 +121,7 @@ class _Confinement:
         self._uids = uids
         self._next = 0 if uids is None else random.randrange(*uids)  # several keepers of a machine seldom share a user
         self._taken: dict[int, int] = {}
+        bound_capabilities()
         self._landlock = None if folder is None else Landlock(imported)
 
     def admit(self, number: int) -> None:
