@@ -137,7 +137,8 @@ MISTAKES = [
         "tools:\n  http:",
         "tools:\n  calls_per_workers: 5\n  http:",
         "20: tools.calls_per_workers: is not a field here; did you mean calls_per_worker? one of modules, http, "
-        "connections_per_host, cache_bytes, cache_read_budget, cache_write_budget, workers, calls_per_worker, worker_memory_bytes, worker_environment",
+        "connections_per_host, cache_bytes, cache_read_budget, cache_write_budget, workers, calls_per_worker, "
+        "worker_memory_bytes, worker_environment",
         id="unknown field of tools",
     ),
     pytest.param("    iterations: 2\n", "", "2: tiers.free.iterations: is missing", id="missing field"),

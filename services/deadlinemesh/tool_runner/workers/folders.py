@@ -9,6 +9,7 @@ import tempfile
 import threading
 from contextlib import suppress
 from pathlib import Path
+from queue import SimpleQueue
 
 __all__ = ["Folders"]
 
@@ -23,23 +24,31 @@ class Folders:
     """
 
     def __init__(self) -> None:
-        threading.Thread(target=_remove_abandoned, daemon=True).start()
         nameless = tempfile.mkdtemp(prefix=_NAMELESS)
         self._lock = _locked(nameless)  # before it has its name: nobody finds it unlocked while this process lives
         os.chmod(nameless, 0o711)  # a worker with a user of its own goes through it, and nobody lists it
         self.path = os.path.join(os.path.dirname(nameless), os.path.basename(nameless).replace(_NAMELESS, _PREFIX))
         os.rename(nameless, self.path)
+        self._ended: SimpleQueue[int | None] = SimpleQueue()
+        """Workers whose folders are to be removed; None at the end."""
+        threading.Thread(target=self._remove, name="worker folders", daemon=True).start()
 
     def remove(self, number: int) -> None:
-        """Remove the folder of a worker that has ended, in a thread: it may hold any number of files."""
-        threading.Thread(target=shutil.rmtree, args=(f"{self.path}/{number}", True), daemon=True).start()
+        """Remove the folder of a worker that has ended."""
+        self._ended.put(number)
 
     def close(self) -> None:
         """Remove all of them."""
+        self._ended.put(None)
+
+    def _remove(self) -> None:
+        # In a thread, since a folder may hold any number of files, and in one only, since many may end at once.
+        _remove_abandoned()
+        while (number := self._ended.get()) is not None:
+            shutil.rmtree(f"{self.path}/{number}", ignore_errors=True)
         shutil.rmtree(self.path, ignore_errors=True)
         if self._lock is not None:
             os.close(self._lock)
-            self._lock = None
 
 
 def _locked(path: str) -> int | None:

@@ -10,7 +10,6 @@ import re
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context
@@ -220,7 +219,7 @@ class Keeper:
         if not self._closing:  # else it has left nothing
             kill_marked(self._mark)
         if self._folders is not None:
-            threading.Thread(target=self._folders.close, daemon=True).start()
+            self._folders.close()
         for worker in self._workers.values():
             worker.gone(None)
         self._workers.clear()
