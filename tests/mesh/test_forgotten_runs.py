@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from deadlinemesh.orchestrator.events import TextDelta
-from deadlinemesh.orchestrator.runs import MOST_KEPT, OBJECT, AgentRun
+from deadlinemesh.orchestrator.runs import OBJECT, AgentRun
 from deadlinemesh.policy import default_policy
 from deadlinemesh.testing import virtual_time
 from deadlinemesh.testing.mesh import MemoryMesh
@@ -31,7 +31,7 @@ async def run(mesh: MemoryMesh, tenant: str, timeout: float | None = None) -> st
     return events[0].started.run_id
 
 
-def in_memory(test: Callable[[MemoryMesh], Awaitable[None]], **limits: int) -> None:
+def in_memory(test: Callable[[MemoryMesh], Awaitable[None]], **limits: float) -> None:
     policy = default_policy()
     kept = {"keep_runs_per_tenant": KEPT, "keep_finished_runs": KEPT_FOR, **limits}
 
@@ -63,7 +63,7 @@ def test_no_more_are_kept_for_a_tenant_than_policy_says_though_it_never_asks_for
 def test_what_is_kept_of_a_tenants_runs_has_a_bound_however_few_they_are() -> None:
     async def test(mesh: MemoryMesh) -> None:
         stub = orchestrator_pb2_grpc.OrchestratorServiceStub(mesh.channel)
-        large = int(mesh.policy.limits.keep_bytes * MOST_KEPT * 2 / 5)
+        large = int(mesh.policy.limits.keep_bytes * mesh.policy.limits.keep_part * 2 / 5)
         for number in range(3):
             request = orchestrator_pb2.RunRequest(prompt="x" * large, request_id=str(number))
             async for _ in stub.Run(request, metadata=mesh.credentials("bolt")):
@@ -83,7 +83,7 @@ def test_wide_letters_count_with_the_memory_that_they_take() -> None:
         await run_of(mesh, "bolt", "last", "x")
         assert await listed(mesh, "bolt") == ["last", "wide"]
 
-    in_memory(test, keep_bytes=1_800_000)
+    in_memory(test, keep_bytes=1_800_000, keep_part=0.5)
 
 
 def test_the_runs_of_whoever_keeps_most_make_room_for_others() -> None:
@@ -98,7 +98,7 @@ def test_the_runs_of_whoever_keeps_most_make_room_for_others() -> None:
         assert await listed(mesh, "bolt") == ["small"]
         assert await listed(mesh, "acme") == ["new"]
 
-    in_memory(test, keep_bytes=1_000_000)
+    in_memory(test, keep_bytes=1_000_000, keep_part=0.5)
 
 
 async def run_of(mesh: MemoryMesh, tenant: str, request_id: str, prompt: str) -> None:

@@ -42,6 +42,14 @@ def test_known_connection_may_be_quiet() -> None:
     assert world.closed("ipv4:1.1.1.1:1") == {}
 
 
+def test_stranger_that_asks_now_and_then_is_not_quiet() -> None:
+    world = World()
+    for _ in range(5):
+        assert world.closed("ipv4:1.1.1.1:1") == {}
+        world.peers.charge("ipv4:1.1.1.1:1", 1.0)
+        world.clock.advance(9.0)
+
+
 def test_watcher_of_health_may_be_quiet() -> None:
     world = World()
     world.peers.watches["ipv4:1.1.1.1:1"] = 1

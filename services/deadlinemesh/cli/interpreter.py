@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import sys
 
-__all__ = ["keep_memory_together", "spare_the_event_loop"]
+__all__ = ["keep_memory_together", "quiet_the_core", "spare_the_event_loop"]
+
+
+def quiet_the_core() -> None:
+    """Have gRPC's core log nothing, unless GRPC_VERBOSITY says so: it writes a line for each call of a stranger that it refuses.
+    Before the first channel or server.
+    """
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 def keep_memory_together() -> None:

@@ -18,7 +18,7 @@ from deadlinemesh.deadline import SYSTEM_CLOCK, Clock, current, narrowed_at
 from deadlinemesh.errors import DeadlineSpent
 from deadlinemesh.orchestrator.edge import HOP, current_grant
 from deadlinemesh.orchestrator.granted import encode_grant
-from deadlinemesh.orchestrator.memory import Memory
+from deadlinemesh.orchestrator.memory import COPIES, Memory
 from deadlinemesh.policy import GoOver, Past, Policy
 from deadlinemesh.telemetry import Telemetry
 from deadlinemesh.transport import MeshChannel, error_from
@@ -105,7 +105,7 @@ class Forwarder:
                 async with narrowed_at(self._answered_by()):
                     reply = await call
                 current_grant().charge(len(reply))
-                held = self._memory.take(current().tenant_id, len(reply))  # it may be read slowly
+                held = self._memory.take(current().tenant_id, COPIES * len(reply))  # it may be read slowly
                 context.add_done_callback(lambda _: held.release())
                 return reply
         except (DeadlineSpent, grpc.aio.AioRpcError) as error:

@@ -27,9 +27,13 @@ _MESH_GRANT = re.compile(r"granted=([0-9]{1,16});due=([0-9]{1,16});requested=([0
 
 def encode_grant(grant: Grant) -> tuple[str, str]:
     """The metadata that carries `grant`. What may be used is rounded down."""
-    requested = "" if grant.requested is None else int(max(0.0, grant.requested) * 1_000_000)
-    granted, due = (int(max(0.0, seconds) * 1_000_000) for seconds in (grant.granted, grant.due))
-    return MESH_GRANT, f"granted={granted};due={due};requested={requested}"
+    requested = "" if grant.requested is None else _microseconds(grant.requested)
+    return MESH_GRANT, f"granted={_microseconds(grant.granted)};due={_microseconds(grant.due)};requested={requested}"
+
+
+def _microseconds(seconds: float) -> int:
+    # A client's timeout may have more digits than the header.
+    return int(min(max(0.0, seconds) * 1_000_000, 10**16 - 1))
 
 
 class GrantedGate:

@@ -10,7 +10,7 @@ from deadlinemesh.telemetry import LimitHit, Telemetry
 __all__ = ["COPIES", "Memory"]
 
 COPIES = 3
-"""So many times a request's bytes are held while it is at work: as a message, as texts, and on its way to the next hop."""
+"""So many times the bytes of a request, or of a reply, are held: as a message, as texts, and on their way to the next hop."""
 
 RETRY_AFTER = 0.5
 """Seconds after which to come again: when a run ends, and how large it is, is not known."""

@@ -65,9 +65,6 @@ from deadlinemesh.telemetry import RunEnded, Telemetry
 __all__ = ["GROWS_BY", "AgentRun", "Runs", "Timed"]
 
 
-MOST_KEPT = 0.5
-"""The part of what finished runs may take in all that those of one tenant may take."""
-
 OBJECT = 200
 """About the bytes that an event or a message takes beside its text."""
 
@@ -536,7 +533,7 @@ class Runs:
         while ended:
             ended_at, run = ended[0]
             old = run.context.clock.monotonic() - ended_at >= self._limits.keep_finished_runs
-            large = self._sizes[tenant_id] > MOST_KEPT * self._limits.keep_bytes and len(ended) > 1
+            large = self._sizes[tenant_id] > self._limits.keep_part * self._limits.keep_bytes and len(ended) > 1
             if not (old or large) and len(ended) <= self._limits.keep_runs_per_tenant:
                 return
             self._drop_oldest(tenant_id)

@@ -224,7 +224,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         """Count a large reply until its call is over: it may be read slowly. Raises Shed where there is no room for it."""
         if size > _SMALL_REPLY:
             current_grant().charge(size)
-            held = self._memory.take(current_grant().tenant.tenant_id, size)
+            held = self._memory.take(current_grant().tenant.tenant_id, COPIES * size)
             context.add_done_callback(lambda _: held.release())
 
     async def _checked(self, request: orchestrator_pb2.RunRequest) -> list[Message]:

@@ -37,7 +37,7 @@ class ConnectionLimits:
     per_address: int = 512
     """The most of one address; 0 for no limit, where a proxy before the server counts them."""
     quiet_seconds: float = 15.0
-    """How long one may go without a call that shows a known credential, or a `Health/Watch`."""
+    """How long a stranger's may go without a call, unless it has a `Health/Watch`."""
 
 
 class Connections:
@@ -96,8 +96,9 @@ class Connections:
         return why
 
     def _is_quiet(self, peer: str, now: float) -> bool:
-        unused = not self._peers.is_known(peer) and not self._peers.watches[peer]
-        return unused and now - self._seen_at[peer] > self._limits.quiet_seconds
+        if self._peers.is_known(peer) or self._peers.watches[peer]:
+            return False
+        return now - max(self._seen_at[peer], self._peers.asked_at(peer)) > self._limits.quiet_seconds
 
     def _worth(self, peer: str) -> tuple[bool, float]:
         """Orders an address's connections: strangers' before others, of strangers the oldest first, of others the newest."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Set
+from math import inf
 
 from deadlinemesh.deadline import Clock
 
@@ -44,6 +45,10 @@ class Peers:
     def is_known(self, peer: str) -> bool:
         """Whether the connection has shown a known credential."""
         return peer in self._known
+
+    def asked_at(self, peer: str) -> float:
+        """When the stranger last asked for something; -inf where it has not."""
+        return self._asked.get(peer, (0.0, -inf))[1]
 
     def charge(self, peer: str, calls: float) -> None:
         """The connection has asked for something without a known credential."""

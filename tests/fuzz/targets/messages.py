@@ -9,7 +9,14 @@ from typing import Any
 from google.protobuf import json_format
 from tests.fuzz.reading import json_lines
 
-from deadlinemesh.conversation import Message, Role, history_violations
+from deadlinemesh.conversation import (
+    LONGEST_ARGUMENTS,
+    LONGEST_CALL_ID,
+    LONGEST_TOOL_NAME,
+    Message,
+    Role,
+    history_violations,
+)
 from deadlinemesh.errors import InvalidRequest
 from deadlinemesh.llm_proxy.conversation import check
 from deadlinemesh.llm_proxy.providers.choosing import spelled_out
@@ -107,6 +114,8 @@ def _is_history(messages: Sequence[Message]) -> bool:
 
 def _is_call(call: Any) -> bool:
     try:
-        return bool(call.id and call.name) and isinstance(json.loads(call.arguments_json), dict)
+        named = 0 < len(call.id) <= LONGEST_CALL_ID and 0 < len(call.name) <= LONGEST_TOOL_NAME
+        brief = len(call.arguments_json) <= LONGEST_ARGUMENTS
+        return named and brief and isinstance(json.loads(call.arguments_json), dict)
     except (ValueError, RecursionError):
         return False
