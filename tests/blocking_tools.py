@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
@@ -78,10 +82,11 @@ def chatter(progress: Progress) -> str:
 
 
 @tool
-def wait_for(path: str, progress: Progress) -> str:
-    """Give what somebody will write into a pipe."""
-    progress(0.0, str(os.getpid()))
-    return Path(path).read_text()
+def wait_for(port: int, progress: Progress) -> str:
+    """Give what somebody will send."""
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        progress(0.0, str(os.getpid()))
+        return connection.recv(100).decode()
 
 
 @tool
@@ -147,6 +152,54 @@ def crash(how: str) -> None:
                 continue
         while True:
             time.sleep(60)
+
+
+@tool
+def spy(pids: list[int], paths: list[str]) -> dict[str, Any]:
+    """Look at all that is not one's own. Tells what could be read, or done."""
+    found = []
+    for pid in pids:
+        for name in ("environ", "mem", "maps", "fd", "cwd"):
+            with suppress(OSError):
+                path = Path(f"/proc/{pid}/{name}")
+                if name == "fd":
+                    os.readlink(path / "0")
+                elif name == "cwd":
+                    os.readlink(path)
+                else:
+                    path.open("rb").close()
+                    if name != "mem":
+                        path.read_bytes()
+                found.append(f"{name} of {pid}")
+        with suppress(OSError):
+            os.kill(pid, signal.SIGCONT)
+            found.append(f"kill of {pid}")
+    for one in paths:
+        with suppress(OSError):
+            found.append(f"{one}: {os.listdir(one) if os.path.isdir(one) else Path(one).read_text()}")
+    return {"found": found}
+
+
+@tool
+def keep_secret() -> dict[str, Any]:
+    """Write a secret wherever temporary files are kept, and tell where, and what keeps this process from others."""
+    with tempfile.NamedTemporaryFile("w", delete=False) as file:
+        file.write("secret of a tenant")
+    Path("here").write_text("secret of a tenant")
+    status = dict(line.split(":\t", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":\t" in line)
+    return {
+        "pid": os.getpid(),
+        "file": file.name,
+        "home": os.environ["HOME"],
+        "cwd": os.getcwd(),
+        "mode": os.stat(".").st_mode & 0o777,
+        "uid": os.getuid(),
+        "capabilities": [int(status[name], 16) for name in ("CapPrm", "CapEff", "CapBnd", "CapAmb", "CapInh")],
+        "no_new_privileges": status["NoNewPrivs"],
+        "environment": dict(os.environ),
+        "semaphore": multiprocessing.Lock().acquire(),
+        "shell": subprocess.check_output(["sh", "-c", "echo $HOME; grep -c Name: /proc/self/status"], text=True),
+    }
 
 
 @tool

@@ -27,6 +27,8 @@ def environment(state_file: Path) -> dict[str, str]:
     own = {name: value for name, value in os.environ.items() if not name.startswith("DMESH_")}
     path = os.pathsep.join(filter(None, (str(Path(deadlinemesh.__file__).parents[1]), os.environ.get("PYTHONPATH"))))
     # A killed `dmesh up` cannot remove its folder: pytest does.
+    if os.geteuid():  # who is not root could not look at its processes
+        own["DMESH_DUMPABLE"] = "true"
     return own | {"PYTHONPATH": path, "DMESH_STATE_FILE": str(state_file), "TMPDIR": str(state_file.parent)}
 
 

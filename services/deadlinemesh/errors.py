@@ -276,7 +276,9 @@ _ADDRESS = re.compile(
     r"|\b(?:ipv4|ipv6|unix|unix-abstract|vsock|dns):\S+"  # as gRPC writes a peer
     r"|\[[0-9a-f:.]{2,45}\](?::\d+)?"
     r"|\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?"
-    r"|\b[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63}){0,9}:\d{2,5}\b"
+    r"|(?<![\w:])(?:(?:[0-9a-f]{1,4}:){3,7}[0-9a-f:.]*|(?:[0-9a-f]{1,4}:){0,2}:[0-9a-f][0-9a-f:.]*)"
+    r"|\b[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63}){0,9}:\d{2,5}\b"  # a host with its port
+    r"|\b(?:[a-z0-9-]{1,63}\.){1,8}(?:svc|local|internal|cluster|lan|intra|corp)\b[a-z0-9.-]*"
     r"|\b(?:sk|pk|key|dm)[-_][\w-]{8,}",  # a key
     re.IGNORECASE,
 )

@@ -34,11 +34,12 @@ _INNER = {
 }
 
 _MODEL = {"provider": "scripted", "first_token": 0, "per_token": "10ms", "jitter": 0}
+_TIER = {"run_budget": "30s", "iterations": 2}
 POLICY = {
-    "tiers": {"free": {"run_budget": "30s", "iterations": 2}},
+    "tiers": {"free": _TIER, "hasty": {**_TIER, "calls_per_second": 100_000, "burst": 100_000}},
     "tenants": {
         "acme": {"tier": "free", "api_keys": [hash_key(KEY)]},
-        "cora": {"tier": "free", "api_keys": [hash_key(NEIGHBOURS_KEY)]},
+        "cora": {"tier": "hasty", "api_keys": [hash_key(NEIGHBOURS_KEY)]},
     },
     "models": {"fast": _MODEL},
 }

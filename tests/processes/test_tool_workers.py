@@ -29,6 +29,7 @@ from deadlinemesh.tool_runner.registry import Registry
 from deadlinemesh.tool_runner.service import Event, Finished, Progressed, Started, ToolService
 from deadlinemesh.tool_runner.workers.keeper import _launched
 from deadlinemesh.tool_runner.workers.keeper_main import READY, REPORT
+from deadlinemesh.tool_runner.workers.marks import new_mark
 
 pytestmark = pytest.mark.processes
 
@@ -216,7 +217,7 @@ async def test_a_plain_function_sees_its_call_and_nothing_of_the_mesh(
     assert (seen["deadline_at"], seen["started_at"]) == (context.absolute_deadline, context.started_at)
     assert seen["main_thread"]
     assert seen["modules"] == []
-    assert seen["mesh_variables"] == ["DMESH_KEEPER"]  # the mark by which it is found should its keeper be lost
+    assert seen["mesh_variables"] == []
 
 
 async def test_progress_arrives_in_order_and_what_a_tool_prints_disturbs_nothing(runner: Runner) -> None:
@@ -365,12 +366,12 @@ async def test_a_process_outlives_a_change_of_policy_and_is_used_again(runner: R
     assert await runner.pid() == before
 
 
-async def test_processes_that_are_too_many_under_another_policy_end_as_soon_as_they_are_idle(tmp_path: Path) -> None:
+async def test_processes_that_are_too_many_under_another_policy_end_as_soon_as_they_are_idle() -> None:
     async with running(workers=3) as runner:
-        idle, calls = await runner.pid("cora"), {}
+        idle, calls, servers = await runner.pid("cora"), {}, {}
         for tenant in ("acme", "bolt"):
-            os.mkfifo(tmp_path / tenant)
-            calls[tenant] = runner.begin("wait_for", tenant, path=str(tmp_path / tenant))
+            servers[tenant] = socket.create_server(("127.0.0.1", 0))
+            calls[tenant] = runner.begin("wait_for", tenant, port=servers[tenant].getsockname()[1])
             await calls[tenant].told.wait()
         ending = asyncio.create_task(ended(idle))
         await asyncio.sleep(0)  # until it is watched
@@ -378,7 +379,8 @@ async def test_processes_that_are_too_many_under_another_policy_end_as_soon_as_t
         await ending
         left = []
         for tenant, call in calls.items():
-            (tmp_path / tenant).write_text("go on")
+            with servers[tenant] as server, server.accept()[0] as connection:
+                connection.sendall(b"go on")
             await call.task
             assert call.outcome.content == "go on"
             left.append(alive(*call.pids))
@@ -531,7 +533,7 @@ async def test_nothing_outlives_a_keeper_that_is_killed_and_the_next_call_has_an
 async def test_a_keeper_says_that_it_is_ready_before_all_else() -> None:
     ours, theirs = socket.socketpair()
     with theirs:
-        process = _launched(theirs, "DMESH_KEEPER=ready")
+        process = _launched(theirs, new_mark())
     ours.setblocking(False)
     try:
         said = await asyncio.get_running_loop().sock_recv(ours, REPORT.size)

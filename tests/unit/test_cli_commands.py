@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from typer.testing import CliRunner
 
 import deadlinemesh.cli
@@ -123,6 +124,21 @@ def test_a_path_that_is_set_but_empty_is_not_set(
     monkeypatch.setenv("DMESH_MESH_TOKEN", "t")
     monkeypatch.setenv(variable, "")
     assert getattr(settings(), field) is None
+
+
+@pytest.mark.parametrize(("value", "read"), [("", None), ("70000-70009", (70000, 70009))])
+def test_users_of_workers_are_a_range_or_none(monkeypatch: pytest.MonkeyPatch, value: str, read: Any) -> None:
+    monkeypatch.setenv("DMESH_MESH_TOKEN", "t")
+    monkeypatch.setenv("DMESH_WORKER_UIDS", value)
+    assert HopSettings().worker_uids == read
+
+
+@pytest.mark.parametrize("value", ["0-10", "10", "20-10", "a-b", "1-99999999999"])
+def test_a_wrong_range_of_users_is_told(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("DMESH_MESH_TOKEN", "t")
+    monkeypatch.setenv("DMESH_WORKER_UIDS", value)
+    with pytest.raises(ValidationError, match="as in 61184-65519"):
+        HopSettings()
 
 
 def test_a_service_does_not_start_with_a_wrong_policy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -922,6 +922,21 @@ async def test_emptied_waits_for_the_last_scope() -> None:
     await asyncio.gather(*callers, return_exceptions=True)
 
 
+@in_virtual_time
+async def test_drained_waits_for_no_orphan() -> None:
+    hop = Hop()
+    stubborn = Stubborn()
+    caller = asyncio.create_task(hop.open(1.0).run(stubborn()))
+    other = asyncio.create_task(hop.open(0.5).run(asleep()))
+    await asyncio.sleep(0)
+    await hop.scopes.drained()
+    assert now() == pytest.approx(1.0 + REPORT_ORPHAN_AFTER, abs=CANCEL_AGAIN_AFTER)
+    assert (len(hop.orphans), len(hop.scopes)) == (1, 1)
+    stubborn.let_go = True
+    await hop.scopes.emptied()
+    await asyncio.gather(caller, other, return_exceptions=True)
+
+
 async def wait_until_empty(hop: Hop) -> None:
     await hop.scopes.emptied()
     assert len(hop.scopes) == 0

@@ -142,7 +142,8 @@ MISTAKES = [
         "tools:\n  http:",
         "tools:\n  calls_per_workers: 5\n  http:",
         "20: tools.calls_per_workers: is not a field here; did you mean calls_per_worker? one of modules, http, "
-        "connections_per_host, cache_bytes, cache_read_budget, cache_write_budget, workers, calls_per_worker, worker_memory_bytes",
+        "connections_per_host, cache_bytes, cache_read_budget, cache_write_budget, workers, calls_per_worker, "
+        "worker_memory_bytes, worker_environment",
         id="unknown field of tools",
     ),
     pytest.param("    iterations: 2\n", "", "2: tiers.free.iterations: is missing", id="missing field"),
@@ -343,6 +344,18 @@ MISTAKES = [
         "{customer",
         "22: tools.http.lookup.url: this URL has a stray brace: write each argument as {name}",
         id="stray brace",
+    ),
+    pytest.param(
+        "{customer}",
+        "orders?of={customer:path}",
+        "22: tools.http.lookup.url: {name:path} is for the path: write {name} in the query",
+        id="a path in the query",
+    ),
+    pytest.param(
+        "{customer}",
+        "100%/{customer:path}",
+        "22: tools.http.lookup.url: this URL's path has a stray '%': write %25 for a percent sign",
+        id="stray percent",
     ),
     pytest.param(
         "{customer}",

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.virtual import in_virtual_time
+from tests.virtual import in_virtual_time, now
 
+from deadlinemesh.deadline.scope import REPORT_ORPHAN_AFTER
 from deadlinemesh.policy import GoOver, Policy, PolicyError, PolicyFile, PolicyStatus, Rest
 from deadlinemesh.policy.follow import EVERY
 
@@ -178,6 +179,19 @@ async def test_a_second_change_does_not_wait_for_the_end_of_what_the_first_has_r
         assert process.endings == 0
         assert process.used[-1].tiers["free"].run_budget == 90.0
     assert process.endings == 2
+
+
+@in_virtual_time
+async def test_an_orphan_of_the_policy_before_holds_up_no_end(path: Path) -> None:
+    process = Process(path)
+    following = asyncio.ensure_future(process.file.follow(process.prepare))
+    says(path, GOOD.replace("iterations: 2", "iterations: 3"))
+    await asyncio.sleep(2 * EVERY)
+    following.cancel()
+    began_at = now()
+    await asyncio.wait({following}, timeout=60)
+    assert following.cancelled()
+    assert now() - began_at == pytest.approx(REPORT_ORPHAN_AFTER)
 
 
 def test_a_file_that_is_wrong_from_the_first_is_an_error(path: Path) -> None:

@@ -89,6 +89,45 @@ async def test_a_call_tells_that_it_started_how_far_it_is_and_what_came_of_it() 
     assert finished.outcome == ToolOutcome(ToolStatus.OK, "[1,2]")
 
 
+async def test_progress_beyond_its_bounds_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deadlinemesh.tool_runner.service.MOST_PROGRESS_EVENTS", 5)
+    monkeypatch.setattr("deadlinemesh.tool_runner.service.MOST_PROGRESS_BYTES", 30)
+
+    @tool
+    async def count(length: int, progress: Progress) -> str:
+        """Count."""
+        for _ in range(20):
+            await progress(0.5, "é" * length)
+        return "counted"
+
+    for length, told in ((0, 5), (5, 3)):
+        _, *progress, finished = await events(service(count), "count", json.dumps({"length": length}))
+        assert len(progress) == told
+        assert isinstance(finished, Finished)
+        assert finished.outcome.content == "counted"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("Client error '404 Not Found' for url 'http://crm.internal:8080/customers/7?key=x'"),
+        ConnectionError("Connect call failed ('10.0.0.5', 8080)"),
+        OSError("Cannot connect to host crm:8080 ssl:default"),
+        LookupError("crm.default.svc.cluster.local: name not known"),
+        UpstreamFailed("http://[fd00::5]:80/ is away"),
+    ],
+)
+async def test_an_error_tells_no_address(error: Exception) -> None:
+    @tool
+    async def work() -> None:
+        """Work."""
+        raise error
+
+    content = (await outcome(service(work), "work")).content
+    assert "…" in content
+    assert not any(part in content for part in ("crm", "10.0.0", "8080/", "fd00", "key=x"))
+
+
 async def test_the_time_is_told_by_phase_and_adds_up() -> None:
     clock = VirtualClock(asyncio.get_running_loop().time())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from types import TracebackType
 
 __all__ = ["InUse"]
@@ -27,6 +28,8 @@ class InUse:
         if not self._users:
             self._nobody.set()
 
-    async def ended(self) -> None:
-        """Return when nobody uses it."""
-        await self._nobody.wait()
+    async def ended(self, within: float | None = None) -> None:
+        """Return when nobody uses it, or after `within` seconds."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                await self._nobody.wait()

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import os
 import sys
 
 __all__ = ["main"]
@@ -46,6 +47,8 @@ def main() -> None:
         print('dmesh needs more than the client library: pip install "deadline-mesh[server]"', file=sys.stderr)
         print(f"missing: {', '.join(missing)}", file=sys.stderr)
         raise SystemExit(2)
+    # gRPC would run handlers in the processes that tools start, and beside its running threads they sometimes abort these.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")  # before it is imported
     from deadlinemesh.cli.app import app
 
     # What models and tools say must not end the command where a character cannot be written.

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import math
 import socket
+import sys
 import time
 from collections.abc import Awaitable, Callable, Generator
 from contextvars import Context
@@ -41,6 +42,16 @@ class _Undeterred(asyncio.AbstractEventLoop):
 
     async def getaddrinfo(self, host: Any, port: Any, **options: Any) -> Any:
         return await self.run_in_executor(self._lookups, partial(socket.getaddrinfo, host, port, **options))
+
+    async def subprocess_exec(self, protocol_factory: Any, program: Any, *arguments: Any, **options: Any) -> Any:
+        sys.audit(
+            "subprocess.Popen", program, arguments, None, None
+        )  # uvloop does not say so, and calls own what they start
+        return await super().subprocess_exec(protocol_factory, program, *arguments, **options)
+
+    async def subprocess_shell(self, protocol_factory: Any, cmd: Any, **options: Any) -> Any:
+        sys.audit("subprocess.Popen", cmd, (), None, None)
+        return await super().subprocess_shell(protocol_factory, cmd, **options)
 
     def run_until_complete(self, future: Generator[Any, None, T] | Awaitable[T]) -> T:
         main = asyncio.ensure_future(future, loop=self)  # type: ignore[arg-type]  # asyncio itself does so

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -15,6 +16,7 @@ from opentelemetry.trace import Tracer
 from deadlinemesh import orchestrator
 from deadlinemesh.cli import policy_status
 from deadlinemesh.cli.settings import HopSettings
+from deadlinemesh.deadline.processes import end_processes, inherit_processes
 from deadlinemesh.errors import choices
 from deadlinemesh.llm_proxy import servicer as llm_proxy
 from deadlinemesh.policy import (
@@ -41,6 +43,8 @@ from deadlinemesh.telemetry.logs import count_lost
 from deadlinemesh.telemetry.metering import LAST_EXPORT, metering_to
 from deadlinemesh.telemetry.tracing import tracing_to
 from deadlinemesh.tool_runner import servicer as tool_runner
+from deadlinemesh.tool_runner.workers.keeper import Keeper
+from deadlinemesh.tool_runner.workers.marks import kill_marked, mark_process, new_mark, own_mark
 from deadlinemesh.transport import DeadlineInterceptor, Gate, MeshChannel, MeshGate, MeshServer, mesh_channel
 from deadlinemesh.v1 import llm_proxy_pb2_grpc, tool_runner_pb2_grpc
 
@@ -234,7 +238,16 @@ def _llm_proxy(parts: _Parts) -> _Built:
 
 def _tool_runner(parts: _Parts) -> _Built:
     interceptor = parts.interceptor(tool_runner.HOP, parts.mesh_gate(tool_runner.HOP))
-    servicer = tool_runner.build(parts.policy, telemetry=parts.telemetry, background=interceptor.background)
+    inherit_processes()
+    mark_process(new_mark())
+    parts.stack.callback(kill_marked, own_mark(), {os.getpid()})  # what was started by means that nobody was told of
+    parts.stack.callback(end_processes)
+    servicer = tool_runner.build(
+        parts.policy,
+        telemetry=parts.telemetry,
+        background=interceptor.background,
+        keeper=partial(Keeper, uids=parts.settings.worker_uids),
+    )
     parts.stack.push_async_callback(servicer.aclose)
     servicer.warm()
     register = partial(tool_runner_pb2_grpc.add_ToolRunnerServiceServicer_to_server, servicer)

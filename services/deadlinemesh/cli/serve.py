@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import signal
 import sys
 from contextlib import AsyncExitStack
@@ -14,6 +15,7 @@ from deadlinemesh.cli.hops import assemble
 from deadlinemesh.cli.interpreter import keep_memory_together, quiet_the_core, spare_the_event_loop
 from deadlinemesh.cli.settings import HopSettings
 from deadlinemesh.telemetry.logs import BoundedHandler, JsonFormatter, TextFormatter
+from deadlinemesh.tool_runner.workers.confinement import forbid_dumps
 
 __all__ = ["serve"]
 
@@ -27,12 +29,38 @@ def serve(name: str, settings: HopSettings, *, announce: bool = False) -> None:
     """
     quiet_the_core()
     keep_memory_together()
+    # What tools start inherits the environment, and others of the same user may read a process's memory: no secret is in either.
+    os.environ.pop("DMESH_MESH_TOKEN", None)
+    if not settings.dumpable:
+        forbid_dumps()
     _log_to_stderr(settings)
     with asyncio.Runner(loop_factory=event_loop) as runner:
         try:
             runner.run(_serve(name, settings, announce))
         except asyncio.CancelledError:
             _LOG.info("%s was told to stop before it served", name)
+        if left := runner.run(_end_tasks()):
+            # The runner would wait for them for ever. Nobody else does: all else has ended, and its files are closed.
+            _LOG.warning("%s ends with %d tasks that do not: %s", name, len(left), ", ".join(left)[:_LEFT_CHARACTERS])
+            logging.shutdown()
+            os._exit(0)
+
+
+_LAST_TASKS_S = 0.5
+"""Seconds for the tasks that are left to end once everything is closed."""
+
+_LEFT_CHARACTERS = 1000
+"""Of the names of those that do not, in the log."""
+
+
+async def _end_tasks() -> list[str]:
+    """Cancel all tasks. Returns the names of those that do not end."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        _, tasks = await asyncio.wait(tasks, timeout=_LAST_TASKS_S)
+    return [task.get_name() for task in tasks]
 
 
 async def _serve(name: str, settings: HopSettings, announce: bool) -> None:

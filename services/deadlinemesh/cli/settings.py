@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from deadlinemesh.policy import SHARED
+from deadlinemesh.tool_runner.workers.keeper import WORKER_UIDS
 from deadlinemesh.transport import ConnectionLimits, ServerSettings
 
 __all__ = ["HOPS", "CommandSettings", "HopSettings"]
@@ -29,6 +30,15 @@ def _by_pool(value: Any) -> Any:
     if SHARED in found:
         raise ValueError(f"{SHARED} is the pool of all others: DMESH_ORCHESTRATOR says where it is")
     return found
+
+
+def _range(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    first, dash, last = value.partition("-")
+    if value and not (dash and first.isdecimal() and last.isdecimal() and 0 < int(first) <= int(last) < 2**32 - 1):
+        raise ValueError("write the first and the last user id, as in 61184-65519, or nothing")
+    return (int(first), int(last)) if value else None
 
 
 File = Annotated[Path | None, BeforeValidator(lambda value: value or None)]
@@ -76,6 +86,11 @@ class HopSettings(BaseSettings):
     whose one connection has the calls of all tenants."""
     watches: Annotated[int, Field(ge=0)] = 1024
     """`Health/Watch` calls at a time."""
+    worker_uids: Annotated[tuple[int, int] | None, NoDecode, BeforeValidator(_range)] = WORKER_UIDS
+    """The first and the last user that a tool-runner which runs as root gives to worker processes, as in 61184-65519. Empty: they
+    have its own."""
+    dumpable: bool = False
+    """Whether other processes of the same user may read the service's memory and environment, as debuggers and profilers do."""
     traces: str = "off"
     """off, file:PATH or otlp."""
     metrics: str = "off"

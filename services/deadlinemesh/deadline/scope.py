@@ -228,6 +228,11 @@ class Scope:
             self._closers = {close}
         return lambda: self._closers.discard(close)
 
+    @property
+    def over(self) -> bool:
+        """Whether its block has been left. What is owned from now on is closed by nobody."""
+        return self._over
+
     def report(self, what: str, since: float) -> None:
         """Report something other than a task as an orphan: it was to end at the instant `since`."""
         self._owner._report(Orphan(self.context, self._owner.hop, what, self.context.clock.monotonic() - since))
@@ -330,6 +335,7 @@ class Scope:
         # The round that is nearest, lest a timer a hair too early put it off to the next.
         if age > REPORT_ORPHAN_AFTER - CANCEL_AGAIN_AFTER / 2 and not self._overdue:
             self._overdue = True
+            self._owner._became_overdue()
             self._wake_up()
             alive = self._tasks if self._over or self._task is None else {self._task, *self._tasks}
             for task in alive:
@@ -386,6 +392,8 @@ class Scopes:
         self._on_orphan = on_orphan
         self._live: set[Scope] = set()
         self._emptied: asyncio.Event | None = None
+        self._fewer: asyncio.Event | None = None
+        """Set when a scope is live no longer, or is overdue."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._when_idle = Deferred()
         self._lookout: Lookout
@@ -416,6 +424,13 @@ class Scopes:
             self._emptied.clear()
             await self._emptied.wait()
 
+    async def drained(self) -> None:
+        """Return once no scope is live but those that are overdue: their orphans have been reported, and nobody waits for them."""
+        while any(not scope._overdue for scope in self._live):
+            self._fewer = self._fewer or asyncio.Event()
+            self._fewer.clear()
+            await self._fewer.wait()
+
     def _live_on(self, loop: asyncio.AbstractEventLoop) -> None:
         own_tasks(loop)
         self._loop, self._lookout, self._rounds = loop, lookout_of(loop), Rounds(loop)
@@ -430,6 +445,12 @@ class Scopes:
         self._live.discard(scope)
         if not self._live and self._emptied is not None:
             self._emptied.set()
+        if self._fewer is not None:
+            self._fewer.set()
+
+    def _became_overdue(self) -> None:
+        if self._fewer is not None:
+            self._fewer.set()
 
     def __len__(self) -> int:
         return len(self._live)

@@ -10,6 +10,7 @@ from itertools import chain
 
 from deadlinemesh.admission import Bulkhead, InUse
 from deadlinemesh.deadline import Clock, Ledger, Phase, Successive, current
+from deadlinemesh.deadline.scope import REPORT_ORPHAN_AFTER
 from deadlinemesh.errors import MeshError, NotFound, UpstreamFailed, Violation, choices, shown
 from deadlinemesh.llm_proxy.conversation import TextDelta, ToolCallReady, TurnEnded, TurnRequest, Writing, check
 from deadlinemesh.llm_proxy.providers import Provider
@@ -136,8 +137,8 @@ class ModelService:
             raise
 
     async def aclose(self) -> None:
-        """Close every provider, once no turn is running."""
-        await self._now.aclose()
+        """Close every provider, once no turn is running but orphans."""
+        await self._now.aclose(REPORT_ORPHAN_AFTER)
 
 
 class _Models:
@@ -149,8 +150,8 @@ class _Models:
         self.slots = slots
         self.in_use = InUse()
 
-    async def aclose(self) -> None:
-        """Wait until no turn uses the providers, then close them."""
-        await self.in_use.ended()
+    async def aclose(self, within: float | None = None) -> None:
+        """Wait until no turn uses the providers, or for `within` seconds, then close them."""
+        await self.in_use.ended(within)
         for provider in self.providers.values():
             await provider.aclose()

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from deadlinemesh.deadline.scope import REPORT_ORPHAN_AFTER
 from deadlinemesh.errors import MeshError, choices
 from deadlinemesh.policy.file import parse, text_in
 from deadlinemesh.policy.model import Policy
@@ -108,8 +109,8 @@ class PolicyFile:
                 tell(self.status)
         finally:
             stopped.set()
-            if ending:
-                await asyncio.wait(ending)
+            if ending:  # all have drained: what is not ended soon waits for orphans, which nobody waits for
+                await asyncio.wait(ending, timeout=REPORT_ORPHAN_AFTER)
 
     def _look(self) -> tuple[str, str | PolicyError]:
         """What tells one content of the file from another, and the content; or why it cannot be read."""

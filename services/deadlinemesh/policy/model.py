@@ -19,6 +19,7 @@ from deadlinemesh.admission import Share
 from deadlinemesh.errors import shown
 
 __all__ = [
+    "PLACEHOLDER",
     "SHARED",
     "AdmissionPolicy",
     "HttpTool",
@@ -36,7 +37,8 @@ __all__ = [
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)", re.ASCII)
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-_PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_-]*)\}")
+PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_-]*)(:path)?\}")
+"""`{argument}` or `{argument:path}` in the URL of an HTTP tool."""
 SHARED = "shared"
 """The pool of all tenants that have no processes of their own. A pool is an orchestrator and its tool-runner."""
 _EMPTY_KEY = "sha256:" + hashlib.sha256(b"").hexdigest()
@@ -58,8 +60,8 @@ def parse_duration(value: Any) -> float:
 
 
 def url_arguments(url: str) -> tuple[str, ...]:
-    """The names of the `{argument}` parts of a tool's URL, in order."""
-    return tuple(_PLACEHOLDER.findall(url))
+    """The names of the `{argument}` and `{argument:path}` parts of a tool's URL, in order."""
+    return tuple(name for name, _ in PLACEHOLDER.findall(url))
 
 
 def _form(pattern: str, right: str, *, secret: bool = False) -> AfterValidator:
@@ -81,6 +83,12 @@ def _not_of_nothing(hashed: str) -> str:
     return hashed
 
 
+def _not_of_the_mesh(name: str) -> str:
+    if name.startswith("DMESH_"):
+        raise ValueError("variables named DMESH_ are the mesh's own, and may hold its secrets: give tools others")
+    return name
+
+
 def _http_url(url: str) -> str:
     try:
         parts = urlsplit(url)
@@ -95,9 +103,13 @@ def _http_url(url: str) -> str:
 
 
 def _http_template(url: str) -> str:
-    if re.search(r"[{}]", _PLACEHOLDER.sub("", url)):
+    if re.search(r"[{}]", PLACEHOLDER.sub("", url)):
         raise ValueError("this URL has a stray brace: write each argument as {name}")
-    if _PLACEHOLDER.search(url.partition("://")[2].replace("?", "/").replace("#", "/").partition("/")[0]):
+    if ":path}" in url.partition("?")[2]:
+        raise ValueError("{name:path} is for the path: write {name} in the query")
+    if re.search(r"%(?![0-9A-Fa-f]{2})", url.partition("?")[0]):
+        raise ValueError("this URL's path has a stray '%': write %25 for a percent sign")
+    if PLACEHOLDER.search(url.partition("://")[2].replace("?", "/").replace("#", "/").partition("/")[0]):
         raise ValueError("an argument cannot be part of the host: a model would choose whom the mesh calls")
     return _http_url(url)
 
@@ -173,6 +185,7 @@ EnvName = Annotated[
     str,
     _form(r"[A-Za-z_][A-Za-z0-9_]*", "the name of an environment variable, such as CRM_TOKEN", secret=True),
 ]
+ToolEnvName = Annotated[EnvName, AfterValidator(_not_of_the_mesh)]
 EnvNameOrNone = Annotated[
     str,
     _form(r"([A-Za-z_][A-Za-z0-9_]*)?", "the name of an environment variable, such as OPENAI_API_KEY", secret=True),
@@ -280,7 +293,8 @@ class HttpTool(_Frozen):
     """A tool that is an HTTP endpoint."""
 
     url: HttpTemplate
-    """May hold `{argument}` parts after the host, which are filled in percent-encoded."""
+    """May hold `{argument}` parts after the host, which are filled in percent-encoded. `{argument:path}`, in its path only, may be
+    several segments."""
     method: Literal["GET", "POST"] = "GET"
     """GET sends the other arguments as the query, POST as a JSON body."""
     description: NonEmpty
@@ -320,6 +334,8 @@ class ToolsPolicy(_Frozen):
     """Calls after which a process is replaced."""
     worker_memory_bytes: Annotated[WholeNumber, Field(ge=1)] = 128 * 1024 * 1024
     """A process that holds more than this after a call is replaced."""
+    worker_environment: tuple[ToolEnvName, ...] = ()
+    """The tool-runner's environment variables that plain functions see, besides those that every program needs, such as PATH."""
 
 
 class AdmissionPolicy(_Frozen):

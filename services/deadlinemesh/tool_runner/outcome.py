@@ -16,8 +16,8 @@ __all__ = ["Call", "Tool", "ToolError", "ToolOutcome", "ToolSpec", "ToolStatus",
 LONGEST_PLACE = 160
 """Characters of a path into arguments: their names may be a model's own."""
 
-LONGEST_FAILURE = 8000
-"""Characters of an exception that are told."""
+LONGEST_FAILURE = 4000
+"""Characters of the text of an exception that was not raised for a model to read."""
 
 
 class ToolStatus(StrEnum):

@@ -64,8 +64,8 @@ class Registry:
         telemetry: Telemetry | None = None,
         keeper: Callable[[], Keeper] = Keeper,
     ) -> Registry:
-        """All tools that `policy` names. `environ` is where `headers_env` is looked up; waits are told to `telemetry`; `keeper` is
-        what `Workers` has. Its tools use the places of `before`, which are its own once it has taken the place of that.
+        """All tools that `policy` names. `environ` has the variables that it names; waits are told to `telemetry`; `keeper` is what
+        `Workers` has. Its tools use the places of `before`, which are its own once it has taken the place of that.
 
         Raises InvalidRequest with every violation found; each names its place in the policy file.
         """
@@ -73,7 +73,7 @@ class Registry:
         places = None if before is None else before._places
         if places is None:
             bulkhead = partial(Bulkhead, clock=clock, on_wait=None if telemetry is None else telemetry.record)
-            places = _Places(Connections(policy, bulkhead), Workers(policy, bulkhead, keeper))
+            places = _Places(Connections(policy, bulkhead), Workers(policy, bulkhead, keeper, environ))
         violations: list[Violation] = []
         found: dict[str, Tool] = {}
         for field, tool in _candidates(policy.tools, client, places, environ, violations):
@@ -149,11 +149,11 @@ class Registry:
         if self._places is not None and any(isinstance(tool, ProcessTool) for tool, _ in self._tools.values()):
             self._places.workers.warm()
 
-    async def aclose(self) -> None:
-        """Wait until no call uses the registry, then end its processes, unless they have gone over to another, and close its
-        connections.
+    async def aclose(self, within: float | None = None) -> None:
+        """Wait until no call uses the registry, or for `within` seconds, then end its processes, unless they have gone over to
+        another, and close its connections.
         """
-        await self.in_use.ended()
+        await self.in_use.ended(within)
         if self._places is not None:
             await self._places.workers.aclose()
         if self._client is not None:

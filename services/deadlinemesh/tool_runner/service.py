@@ -13,6 +13,7 @@ from typing import Any
 
 from deadlinemesh.conversation import LONGEST_ARGUMENTS, LONGEST_CALL_ID
 from deadlinemesh.deadline import SYSTEM_CLOCK, Clock, DeadlineContext, Ledger, Phase, current
+from deadlinemesh.deadline.scope import REPORT_ORPHAN_AFTER
 from deadlinemesh.errors import Doomed, NotFound, Shed, Violation, choices, shortened, shown
 from deadlinemesh.policy import Past, Rest
 from deadlinemesh.tool_runner.arguments import Arguments
@@ -29,6 +30,11 @@ UNREAD_PROGRESS = 16
 
 PROGRESS_CHARACTERS = 1000
 """Of a progress message; it is for people."""
+
+MOST_PROGRESS_EVENTS = 10_000
+"""Of one call, and so many bytes; what a tool tells beyond them is dropped. A call of 300 s may tell 33 a second."""
+
+MOST_PROGRESS_BYTES = 1_000_000
 
 LONG_ARGUMENTS = 8192
 """Characters of arguments whose check would hold up the event loop: 16 ms for so many, where they are whole numbers."""
@@ -164,8 +170,8 @@ class ToolService:
         self.registry.warm()
 
     async def aclose(self) -> None:
-        """End all processes and close all connections, once no call is running."""
-        await self.registry.aclose()
+        """End all processes and close all connections, once no call is running but orphans."""
+        await self.registry.aclose(REPORT_ORPHAN_AFTER)
 
 
 async def _read(arguments: Arguments, text: str, longest: int, running: _Running) -> tuple[dict[str, Any], list[str]]:
@@ -184,6 +190,8 @@ class _Running:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._begun = False
+        self._told = 0
+        self._told_bytes = 0
         # Room for one more than progress may fill, so that neither `begun` nor the end ever has to wait.
         self._events: asyncio.Queue[Event | None] = asyncio.Queue(UNREAD_PROGRESS + 1)
 
@@ -195,8 +203,14 @@ class _Running:
 
     async def progress(self, fraction: float, message: str = "") -> None:
         self.begun()
+        text = sound(message[:PROGRESS_CHARACTERS])
+        self._told += 1
+        self._told_bytes += len(text.encode())
+        if self._told > MOST_PROGRESS_EVENTS or self._told_bytes > MOST_PROGRESS_BYTES:
+            await asyncio.sleep(0)  # no tool waits any longer for it than for what is told
+            return
         within = 0.0 if math.isnan(fraction) else min(1.0, max(0.0, fraction))
-        await self._events.put(Progressed(within, sound(message)[:PROGRESS_CHARACTERS]))
+        await self._events.put(Progressed(within, text))
 
     def waiting(self) -> AbstractContextManager[None]:
         """The block is part of the wait for the tool to begin."""

@@ -136,7 +136,10 @@ class MeshServer:
         return self.port
 
     async def drain(self) -> None:
-        """Take nothing new, let what runs go on for the drain time at most, then end it and stop listening."""
+        """Take nothing new, let what runs go on for the drain time at most, then end it and stop listening.
+
+        Orphans are not waited for: their time is over, and they have been reported.
+        """
         assert self._server is not None
         self.interceptor.drain()
         self._tell_health(serving=False)
@@ -145,7 +148,7 @@ class MeshServer:
             _LOG.info("%s drains %d calls", self.interceptor.hop, len(scopes))
         try:
             async with asyncio.timeout(self._settings.drain):
-                await scopes.emptied()
+                await scopes.drained()
         except TimeoutError:
             _LOG.warning("%s ends %d calls that outlived the drain", self.interceptor.hop, len(scopes))
         await self.stop()

@@ -29,7 +29,7 @@ def target(data: bytes) -> None:
 class _Process:
     pid = 0
 
-    def __call__(self, control: socket.socket, mark: str) -> _Process:
+    def __call__(self, control: socket.socket, mark: int) -> _Process:
         self.control = control.dup()
         return self
 

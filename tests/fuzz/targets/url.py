@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from itertools import chain
 from urllib.parse import unquote, urlsplit
 
 from pydantic import ValidationError
 from tests.fuzz.reading import json_lines
 
-from deadlinemesh.policy.model import HttpTool
+from deadlinemesh.policy.model import PLACEHOLDER, HttpTool
 from deadlinemesh.tool_runner.kinds.url import UnfitArgument, UrlTemplate
 
 JSON_LINES = True
+
+_LEADS_ELSEWHERE = re.compile(r"[/\\\x00-\x1f\x7f-\x9f]")
+"""In one segment, after some server has decoded it."""
 
 
 def target(data: bytes) -> None:
@@ -29,7 +34,16 @@ def target(data: bytes) -> None:
         return
     before, after = urlsplit(url), urlsplit(filled)
     assert (after.scheme, after.netloc) == (before.scheme, before.netloc)
-    assert after.path.count("/") == before.path.count("/")
-    for was, segment in zip(before.path.split("/"), after.path.split("/"), strict=True):
-        assert was == segment or unquote(segment) not in ("", ".", "..")
     assert after.query.count("&") == before.query.count("&")
+    # The path is the template's but for its arguments: of each one segment or less, or several where it says so.
+    literals, _, paths = (PLACEHOLDER.split(before.path)[part::3] for part in range(3))
+    places = ["(.*)" if path else "([^/]*)" for path in paths]
+    match = re.fullmatch(
+        "".join(chain(*zip(map(re.escape, literals), [*places, ""], strict=True))), after.path, re.DOTALL
+    )
+    assert match is not None
+    for place, value in zip(places, match.groups(), strict=True):
+        decoded = [unquote(part) for part in value.split("/")] if place == "(.*)" else [unquote(value)]
+        assert not any(_LEADS_ELSEWHERE.search(segment) for segment in decoded)
+    for segment in set(after.path.split("/")) - set(before.path.split("/")):
+        assert unquote(segment) not in ("", ".", "..")

@@ -17,7 +17,6 @@ from typing import Any
 import httpx
 
 from deadlinemesh.deadline import current
-from deadlinemesh.errors import without_addresses
 from deadlinemesh.policy.model import HttpTool as HttpToolPolicy
 from deadlinemesh.telemetry.logs import cut
 from deadlinemesh.tool_runner.kinds.cancelled_once import cancelled_once
@@ -81,9 +80,10 @@ class HttpTool(Tool):
                 # Of these only what the network or the server did may be different next time.
                 ours = (httpx.LocalProtocolError, httpx.UnsupportedProtocol)
                 transient = isinstance(error, httpx.TransportError) and not isinstance(error, ours)
-                # What it says may tell where the tool is.
+                # Of the words only our own are the model's to read: the others name hosts and addresses.
+                about = f": {error}" if isinstance(error, httpx.DecodingError) else ""
                 _LOG.warning("%s: no answer: %s: %s", self.origin, type(error).__name__, cut(error))
-                return self._failed(f"no answer: {type(error).__name__}: {without_addresses(str(error))}", transient)
+                return self._failed(f"no answer: {type(error).__name__}{about}", transient)
 
     async def _exchange(self, url: httpx.URL, others: Mapping[str, Any]) -> ToolOutcome:
         headers = dict(self._headers)

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError, to_json, to_jsonable_python
 
+from deadlinemesh.deadline.processes import own_processes
 from deadlinemesh.errors import MOST_VIOLATIONS
 from deadlinemesh.tool_runner.outcome import Call, Tool, ToolError, ToolOutcome, ToolStatus, located, sound
 from deadlinemesh.tool_runner.tool import Definition
@@ -26,6 +27,7 @@ class PythonTool(Tool):
         self._definition = definition
 
     async def run(self, arguments: Mapping[str, Any], call: Call) -> ToolOutcome:
+        own_processes()
         call.begun()
         try:
             bound = self._definition.bind(arguments)

@@ -5,6 +5,9 @@
     worker_main.py   what a worker does
     keeper.py        the tool-runner's hold on its keeper, which starts workers and ends them
     keeper_main.py   what the keeper does: fork, kill, reap; and what the two say to each other
+    confinement.py   what a worker may not do: user, capabilities, Landlock, memory that others cannot read
+    folders.py       the workers' private folders, also those that a killed tool-runner left
+    marks.py         how all that a process has started is found when it is dead
     leftovers.py     whose it is what dead workers have left
     frames.py        how both ends of a worker's socket talk
 
@@ -14,5 +17,5 @@ for a new interpreter. A killed worker is cheap to replace, and so is one that b
 
 The keeper is also the heir of all that its workers start. Whatever a tool forks, and wherever it hides from its process group, it
 falls to the keeper when its worker dies, and the keeper has no other children than workers: what it inherits, it kills. When the
-tool-runner dies, by whatever signal, the keeper sees their socket close, kills everything, and goes.
+tool-runner dies, by whatever signal, the keeper sees their socket close, kills everything, also what async tools started, and goes.
 """

@@ -6,22 +6,24 @@ import asyncio
 import json
 import logging
 import os
-import secrets
-import signal
+import re
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context
+from functools import partial
 from itertools import count
-from pathlib import Path
 from typing import Protocol
 
-from deadlinemesh.tool_runner.workers.keeper_main import COMMAND, ENDED, KILL, OBEYED, READY, REPORT, START
+from deadlinemesh.deadline.scope import outside_any_scope
+from deadlinemesh.tool_runner.workers.folders import Folders
+from deadlinemesh.tool_runner.workers.keeper_main import CLOSE, COMMAND, ENDED, KILL, OBEYED, READY, REPORT, START
+from deadlinemesh.tool_runner.workers.marks import kill_marked, new_mark, own_mark
 from deadlinemesh.tool_runner.workers.worker import Worker
 
-__all__ = ["Keeper"]
+__all__ = ["WORKER_UIDS", "Keeper"]
 
 _LOG = logging.getLogger("deadlinemesh.tool_runner")
 
@@ -35,12 +37,23 @@ READY_WITHIN = 5.0
 CLOSES_WITHIN = 5.0
 """The same, for one that was told to end every worker and itself."""
 
+WORKER_UIDS = (61184, 65519)
+"""The users that workers have where a keeper may set theirs: those that systemd leaves to services without one of their own."""
+
 _PROGRAM = """
 import json, sys
-sys.path[:] = json.loads(sys.argv[1])
+settings = json.loads(sys.argv[1])
+sys.path[:] = settings.pop("path")
 from deadlinemesh.tool_runner.workers.keeper_main import main
-main(int(sys.argv[2]))
+main(**settings)
 """
+
+_NEEDED = re.compile(
+    r"PATH|HOME|LANG|LANGUAGE|LC_\w+|TZ|TZDIR|TMPDIR|LD_LIBRARY_PATH|VIRTUAL_ENV|SSL_CERT_(FILE|DIR)"
+    r"|PYTHON(PATH|HOME|UTF8|IOENCODING|HASHSEED|DONTWRITEBYTECODE|PYCACHEPREFIX|UNBUFFERED|WARNINGS|DEVMODE|FAULTHANDLER"
+    r"|NOUSERSITE|SAFEPATH|OPTIMIZE|MALLOC)"
+)
+"""The environment variables that keeper and workers have. The workers also have those that policy names."""
 
 
 class Process(Protocol):
@@ -52,14 +65,27 @@ class Process(Protocol):
     def wait(self) -> int: ...
 
 
-def _launched(control: socket.socket, mark: str) -> Process:
-    """A process that keeps workers for the other end of `control`, with `mark` in its environment."""
+def _launched(
+    control: socket.socket, mark: int, folder: str | None = None, uids: tuple[int, int] | None = None
+) -> Process:
+    """A process that keeps workers for the other end of `control`. It takes `mark`, gives each worker a folder in `folder`, and a
+    user of `uids` where it may; without them neither.
+    """
+    settings = {
+        "path": _path(),
+        "control_fd": control.fileno(),
+        "tool_runner": os.getpid(),
+        "mark": mark,
+        "starter_mark": own_mark(),
+        "folder": folder,
+        "uids": uids,
+    }
     return subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM, json.dumps(_path()), str(control.fileno())],
+        [sys.executable, "-c", _PROGRAM, json.dumps(settings)],
         stdin=subprocess.DEVNULL,
         stdout=2,  # what a tool prints belongs to the log
         pass_fds=[control.fileno()],
-        env=_environment(mark),
+        env={name: value for name, value in os.environ.items() if _NEEDED.fullmatch(name)},
         start_new_session=True,
     )
 
@@ -68,14 +94,21 @@ class Keeper:
     """A keeper process. Commands to it are queued from the moment it is started, so nobody waits for it to be ready.
 
     Starting it takes the event loop about a millisecond. Raises OSError where it cannot be started. `launched` starts the process.
+    `uids` are the first and the last user that it may give to workers; None leaves them the tool-runner's.
     """
 
-    def __init__(self, launched: Callable[[socket.socket, str], Process] = _launched) -> None:
+    def __init__(
+        self,
+        launched: Callable[[socket.socket, int], Process] | None = None,
+        uids: tuple[int, int] | None = WORKER_UIDS,
+    ) -> None:
         self.lost = False
         """Whether the process is gone, and every worker with it."""
         self._loop = asyncio.get_running_loop()
-        self._mark = f"DMESH_KEEPER={secrets.token_hex(16)}"
-        """In the environment of the keeper, and so of everything below it."""
+        self._mark = new_mark()
+        """Of the keeper, and so of everything below it."""
+        self._folders: Folders | None = None
+        """The workers' folders, if they are processes of their own."""
         self._workers: dict[int, Worker] = {}
         self._numbers = count(1)
         self._said = b""
@@ -87,10 +120,14 @@ class Keeper:
         """The instant from which on it has to have obeyed."""
         self._closing = False
         self._gone: asyncio.Future[None] = self._loop.create_future()
+        if launched is None:
+            self._folders = Folders()
+            launched = partial(_launched, folder=self._folders.path, uids=uids)
         self._control, theirs = socket.socketpair()
         self._control.setblocking(False)
         with theirs:
-            self._process = launched(theirs, self._mark)
+            # No call's, though one may be waiting for it.
+            self._process = outside_any_scope().run(launched, theirs, self._mark)
         self._loop.add_reader(self._control, self._listen)
 
     def start(self, tenant_id: str) -> Worker:
@@ -109,6 +146,8 @@ class Keeper:
         """End every worker and the keeper."""
         if not self.lost:
             self._closing = True
+            with suppress(OSError):  # it is going, or stands still with a full socket
+                self._control.send(COMMAND.pack(CLOSE, 0))
             self._control.shutdown(socket.SHUT_WR)
             try:
                 async with asyncio.timeout(CLOSES_WITHIN):
@@ -164,6 +203,8 @@ class Keeper:
                 self._obeyed += 1
             elif what == ENDED and (worker := self._workers.pop(number, None)) is not None:
                 worker.gone(code)
+                if self._folders is not None and not self._closing:
+                    self._folders.remove(number)
             else:
                 _LOG.error("the keeper of the workers reports %r of %d, which is no report: it is killed", what, number)
                 self._lose()
@@ -176,40 +217,19 @@ class Keeper:
             return
         self.lost = True
         self._loop.remove_reader(self._control)
-        self._control.close()
-        self._process.kill()
+        self._process.kill()  # before the socket is closed, which would tell it that the tool-runner has died
         self._process.wait()  # for what has been killed already, or has just closed its last file
+        self._control.close()
         if not self._closing:  # else it has left nothing
-            _kill_marked(self._mark.encode())
+            kill_marked(self._mark)
+        if self._folders is not None:
+            self._folders.close()
         for worker in self._workers.values():
             worker.gone(None)
         self._workers.clear()
         self._gone.set_result(None)
 
 
-def _kill_marked(mark: bytes) -> None:
-    """Kill every process that has `mark` in its environment: what a keeper that died had below it."""
-    killed: set[int] = set()
-    while marked := set(_marked(mark)) - killed:  # until it finds none that was born meanwhile
-        for pid in marked:
-            with suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
-        killed |= marked
-
-
-def _marked(mark: bytes) -> Iterator[int]:
-    for environment in Path("/proc").glob("[0-9]*/environ"):
-        with suppress(OSError):  # it has ended, or is another user's
-            if mark in environment.read_bytes().split(b"\0"):
-                yield int(environment.parent.name)
-
-
 def _path() -> list[str]:
     """Where modules are imported from here. The empty entry means the working directory, which a tool may change."""
     return [entry or os.getcwd() for entry in sys.path]
-
-
-def _environment(mark: str) -> dict[str, str]:
-    # Tools run with their own secrets, and not with the mesh's.
-    own = {name: value for name, value in os.environ.items() if not name.startswith("DMESH_")}
-    return own | dict([mark.split("=")])

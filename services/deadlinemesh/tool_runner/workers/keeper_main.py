@@ -7,6 +7,7 @@ What the two say to each other on their socket, each in one fixed form:
 
     START n      fork worker n; its end of its socket comes along
     KILL n       kill worker n, if it is there; may be said again
+    CLOSE        the end of the socket that follows is no death of the tool-runner
     READY        it runs: until then it loads what workers need, and obeys nothing
     OBEYED n     the answer to a KILL n, one for each and in their order: the signals are sent. It says that the keeper runs, and no
                  more, as a process that hangs in a system call dies only when that returns
@@ -15,26 +16,37 @@ What the two say to each other on their socket, each in one fixed form:
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
+import random
+import shutil
 import signal
 import socket
 import struct
 import sys
+import tempfile
 import traceback
 from contextlib import suppress
 from select import select
-from time import monotonic
+from time import monotonic, sleep
 from typing import NoReturn
 
+from deadlinemesh.tool_runner.workers.confinement import (
+    Landlock,
+    become,
+    bound_capabilities,
+    forbid_dumps,
+    prctl,
+    usable_by,
+)
 from deadlinemesh.tool_runner.workers.leftovers import Leftovers
+from deadlinemesh.tool_runner.workers.marks import kill_marked, mark_process
 
-__all__ = ["COMMAND", "ENDED", "KILL", "OBEYED", "READY", "REPORT", "START", "main"]
+__all__ = ["CLOSE", "COMMAND", "ENDED", "KILL", "OBEYED", "READY", "REPORT", "START", "main"]
 
 COMMAND = struct.Struct("!cI")
 """From the tool-runner: what to do, and a worker's number. With START comes the worker's end of its socket."""
-START, KILL = b"S", b"K"
+START, KILL, CLOSE = b"S", b"K", b"C"
 
 REPORT = struct.Struct("!cIi")
 """To the tool-runner: what has been done or has happened, and a worker's number. With ENDED comes its exit code, or minus the
@@ -47,32 +59,110 @@ _PR_SET_CHILD_SUBREAPER = 36
 _FAILED_TO_WORK = 70
 
 
-def _prctl(option: int, value: int) -> None:
-    """Linux's prctl(2); nothing elsewhere."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+_STARTER_ENDS_WITHIN_S = 2.0
+"""What a process takes to end that has closed its files."""
 
 
-def main(control_fd: int) -> None:
-    """Keep workers until the other end of the socket `control_fd` is closed."""
+def main(
+    control_fd: int,
+    tool_runner: int,
+    mark: int = 0,
+    starter_mark: int = 0,
+    folder: str | None = None,
+    uids: tuple[int, int] | None = None,
+) -> None:
+    """Keep workers until the other end of the socket `control_fd` is closed.
+
+    `mark` is for this process and all below it. `tool_runner` is the process that started it. If that dies, everything is killed
+    that has `starter_mark`, which is its own. Workers have their own folders in `folder`, which is removed in the end.
+    """
+    mark_process(mark)
+    forbid_dumps()
     # Imported and used once, so that no worker has to load what all of them need.
     from deadlinemesh.tool_runner.workers.worker_main import rehearse
 
     # One that a tool has stopped goes on when the tool-runner dies, sees that it is gone, and ends every worker. SIGKILL would
     # leave what tools have started, and come too early: it is sent when the thread ends that has started this process.
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
+    prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
     rehearse()
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    prctl(_PR_SET_CHILD_SUBREAPER, 1)
     for number in (signal.SIGINT, signal.SIGTERM):  # it ends with the tool-runner, which may want to drain first
         signal.signal(number, signal.SIG_IGN)
+    confinement = _Confinement(folder, uids)
     gc.collect()
     gc.freeze()  # else the first collection in a worker would copy every page
-    _Keeper(socket.socket(fileno=control_fd)).run()
+    keeper = _Keeper(socket.socket(fileno=control_fd), confinement)
+    keeper.run()
+    if not keeper.closed and _has_ended(tool_runner):
+        kill_marked(starter_mark, {os.getpid()})  # what async tools have started
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
     os._exit(0)  # somebody waits for it, and an interpreter takes its time to close
 
 
+def _has_ended(tool_runner: int) -> bool:
+    until = monotonic() + _STARTER_ENDS_WITHIN_S
+    while os.getppid() == tool_runner and monotonic() < until:
+        sleep(0.005)  # it dies, and its files are closed before its children are told
+    return os.getppid() != tool_runner
+
+
+class _Confinement:
+    """What workers may not do, of whatever this process may take from them."""
+
+    def __init__(self, folder: str | None, uids: tuple[int, int] | None) -> None:
+        self._folder = folder
+        imported = [path for path in (*sys.path, sys.prefix, sys.base_prefix) if path]
+        if uids is not None and not usable_by(uids[0], [sys.executable, *imported]):
+            if os.geteuid() == 0:
+                print(
+                    f"tools run as root, without its capabilities: user {uids[0]} may not read all that Python imports from",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            uids = None
+        self._uids = uids
+        self._next = 0 if uids is None else random.randrange(*uids)  # several keepers of a machine seldom share a user
+        self._taken: dict[int, int] = {}
+        bound_capabilities()
+        self._landlock = None if folder is None else Landlock(imported)
+
+    def admit(self, number: int) -> None:
+        """Choose what worker `number` will be confined to."""
+        if self._uids is not None:
+            first, last = self._uids
+            while self._next in self._taken.values() or not first <= self._next <= last:
+                self._next = first if self._next >= last else self._next + 1
+            self._taken[number] = self._next
+            self._next += 1
+
+    def dismiss(self, number: int) -> None:
+        """Worker `number` is gone, and all that it had started."""
+        self._taken.pop(number, None)
+
+    def enter(self, number: int) -> None:
+        """Confine this process, which is worker `number`."""
+        uid = self._taken.get(number)
+        os.umask(0o077)
+        if self._folder is not None:
+            own = f"{self._folder}/{number}"
+            os.mkdir(own)
+            if uid is not None:
+                os.chown(own, uid, uid)
+            os.chdir(own)
+            os.environ.update(HOME=own, TMPDIR=own)
+            tempfile.tempdir = None
+        become(uid)
+        if self._landlock is not None:
+            self._landlock.restrict(own)
+        forbid_dumps()
+
+
 class _Keeper:
-    def __init__(self, control: socket.socket) -> None:
+    def __init__(self, control: socket.socket, confinement: _Confinement) -> None:
+        self.closed = False
+        """Whether the tool-runner has said that it closes."""
+        self._confinement = confinement
         self._control = control
         control.set_inheritable(False)
         self._numbers: dict[int, int] = {}
@@ -125,6 +215,8 @@ class _Keeper:
             self._start(number, fds[0])
         elif command == START:  # this process has no room for one more file
             self._report(ENDED, number, _FAILED_TO_WORK)
+        elif command == CLOSE:
+            self.closed = True
         else:
             for pid in [pid for pid, known in self._numbers.items() if known == number]:
                 _kill(pid)
@@ -133,33 +225,38 @@ class _Keeper:
 
     def _start(self, number: int, fd: int) -> None:
         keeper = os.getpid()
+        self._confinement.admit(number)
         try:
             pid = os.fork()
         except OSError:  # no more processes, or no memory
             os.close(fd)
+            self._confinement.dismiss(number)
             self._report(ENDED, number, _FAILED_TO_WORK)
             return
         if pid == 0:
-            self._be_a_worker(fd, keeper)
+            self._be_a_worker(number, fd, keeper)
         os.close(fd)
         self._numbers[pid] = number
 
-    def _be_a_worker(self, fd: int, keeper: int) -> NoReturn:
+    def _be_a_worker(self, number: int, fd: int, keeper: int) -> NoReturn:
         try:
-            _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            from deadlinemesh.tool_runner.workers.worker_main import settle, work
+
+            settle()
+            self._confinement.enter(number)
+            prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # after the change of its user, which would undo it
             if os.getppid() == keeper:
                 # A session of its own: what it starts is one process group with it, unless it asks for another.
                 os.setsid()
-                _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # daemons stay below it, so that it can tell that it has some
+                prctl(_PR_SET_CHILD_SUBREAPER, 1)  # daemons stay below it, so that it can tell that it has some
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 self._control.close()
                 os.close(self._woken)
                 os.close(self._waking)
-                os.set_inheritable(fd, False)
-                from deadlinemesh.tool_runner.workers.worker_main import work
-
-                work(socket.socket(fileno=fd))
+                own = os.dup(fd)  # not inheritable, and as low as in any process
+                os.close(fd)
+                work(socket.socket(fileno=own))
         except BaseException:
             traceback.print_exc()
             os._exit(_FAILED_TO_WORK)
@@ -204,6 +301,7 @@ class _Keeper:
             print(f"process {pid}, left by a tool, was killed and does not end", file=sys.stderr, flush=True)
         for number in [one for one in self._ended if one not in self._suspects and not self._left.hold(one)]:
             _, code = self._ended.pop(number)
+            self._confinement.dismiss(number)
             self._report(ENDED, number, code)
 
     def _report(self, what: bytes, number: int, code: int = 0) -> None:

@@ -7,6 +7,7 @@ makes room when there are as many processes as there may be. A fork costs about 
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
@@ -23,18 +24,24 @@ __all__ = ["Workers"]
 
 class Workers:
     """The worker processes of one tool-runner. `bulkhead` makes what bounds the calls at once, and so the processes, given its
-    name and its limit.
+    name and its limit. `environ` is where the variables are that policy names for them.
 
     Nothing is started before the first call, or `warm`; `aclose` ends everything. `keeper` makes what starts the processes, and
     again when that is lost.
     """
 
     def __init__(
-        self, policy: Policy, bulkhead: Callable[[str, int], Bulkhead], keeper: Callable[[], Keeper] = Keeper
+        self,
+        policy: Policy,
+        bulkhead: Callable[[str, int], Bulkhead],
+        keeper: Callable[[], Keeper] = Keeper,
+        environ: Mapping[str, str] = os.environ,
     ) -> None:
         self._bulkhead = bulkhead("tool workers", policy.tools.workers)
         self._new_keeper = keeper
         self._keeper: Keeper | None = None
+        self._environ = environ
+        self._environment: dict[str, str] = {}
         self._idle: dict[Worker, None] = {}  # an ordered set: the first has waited longest
         self.use(policy, policy.shares())
 
@@ -43,6 +50,8 @@ class Workers:
         used again.
         """
         self._policy = policy.tools
+        named = policy.tools.worker_environment
+        self._environment = {name: self._environ[name] for name in named if name in self._environ}
         self._answer_bytes = policy.limits.message_bytes
         self._bulkhead.resize(policy.tools.workers, shares=shares, most_waiting=policy.admission.most_waiting)
         self._make_room()
@@ -66,6 +75,7 @@ class Workers:
             answer = await worker.ask(question, call, self._answer_bytes)
             worker.reusable = (
                 not answer.left
+                and worker.environment == self._environment
                 and worker.calls < self._policy.calls_per_worker
                 and answer.memory_bytes <= self._policy.worker_memory_bytes
             )
@@ -85,6 +95,7 @@ class Workers:
         if worker is None:
             self._make_room()
             worker = keeper.start(tenant_id)
+            worker.environment = self._environment
             worker.ended.add_done_callback(partial(self._ended, worker))
         else:
             del self._idle[worker]
@@ -98,9 +109,12 @@ class Workers:
                 await worker.end()
 
     def _make_room(self) -> None:
-        """End the workers that have been idle longest, as long as there are too many beside those of calls."""
-        while self._idle and len(self._idle) + self._bulkhead.held > self._bulkhead.limit:
-            worker = next(iter(self._idle))
+        """End the workers that have another environment, and of the others those that have been idle longest, as long as there
+        are too many beside those of calls.
+        """
+        stale = [worker for worker in self._idle if worker.environment != self._environment]
+        while self._idle and (stale or len(self._idle) + self._bulkhead.held > self._bulkhead.limit):
+            worker = stale.pop() if stale else next(iter(self._idle))
             del self._idle[worker]
             worker.kill()
             worker.close()

@@ -55,6 +55,8 @@ class Worker:
         self.tenant_id = tenant_id
         self.calls = 0
         """Calls that it has been given."""
+        self.environment: Mapping[str, str] = {}
+        """Variables that its tools have besides the keeper's. They go with its first call, so that the keeper holds none."""
         self.reusable = False
         """Whether it may be given another call. It may not while it has one, and never after one that did not end well."""
         self.ended: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
@@ -85,6 +87,8 @@ class Worker:
             "deadline_at": context.absolute_deadline,
             "started_at": context.started_at,
         }
+        if self.calls == 1:
+            head["environment"] = dict(self.environment)
         with suppress(ConnectionError):  # how it ended is told below
             data = packed(head, json.dumps(question.arguments).encode())
             await asyncio.get_running_loop().sock_sendall(self._sock, data)

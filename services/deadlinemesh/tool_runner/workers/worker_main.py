@@ -29,7 +29,7 @@ from deadlinemesh.tool_runner.outcome import ToolError, ToolOutcome, ToolStatus
 from deadlinemesh.tool_runner.tool import Definition, definition_of, tool
 from deadlinemesh.tool_runner.workers.frames import packed, receive_blocking
 
-__all__ = ["rehearse", "work"]
+__all__ = ["rehearse", "settle", "work"]
 
 _NICER = 5
 """By how much a worker's processor time is worth less than the event loops', which have deadlines to keep."""
@@ -56,14 +56,14 @@ def rehearse() -> None:
 
 def work(sock: socket.socket) -> None:
     """Take calls until the other end of `sock` is closed."""
-    _settle()
     while (question := receive_blocking(sock)) is not None:
         head, arguments = question
         # What a tool sets in context variables ends with the call.
         copy_context().run(_Call(sock, head).run, arguments)
 
 
-def _settle() -> None:
+def settle() -> None:
+    """Make this process a worker by all that it may not change once it is confined."""
     # Neither is for this process, which is ended by SIGKILL. Not ignored, as what it starts would then ignore them as well.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
@@ -87,6 +87,7 @@ class _Call:
     def run(self, arguments: bytes) -> None:
         before = frozenset(threading.enumerate())
         try:
+            os.environ.update(self._head.get("environment", {}))  # before the module reads it
             definition = _find(self._head["module"], self._head["function"])
             before = frozenset(threading.enumerate())  # a module may start threads for good, a call may not
             outcome = self._outcome(definition, json.loads(arguments))
