@@ -48,7 +48,9 @@ _AS_PEER = (
     ("mesh-identity", f"token={TOKEN};tenant=acme;tier=free;run=run-1;trace={1:032x}"),
     ("grpc-timeout", "20S"),
 )
-_NEIGHBOUR = {_AS_TENANT: (("authorization", f"Bearer {NEIGHBOURS_KEY}"),)}
+_NEIGHBOUR: dict[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]] = {
+    _AS_TENANT: (("authorization", f"Bearer {NEIGHBOURS_KEY}"),)
+}
 _USER = common_pb2.Message(role=common_pb2.ROLE_USER, content="Write 2000 words about deadlines")
 _CALLS = {
     "orchestrator": (
@@ -95,9 +97,8 @@ class Served:
         health: Any = health_pb2_grpc.HealthStub(self.channel)
         told = await health.Check(health_pb2.HealthCheckRequest(), timeout=seconds)
         assert told.status == health_pb2.HealthCheckResponse.SERVING
-        metadata = _NEIGHBOUR.get(self.target.metadata) or [
-            pair for pair in self.target.metadata if pair[0] not in ("grpc-timeout", "deadline-remaining-us")
-        ]
+        own = (pair for pair in self.target.metadata if pair[0] not in ("grpc-timeout", "deadline-remaining-us"))
+        metadata = _NEIGHBOUR.get(self.target.metadata) or tuple(own)
         call: Any = self.channel.unary_unary(self.target.unary.path)
         await call(self.target.unary.body, timeout=seconds, metadata=metadata)
 

@@ -141,8 +141,9 @@ async def test_request_that_does_not_come_is_refused() -> None:
 
 async def test_request_that_is_no_message_is_refused() -> None:
     """It is the caller's mistake, so it has neither UNKNOWN nor a traceback."""
-    method = grpc.unary_unary_rpc_method_handler(
-        methods()["unary_unary"].unary_unary, request_deserializer=health_pb2.HealthCheckRequest.FromString
+    behaviour: Any = methods()["unary_unary"].unary_unary
+    method: Any = grpc.unary_unary_rpc_method_handler(
+        behaviour, request_deserializer=health_pb2.HealthCheckRequest.FromString
     )
     async with serving({"unary_unary": method}) as hop:
         peer = await RawPeer.connect(hop.server.port)

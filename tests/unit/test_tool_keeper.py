@@ -27,7 +27,7 @@ class FakeKeeper:
         self._boots = boots
         self._kills: asyncio.Queue[int] = asyncio.Queue()
 
-    def __call__(self, control: socket.socket, mark: str) -> FakeKeeper:
+    def __call__(self, control: socket.socket, mark: int) -> FakeKeeper:
         self._control = control.dup()
         self._control.setblocking(False)
         if not self._boots:
