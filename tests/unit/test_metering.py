@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -37,6 +38,7 @@ from deadlinemesh.telemetry import (
     Retried,
     RetryRefused,
     RunEnded,
+    logs,
 )
 from deadlinemesh.telemetry.metering import metering_to
 
@@ -146,7 +148,9 @@ def measured(events: Sequence[Event]) -> list[Any]:
     """The metrics that come of these events."""
     reader = InMemoryMetricReader()
     provider = MeterProvider([reader], resource=Resource.get_empty(), shutdown_on_exit=False)
-    sink = MetricsSink(provider.get_meter("deadlinemesh"))
+    meter = provider.get_meter("deadlinemesh")
+    sink = MetricsSink(meter)
+    logs.count_lost(meter)
     for event in events:
         sink.record(event)
     found = reader.get_metrics_data()
@@ -211,10 +215,12 @@ def test_a_histogram_has_the_buckets_that_it_asked_for(event: Event, bounds: tup
     assert metric.data.data_points[0].explicit_bounds == bounds
 
 
-def test_the_manual_lists_every_instrument_with_its_unit_and_labels() -> None:
+def test_the_manual_lists_every_instrument_with_its_unit_and_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "LOST", Counter({"rate": 1}))
+    policies: list[Event] = [PolicyInForce("edge", "0123456789ab"), PolicyRefused("edge", "0123456789ab", "why")]
     manual = Path(__file__).parents[2] / "docs" / "operating.md"
     rows = re.findall(
-        r"^\| `([a-z.]+)` \| (?:histogram|counter), ([^ ]+) \| ([^|]+) \|", manual.read_text(), re.MULTILINE
+        r"^\| `([a-z.]+)` \| (?:histogram|counter|gauge)(?:, ([^ ]+))? \| ([^|]*) ?\|", manual.read_text(), re.MULTILINE
     )
     listed = {name: (unit, set(re.findall(r"`([^`]+)`", labels))) for name, unit, labels in rows}
     found = {
@@ -222,7 +228,7 @@ def test_the_manual_lists_every_instrument_with_its_unit_and_labels() -> None:
             metric.unit,
             {label for point in metric.data.data_points for label in point.attributes},
         )
-        for metric in measured([event for event, *_ in LANDINGS])
+        for metric in measured([*(event for event, *_ in LANDINGS), *policies])
     }
     assert listed == found
 
