@@ -11,7 +11,7 @@ import grpc
 import pytest
 from benchmarks.hostile.raw_peer import END_STREAM, Kind, RawPeer, frame, literal, message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from tests.mesh.rpc import REQUEST, SERVICE, TOKEN, handler, methods, serving, within_bounds
+from tests.mesh.rpc import REQUEST, SERVICE, TOKEN, begin, handler, methods, serving, within_bounds
 
 from deadlinemesh.deadline import DeadlineContext
 from deadlinemesh.telemetry import CallRefused, ConnectionClosed, OrphanReported
@@ -334,3 +334,19 @@ async def test_large_headers_reach_no_method(method: str, size: int, refused: bo
     details: Any = SimpleNamespace(method=method, invocation_metadata=(("x-large", "x" * size),))
     await hop.intercept_service(continuation, details)
     assert bool(asked) is not refused
+
+
+async def test_drain_loses_no_reply_that_is_on_its_way() -> None:
+    async with serving({"unary_unary": handler("unary_unary", large)}) as hop:
+        peer = await RawPeer.connect(hop.server.port, window=1000)
+        call = peer.call(f"/{SERVICE}/unary_unary", (*PEER, ("grpc-timeout", "20S")), REQUEST)
+        while not call.received:  # noqa: ASYNC110  # the fact is the raw peer's
+            await asyncio.sleep(0)
+        draining = asyncio.ensure_future(hop.server.drain())
+        with pytest.raises(grpc.aio.AioRpcError):  # it drains
+            await within_bounds(begin(hop.raw, "unary_unary"))
+        peer.give_window(call.number, 10 * len(LARGE))
+        await within_bounds(call.ended())
+        assert (call.status, call.received) == ("0", len(LARGE) + 5)
+        await within_bounds(draining)
+        await peer.close()

@@ -162,6 +162,7 @@ class MeshServer:
         with suppress(TimeoutError):
             async with asyncio.timeout(_LAST_WORDS):
                 await self.interceptor.answered()
+                await self.interceptor.stragglers.sent()
         self.interceptor.stragglers.end_all()
         await self._server.stop(grace=_LAST_CALLS)
         await self._server.wait_for_termination()

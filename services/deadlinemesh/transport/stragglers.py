@@ -124,6 +124,11 @@ class Stragglers:
                 exchange.until = now
         self._look()
 
+    async def sent(self) -> None:
+        """Return once every reply that is on its way has been read, or its call has ended."""
+        while sending := {one.task for one in self._exchanges if one.stage is not Stage.WORK and not one.task.done()}:
+            await asyncio.wait(sending)
+
     def end_all(self) -> None:
         """End every call that waits for its peer."""
         self.end([one for one in self._exchanges if one.stage is not Stage.WORK and not one.task.done()])
