@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from math import inf
 from typing import Any
 
 import grpc
@@ -57,20 +58,20 @@ class Answer:
             pass  # the peer has left already
 
     async def _send(self, sending: Coroutine[Any, Any, None]) -> None:
-        self._exchange.sending = True
+        self._exchange.sending_since = asyncio.get_running_loop().time()
         await sending
-        self._exchange.sending = False
+        self._exchange.sending_since = inf
 
     async def _open(self, sending: Coroutine[Any, Any, None]) -> None:
         self._first, self._opening = False, True
-        self._exchange.stage, self._exchange.sending = Stage.FIRST_MESSAGE, True
+        self._exchange.stage, self._exchange.sending_since = Stage.FIRST_MESSAGE, asyncio.get_running_loop().time()
         scope = _HERE.get()[1]
         if scope is None or not scope.hold():
             await self._open_apart(sending)
             return
         try:
             await sending
-            self._exchange.sending = False
+            self._exchange.sending_since = inf
         finally:
             self._opened()
             cancelled = scope.let_go()

@@ -11,6 +11,7 @@ from contextvars import Context, ContextVar
 from functools import partial
 from inspect import isasyncgenfunction
 from itertools import chain
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -47,7 +48,7 @@ from deadlinemesh.transport.peers import REFUSED_CALL, Peers
 from deadlinemesh.transport.requests import Readings, late_request, parser_of, received
 from deadlinemesh.transport.spans import ServerSpan, ServerSpans
 from deadlinemesh.transport.status import NO_METHOD, code_of, error_from, status_of
-from deadlinemesh.transport.stragglers import LAST_MESSAGE_S, READ_GRACE_S, Exchange, Stage, Stragglers
+from deadlinemesh.transport.stragglers import LAST_MESSAGE_S, READ_GRACE_S, UNREAD_AFTER_S, Exchange, Stage, Stragglers
 
 __all__ = ["REQUEST_SECONDS", "WATCHES", "DeadlineInterceptor"]
 
@@ -306,11 +307,12 @@ class _Method:
                         write: Callable[[Any], Awaitable[None]] = answer.write
                         try:
                             async for response in responses:
-                                exchange.sending = True
+                                exchange.sending_since = hop._clock.monotonic()
                                 await write(response)
-                                exchange.sending = False
+                                exchange.sending_since = inf
                                 write = context.write
                         except BaseException:
+                            self._note_unread(exchange)  # now: what produces the responses may take its time to end
                             await responses.aclose()
                             raise
                     else:
@@ -325,8 +327,7 @@ class _Method:
             finally:
                 if span is not None or hop._recording:
                     self._conclude(context, at, deadline, error, span)
-                if exchange.sending and deadline is not None and deadline.remaining <= _AT_ONCE_S:
-                    hop.stragglers.unread(exchange)
+                self._note_unread(exchange)
                 hop.stragglers.reply(exchange, hop._clock.monotonic())
             if error is not None:
                 if isinstance(error, Unauthenticated):
@@ -338,6 +339,14 @@ class _Method:
             hop._unanswered -= 1
             if not hop._unanswered and hop._all_answered is not None:
                 hop._all_answered.set()
+
+    def _note_unread(self, exchange: Exchange) -> None:
+        """Report a message that the peer has left unread until the deadline."""
+        context, now = exchange.context, self._hop._clock.monotonic()
+        if context is None or now - exchange.sending_since < UNREAD_AFTER_S:
+            return
+        if context.absolute_deadline - now <= _AT_ONCE_S:
+            self._hop.stragglers.unread(exchange)
 
     def _error_of(self, raised: BaseException, scope: Scope | None) -> MeshError:
         """What the client is to be told. Raises `raised` again if that is nothing."""

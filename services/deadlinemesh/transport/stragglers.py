@@ -19,13 +19,16 @@ from typing import Any
 
 from deadlinemesh.deadline import Clock, DeadlineContext
 
-__all__ = ["LAST_MESSAGE_S", "READ_GRACE_S", "Exchange", "Stage", "Stragglers"]
+__all__ = ["LAST_MESSAGE_S", "READ_GRACE_S", "UNREAD_AFTER_S", "Exchange", "Stage", "Stragglers"]
 
 READ_GRACE_S = 0.15
 """Seconds after its deadline in which a reply must have been read. Less than the 250 ms after which work counts as an orphan."""
 
 LAST_MESSAGE_S = 1.0
 """Seconds for a message that has no deadline of its own, such as a refusal, to be read."""
+
+UNREAD_AFTER_S = 0.05
+"""Seconds after which a message that is on its way counts as unread: one that is read leaves at once."""
 
 _JUST_BEFORE_S = 0.005
 """Seconds before its deadline at which an unread reply is noted: at the deadline itself the peer's own timer ends the call."""
@@ -52,7 +55,7 @@ class Stage(Enum):
 class Exchange:
     """One call as far as it depends on its peer. `until` is the instant at which the stage must be over."""
 
-    __slots__ = ("apart", "context", "method", "request_late", "sending", "stage", "task", "unread", "until")
+    __slots__ = ("apart", "context", "method", "request_late", "sending_since", "stage", "task", "unread", "until")
 
     def __init__(self, task: asyncio.Task[Any], method: str, until: float) -> None:
         self.task = task
@@ -66,8 +69,8 @@ class Exchange:
         """The task that sends the first message, where that is not `task`."""
         self.request_late = False
         """Whether the task was cancelled as the request did not arrive in time."""
-        self.sending = False
-        """Whether a message before the last is on its way."""
+        self.sending_since = inf
+        """Since when a message before the last is on its way; inf while none is."""
         self.unread = False
         """Whether the call has ended, by its peer's timer or by ours, with something unread."""
 
