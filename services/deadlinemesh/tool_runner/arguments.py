@@ -159,9 +159,15 @@ def _resolve_all(schema: Mapping[str, Any]) -> None:
     resolver = Registry().resolver_with_root(DRAFT202012.create_resource(schema))
     for reference in _references(schema):
         try:
-            resolver.lookup(reference)
+            found = resolver.lookup(reference).contents
         except Unresolvable as error:
-            raise ValueError(f"{reference!r} is not in the schema itself, and nothing is fetched") from error
+            raise ValueError(f"{shown(reference)} is not in the schema itself, and nothing is fetched") from error
+        try:
+            Draft202012Validator.check_schema(found)
+        except SchemaError as error:
+            raise ValueError(
+                f"{shown(reference)} leads to what is no schema: {shortened(error.message, 200)}"
+            ) from error
 
 
 def _references(schema: Any) -> Iterator[str]:

@@ -14,6 +14,9 @@ from deadlinemesh.tool_runner.kinds.url import UnfitArgument, UrlTemplate
 
 JSON_LINES = True
 
+MOST_PATHS = 2
+"""Arguments of several segments in one template; to tell more of them apart takes a regular expression too long."""
+
 _LEADS_ELSEWHERE = re.compile(r"[/\\\x00-\x1f\x7f-\x9f]")
 """In one segment, after some server has decoded it."""
 
@@ -37,6 +40,8 @@ def target(data: bytes) -> None:
     assert after.query.count("&") == before.query.count("&")
     # The path is the template's but for its arguments: of each one segment or less, or several where it says so.
     literals, _, paths = (PLACEHOLDER.split(before.path)[part::3] for part in range(3))
+    if len(paths) - paths.count("") > MOST_PATHS:
+        return
     places = ["(.*)" if path else "([^/]*)" for path in paths]
     match = re.fullmatch(
         "".join(chain(*zip(map(re.escape, literals), [*places, ""], strict=True))), after.path, re.DOTALL
