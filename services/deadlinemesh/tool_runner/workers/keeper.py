@@ -20,7 +20,7 @@ from typing import Protocol
 from deadlinemesh.deadline.scope import outside_any_scope
 from deadlinemesh.tool_runner.workers.folders import Folders
 from deadlinemesh.tool_runner.workers.keeper_main import CLOSE, COMMAND, ENDED, KILL, OBEYED, READY, REPORT, START
-from deadlinemesh.tool_runner.workers.marks import kill_marked, new_mark, own_mark
+from deadlinemesh.tool_runner.workers.marks import kill_marked, new_mark, own_mark, reap
 from deadlinemesh.tool_runner.workers.worker import Worker
 
 __all__ = ["WORKER_UIDS", "Keeper"]
@@ -221,7 +221,8 @@ class Keeper:
         self._process.wait()  # for what has been killed already, or has just closed its last file
         self._control.close()
         if not self._closing:  # else it has left nothing
-            kill_marked(self._mark)
+            killed = kill_marked(self._mark)
+            outside_any_scope().run(self._loop.run_in_executor, None, reap, killed)
         if self._folders is not None:
             self._folders.close()
         for worker in self._workers.values():

@@ -12,11 +12,11 @@ import resource
 import secrets
 import signal
 import sys
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["kill_marked", "mark_process", "new_mark", "own_mark"]
+__all__ = ["kill_marked", "mark_process", "new_mark", "own_mark", "reap"]
 
 _RLIMIT_RTTIME = 15
 _MOST = 1 << 62
@@ -48,14 +48,22 @@ def own_mark() -> int:
     return _own
 
 
-def kill_marked(mark: int, spared: Set[int] = frozenset()) -> None:
-    """Kill every process that has `mark`, except `spared`."""
+def kill_marked(mark: int, spared: Set[int] = frozenset()) -> Set[int]:
+    """Kill every process that has `mark`, except `spared`. Returns their process ids."""
     killed = set(spared)
     while mark and (marked := set(_marked(mark)) - killed):  # until none is found that was born meanwhile
         for pid in marked:
             with suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         killed |= marked
+    return killed - spared
+
+
+def reap(pids: Iterable[int]) -> None:
+    """Wait for processes that were killed, as far as they have become this one's children. It blocks."""
+    for pid in pids:
+        with suppress(ChildProcessError):
+            os.waitpid(pid, 0)
 
 
 def _marked(mark: int) -> Iterator[int]:
