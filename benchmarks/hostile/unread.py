@@ -97,6 +97,8 @@ def _policy() -> dict[str, Any]:
             }
         },
         "tools": {"modules": ["benchmarks.hostile.large_tool"]},
+        # By its default an orchestrator takes no more such replies than fit its memory: here it is to take all.
+        "admission": {"memory_bytes": 4 * 1024**3, "memory_part": 0.9},
     }
 
 

@@ -40,12 +40,21 @@ async def large(request: bytes, context: Any) -> bytes:
     return LARGE
 
 
+async def watched(request: bytes, context: Any) -> bytes:
+    context.add_done_callback(lambda _: None)
+    return LARGE
+
+
 async def streamed(request: bytes, context: Any) -> AsyncIterator[bytes]:
     for _ in range(3):
         yield LARGE
 
 
-HANDLERS = {"unary": handler("unary_unary", large), "streamed": handler("unary_stream", streamed)}
+HANDLERS = {
+    "unary": handler("unary_unary", large),
+    "watched": handler("unary_unary", watched),
+    "streamed": handler("unary_stream", streamed),
+}
 
 
 def live_calls(hop: Any) -> int:
@@ -74,7 +83,7 @@ async def test_reply_that_is_read_is_no_orphan() -> None:
         peer = await RawPeer.connect(hop.server.port)
         calls = [peer.call(f"/{SERVICE}/{method}", PEER, REQUEST) for method in HANDLERS]
         await within_bounds(asyncio.gather(*(call.ended() for call in calls)))
-        assert [call.status for call in calls] == ["0", "0"]
+        assert {call.status for call in calls} == {"0"}
         assert not hop.facts.seen(OrphanReported)
         await peer.close()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from math import inf
 from typing import Any
 
@@ -40,6 +40,11 @@ class Answer:
     def send_initial_metadata(self, metadata: Any) -> Coroutine[Any, Any, None]:
         sending: Coroutine[Any, Any, None] = self._context.send_initial_metadata(metadata)
         return self._open(sending) if self._first else self._send(sending)
+
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        """As the context's own, which would keep the call in a cycle with itself: it could not be ended by being forgotten."""
+        context = self._context
+        self._exchange.task.add_done_callback(lambda _: callback(context))
 
     async def end_with(self, status: grpc.Status) -> None:
         """End the call with `status` once what was sent first has left, unless it has ended by then."""
