@@ -112,6 +112,10 @@ class MeshGate:
             self._clock,
         )
 
+    def trusts(self, metadata: wire.Pairs) -> bool:
+        """Whether the caller has been believed before."""
+        return any(pair[0] == wire.IDENTITY and pair[1] in self._peers for pair in metadata)
+
     def _introduced(self, header: str) -> wire.Identity:
         identity = wire.identity_of(header)
         if not compare_digest(identity.mesh_token, self._token):

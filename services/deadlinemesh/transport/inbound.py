@@ -125,7 +125,9 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
         """The calls that wait for their peers."""
         self.readings = Readings(self.stragglers, clock)
         self._open_calls = OpenCalls(self.stragglers, self.peers, clock, request_seconds, watches)
+        self._trusts: Callable[[wire.Pairs], bool] | None = getattr(gate, "trusts", None)
         self._wrapped: dict[str, MethodHandler] = {}
+        self._swift: dict[str, MethodHandler] = {}
         self._answers: set[asyncio.Task[None]] = set()
         self._unanswered = 0
         self._all_answered: asyncio.Event | None = None
@@ -163,7 +165,7 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
             self._forget_headers(size)
             return self._crowded
         _ARRIVED.set((metadata, self._clock.monotonic()))
-        wrapped = self._wrapped.get(method)
+        wrapped = (self._swift if self._trusts is not None and self._trusts(metadata) else self._wrapped).get(method)
         if wrapped is not None:
             return wrapped
         own_tasks(asyncio.get_running_loop())
@@ -171,6 +173,7 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
         if handler is None:
             return self._unknown
         wrapped = self._wrapped[method] = self._wrap(method, handler)
+        self._swift[method] = self._wrap_swiftly(method, handler) or wrapped
         return wrapped
 
     def _forget_headers(self, size: int) -> None:
@@ -217,6 +220,20 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
         wrapped: MethodHandler = factory(served.serve, parser, handler.response_serializer)
         return wrapped
 
+    def _wrap_swiftly(self, method: str, handler: MethodHandler) -> MethodHandler | None:
+        """The same for callers that are trusted to send the one request that they have begun, if the method takes one: grpc.aio
+        reads it, which spares each call 16 µs."""
+        if handler.request_streaming or method.startswith(_OPEN_SERVICES):
+            return None
+        factory = (
+            grpc.unary_stream_rpc_method_handler if handler.response_streaming else grpc.unary_unary_rpc_method_handler
+        )
+        parser = parser_of(method, handler.request_deserializer, raises=False)
+        wrapped: MethodHandler = factory(
+            _Method(self, method, handler, reads=False).serve, parser, handler.response_serializer
+        )
+        return wrapped
+
     def _unread(self, exchange: Exchange) -> None:
         owner, now = exchange.context, self._clock.monotonic()
         tenant_id, run_id, due_at = (
@@ -244,11 +261,11 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
 class _Method:
     """One method of a hop as grpc.aio is to call it: the way of every call, from its headers to its status."""
 
-    def __init__(self, hop: DeadlineInterceptor, name: str, handler: MethodHandler) -> None:
+    def __init__(self, hop: DeadlineInterceptor, name: str, handler: MethodHandler, *, reads: bool = True) -> None:
         kind = ("stream" if handler.request_streaming else "unary", "stream" if handler.response_streaming else "unary")
         self._hop = hop
         self._name = name
-        self._streaming = handler.request_streaming
+        self._reads = reads and not handler.request_streaming
         self._handler: Handler = getattr(handler, "_".join(kind))
         self._yields = isasyncgenfunction(self._handler)
         """Whether it yields its responses; a stream's handler may also write them itself."""
@@ -294,8 +311,10 @@ class _Method:
                 scope.backlog = arrival.backlog
                 exchange.context = deadline
                 async with scope:
-                    if self._streaming:
+                    if not self._reads:
                         request = requests
+                        if type(request) is InvalidRequest:  # in place of what is no message
+                            raise request
                     elif arrival.by_turns:
                         async with hop.readings.turn(deadline.tenant_id, exchange):
                             request = await received(context, self._name)

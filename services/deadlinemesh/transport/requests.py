@@ -28,8 +28,8 @@ READ_IN_ALL = 32
 Parser = Callable[[bytes], Any]
 
 
-def parser_of(method: str, deserialize: Parser | None) -> Parser | None:
-    """`deserialize`, raising InvalidRequest for bytes that are no message of `method`."""
+def parser_of(method: str, deserialize: Parser | None, *, raises: bool = True) -> Parser | None:
+    """`deserialize`, raising InvalidRequest for bytes that are no message of `method`, or returning it instead."""
     if deserialize is None:
         return None
 
@@ -40,7 +40,10 @@ def parser_of(method: str, deserialize: Parser | None) -> Parser | None:
             raise
         except Exception as error:
             what = f"its {len(data)} bytes are no message of {method}: {type(error).__name__}"
-            raise InvalidRequest([Violation("request", what)]) from None
+            refused = InvalidRequest([Violation("request", what)])
+            if not raises:
+                return refused
+            raise refused from None
 
     return parse
 
