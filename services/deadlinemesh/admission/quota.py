@@ -24,7 +24,7 @@ _FORGET_ABOVE = 1024
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """What one key may do."""
+    """The rate and the number of calls that one key is allowed."""
 
     per_second: float
     """Calls a second, in the long run."""

@@ -1,4 +1,4 @@
-"""Which policy each process of a mesh has in force: written by the process, read by `dmesh policy status`.
+"""The policy in force in each process of a mesh: written by the process, read by `dmesh policy status`.
 
 A file and no call: it tells the same of a process that does not answer, and nobody but its owner may read it.
 """
@@ -25,7 +25,7 @@ LONGEST_WHY = 4000
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What one process has told."""
+    """The status file of one process."""
 
     name: str
     pid: int
@@ -33,7 +33,7 @@ class Told:
 
     @property
     def lives(self) -> bool:
-        """Whether the process is still there."""
+        """True while the process lives."""
         try:
             os.kill(self.pid, 0)
         except ProcessLookupError:
@@ -53,7 +53,7 @@ def write(path: Path, name: str, status: PolicyStatus) -> None:
 
 
 def read(path: Path) -> Told:
-    """What a process has written. Raises OSError, and ValueError where the file is no such thing."""
+    """Read one status file. Raises OSError, and ValueError for any other file."""
     found = json.loads(path.read_text("utf-8"))
     try:
         return Told(found.pop("name"), found.pop("pid"), PolicyStatus(**found))
@@ -62,7 +62,7 @@ def read(path: Path) -> Told:
 
 
 def read_all(paths: Iterable[Path]) -> list[Told]:
-    """What all these say, by name, without those that cannot be read: their processes have not come so far."""
+    """The statuses by name, without files that cannot be read: their processes have not written them yet."""
     found = []
     for path in paths:
         try:

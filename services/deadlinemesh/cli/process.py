@@ -58,13 +58,13 @@ class Process:
 
     @property
     def stdout(self) -> asyncio.StreamReader:
-        """What it writes on standard output."""
+        """The standard output, to be read."""
         assert self._streams.stdout is not None
         return self._streams.stdout
 
     @property
     def stderr(self) -> asyncio.StreamReader:
-        """What it writes on standard error, unless that is not a pipe."""
+        """The standard error, to be read; None where that is no pipe."""
         assert self._streams.stderr is not None
         return self._streams.stderr
 
