@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from unittest.mock import create_autospec
 
 import grpc
 import pytest
@@ -12,7 +13,7 @@ from tests.virtual import in_virtual_time, with_seconds
 from deadlinemesh.deadline import Scopes
 from deadlinemesh.errors import DeadlineSpent
 from deadlinemesh.transport.answer import Answer
-from deadlinemesh.transport.stragglers import Exchange
+from deadlinemesh.transport.stragglers import Exchange, Stragglers
 
 STATUS: Any = object()
 ANOTHER_STATUS: Any = object()
@@ -53,7 +54,7 @@ class Context:
 def answer_on(context: Any) -> Answer:
     task = asyncio.current_task()
     assert task is not None
-    return Answer(context, Exchange(task, "/method", 0.0))
+    return Answer(context, Exchange(task, "/method"), create_autospec(Stragglers, instance=True))
 
 
 async def turns(count: int = 5) -> None:

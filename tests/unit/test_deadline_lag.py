@@ -27,6 +27,30 @@ class Hop:
     def __init__(self) -> None:
         self.scopes = Scopes("tool-runner")
         self.lags: asyncio.Queue[Lag] = asyncio.Queue()
+        self.watch = Watch(self.scopes, self.lags.put_nowait)
+
+
+class Watch(LagWatch):
+    """Tells how far it is."""
+
+    def __init__(self, scopes: Scopes, on_lag: Callable[[Lag], None]) -> None:
+        self.asks, self.looked = threading.Event(), threading.Event()
+        self.concluded = asyncio.Event()
+        super().__init__(scopes, on_lag)
+
+    def again(self) -> None:
+        for event in (self.asks, self.looked, self.concluded):
+            event.clear()
+
+    def _ask(self) -> None:
+        self.asks.set()
+        super()._ask()
+        self._loop.call_soon_threadsafe(self.concluded.set)  # after the lag, if it was one
+
+    def _look(self) -> tuple[str, DeadlineContext | None] | None:
+        found = super()._look()
+        self.looked.set()
+        return found
 
 
 def context_of(tenant_id: str) -> DeadlineContext:
@@ -38,23 +62,23 @@ def context_of(tenant_id: str) -> DeadlineContext:
 async def watched() -> AsyncIterator[Hop]:
     """A hop that is watched, with a call in it that only waits."""
     hop = Hop()
-    watch = LagWatch(hop.scopes, hop.lags.put_nowait)
     async with hop.scopes.open(context_of("idler")):
         yield hop
-    watch.stop()
+    hop.watch.stop()
 
 
-def block() -> None:
-    time.sleep(STALL)
+def block(watch: Watch) -> None:
+    watch.looked.wait()
 
 
-def spin() -> None:
-    until = time.monotonic() + STALL
-    while time.monotonic() < until:
+def spin(watch: Watch) -> None:
+    while not watch.looked.is_set():
         pass
 
 
-def match() -> None:
+def match(watch: Watch) -> None:
+    while not watch.asks.is_set():
+        pass
     # One call that does not let go of the interpreter, at last of the right length on any machine.
     for length in range(16, 64):
         began = time.monotonic()
@@ -64,21 +88,23 @@ def match() -> None:
 
 
 @pytest.mark.parametrize("stall", [block, spin, match])
-async def test_what_stalls_the_loop_is_named_with_its_tenant(stall: Callable[[], None]) -> None:
+async def test_what_stalls_the_loop_is_named_with_its_tenant(stall: Callable[[Watch], None]) -> None:
     async with watched() as hop:
 
         async def work() -> None:
             async def child() -> None:
-                stall()
+                stall(hop.watch)
 
             await asyncio.create_task(child())
 
         context = context_of("acme")
-        for _ in range(20):
+        lag = Lag(0.0, "", None)
+        while not lag.function:  # else the machine was too busy to let the watch look in time, as only a `match` needs
+            hop.watch.again()
             await hop.scopes.open(context).run(work())
-            lag = await hop.lags.get()
-            if lag.function:
-                break  # else the machine was too busy to let the watch look in time
+            await hop.watch.concluded.wait()
+            if not hop.lags.empty():
+                lag = hop.lags.get_nowait()
         assert lag.function.startswith(f"{__name__}.{stall.__name__}:")
         assert lag.context == context
         assert lag.seconds >= LAGS_AFTER
@@ -86,7 +112,7 @@ async def test_what_stalls_the_loop_is_named_with_its_tenant(stall: Callable[[],
 
 async def test_a_callback_that_belongs_to_no_call_is_named_as_well() -> None:
     async with watched() as hop:
-        asyncio.get_running_loop().call_soon(block, context=Context())
+        asyncio.get_running_loop().call_soon(block, hop.watch, context=Context())
         lag = await hop.lags.get()
         assert lag.context is None
         assert lag.function.startswith(f"{__name__}.block:")

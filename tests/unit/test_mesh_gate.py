@@ -74,7 +74,7 @@ def test_what_is_remembered_of_peers_has_a_bound_and_of_strangers_there_is_nothi
         sent = wire.encode(context, 1.0, TOKEN if number % 2 else "guess")
         with suppress(Unauthenticated):
             assert gate(Arrival("/x", sent, 0.0, 1.0)).run_id == context.run_id
-        assert len(gate._peers) == min((number + 1) // 2, MOST_REMEMBERED)
+        assert len(gate.believed) == min((number + 1) // 2, MOST_REMEMBERED)
 
 
 @pytest.mark.parametrize("run", ["run-1", "r" * 4096])
@@ -83,4 +83,4 @@ def test_a_run_of_any_name_is_believed_each_time(run: str) -> None:
     context = DeadlineContext("acme", 1.0, "free", "0" * 31 + "1", run, 0.0, VirtualClock())
     for _ in range(3):
         assert gate(Arrival("/x", wire.encode(context, 1.0, TOKEN), 0.0, 1.0)).run_id == run
-    assert sum(len(name) for name in gate._peers) <= LONGEST_REMEMBERED
+    assert sum(len(name) for name in gate.believed) <= LONGEST_REMEMBERED

@@ -40,10 +40,12 @@ def serve(name: str, settings: HopSettings, *, announce: bool = False) -> None:
         except asyncio.CancelledError:
             _LOG.info("%s was told to stop before it served", name)
         if left := runner.run(_end_tasks()):
-            # The runner would wait for them for ever. Nobody else does: all else has ended, and its files are closed.
             _LOG.warning("%s ends with %d tasks that do not: %s", name, len(left), ", ".join(left)[:_LEFT_CHARACTERS])
-            logging.shutdown()
-            os._exit(0)
+        # The runner would wait for those tasks for ever. And as it closes the loop, signals get their default handlers back: one
+        # more SIGTERM would then end a process that has drained as if it had not.
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(0)
 
 
 _LAST_TASKS_S = 0.5
@@ -89,8 +91,7 @@ async def _serve(name: str, settings: HopSettings, announce: bool) -> None:
 def _end_as_told() -> None:
     """Let no further signal end the process: it is as good as gone, and its exit code tells what became of its work."""
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().remove_signal_handler(number)  # else it gives back the default as it closes
-        signal.signal(number, signal.SIG_IGN)
+        asyncio.get_running_loop().add_signal_handler(number, lambda: None)
 
 
 def _log_to_stderr(settings: HopSettings) -> None:

@@ -11,7 +11,7 @@ import grpc
 
 from deadlinemesh.deadline.context import _HERE
 from deadlinemesh.deadline.scope import outside_any_scope
-from deadlinemesh.transport.stragglers import Exchange, Stage
+from deadlinemesh.transport.stragglers import Exchange, Stage, Stragglers
 
 __all__ = ["Answer"]
 
@@ -21,14 +21,15 @@ class Answer:
 
     What is sent first carries the response's headers, and is never cut in the middle: grpc.aio would take the headers for
     unsent and send them again with the status, the core would refuse both, and the client would be left without a status.
-    `exchange` is told, so that a peer that does not read it holds nothing up.
+    `stragglers` are told, so that a peer that does not read it holds nothing up.
     """
 
-    __slots__ = ("_context", "_exchange", "_first", "_left", "_opening")
+    __slots__ = ("_context", "_exchange", "_first", "_left", "_opening", "_stragglers")
 
-    def __init__(self, context: Any, exchange: Exchange) -> None:
+    def __init__(self, context: Any, exchange: Exchange, stragglers: Stragglers) -> None:
         self._context = context
         self._exchange = exchange
+        self._stragglers = stragglers
         self._first = True
         self._opening = False
         self._left: asyncio.Event | None = None
@@ -69,7 +70,8 @@ class Answer:
 
     async def _open(self, sending: Coroutine[Any, Any, None]) -> None:
         self._first, self._opening = False, True
-        self._exchange.stage, self._exchange.sending_since = Stage.FIRST_MESSAGE, asyncio.get_running_loop().time()
+        self._exchange.sending_since = asyncio.get_running_loop().time()
+        self._stragglers.open(self._exchange)
         scope = _HERE.get()[1]
         if scope is None or not scope.hold():
             await self._open_apart(sending)
@@ -93,7 +95,7 @@ class Answer:
     def _opened(self, apart: asyncio.Task[None] | None = None) -> None:
         self._opening = False
         if self._exchange.stage is Stage.FIRST_MESSAGE:
-            self._exchange.stage = Stage.WORK
+            self._exchange.work()
         if self._left is not None:
             self._left.set()
         if apart is not None and not apart.cancelled():

@@ -90,6 +90,7 @@ class Connections:
                 why[peer] = "calls"
             else:
                 by_address[_address(peer)].append(peer)
+        peers.in_doubt = any(len(at_once) > FEW for at_once in by_address.values())
         for at_once in by_address.values():
             if len(at_once) > FEW:
                 why.update((peer, "quiet") for peer in at_once if self._is_quiet(peer, now))

@@ -42,14 +42,21 @@ class Arrival:
         "remaining",
     )
 
-    def __init__(self, method: str, metadata: wire.Pairs, at: float, native_remaining: float | None) -> None:
+    def __init__(
+        self,
+        method: str,
+        metadata: wire.Pairs,
+        at: float,
+        native_remaining: float | None,
+        said: wire.Said | None = None,
+    ) -> None:
         self.method = method
         self.metadata = metadata
         self.at = at
         """The instant of arrival."""
         self.native_remaining = native_remaining
         """What `grpc-timeout` left at that instant, in seconds; None without one."""
-        exact, self.identity, self.malformed = wire.decode(metadata)
+        exact, self.identity, self.malformed = said or wire.decode(metadata)
         self.exact = exact
         """Seconds left by `deadline-remaining-us`, at its sending; None where it was not sent or is malformed."""
         if exact is None:
@@ -86,11 +93,11 @@ class MeshGate:
         self._token = wire.checked_token(mesh_token).encode()
         self._clock = clock
         self._backlogs = Backlogs()
-        self._peers: dict[str, wire.Identity] = {}
+        self.believed: dict[str, wire.Identity] = {}
         """Whom lately believed identities name: a run's calls all carry the same."""
 
     def __call__(self, arrival: Arrival) -> DeadlineContext:
-        caller = self._peers.get(arrival.identity) or self._introduced(arrival.identity)
+        caller = self.believed.get(arrival.identity) or self._introduced(arrival.identity)
         if arrival.remaining is None:
             raise NoDeadline(f"{self._hop} takes no call without a deadline: set the call's timeout", hop=self._hop)
         if arrival.late > TOO_LATE * (arrival.late + arrival.remaining):
@@ -112,10 +119,6 @@ class MeshGate:
             self._clock,
         )
 
-    def trusts(self, metadata: wire.Pairs) -> bool:
-        """Whether the caller has been believed before."""
-        return any(pair[0] == wire.IDENTITY and pair[1] in self._peers for pair in metadata)
-
     def _introduced(self, header: str) -> wire.Identity:
         identity = wire.identity_of(header)
         if not compare_digest(identity.mesh_token, self._token):
@@ -124,7 +127,7 @@ class MeshGate:
                 hop=self._hop,
             )
         if len(header) <= LONGEST_REMEMBERED:
-            if len(self._peers) >= MOST_REMEMBERED:
-                self._peers.clear()
-            self._peers[header] = identity
+            if len(self.believed) >= MOST_REMEMBERED:
+                self.believed.clear()
+            self.believed[header] = identity
         return identity

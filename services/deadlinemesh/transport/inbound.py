@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container
 from contextlib import suppress
 from contextvars import Context, ContextVar
 from functools import partial
@@ -48,7 +48,7 @@ from deadlinemesh.transport.peers import REFUSED_CALL, Peers
 from deadlinemesh.transport.requests import Readings, late_request, parser_of, received
 from deadlinemesh.transport.spans import ServerSpan, ServerSpans
 from deadlinemesh.transport.status import NO_METHOD, code_of, error_from, status_of
-from deadlinemesh.transport.stragglers import LAST_MESSAGE_S, READ_GRACE_S, UNREAD_AFTER_S, Exchange, Stage, Stragglers
+from deadlinemesh.transport.stragglers import LAST_MESSAGE_S, UNREAD_AFTER_S, Exchange, Stage, Stragglers
 
 __all__ = ["REQUEST_SECONDS", "WATCHES", "DeadlineInterceptor"]
 
@@ -81,8 +81,9 @@ _AT_ONCE_S = 0.001
 # Health checks and reflection belong to no tenant and need no deadline.
 _OPEN_SERVICES = ("/grpc.health.", "/grpc.reflection.")
 
-# The headers of the call whose task this is, and the instant of its arrival. Asking its context would decode every header again.
-_ARRIVED: ContextVar[tuple[wire.Pairs, float]] = ContextVar("arrived")
+# The headers of the call whose task this is, what they say, and the instant of its arrival. Asking its context would decode every
+# header again.
+_ARRIVED: ContextVar[tuple[wire.Pairs, wire.Said, float]] = ContextVar("arrived")
 
 
 class DeadlineInterceptor(grpc.aio.ServerInterceptor):
@@ -125,7 +126,9 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
         """The calls that wait for their peers."""
         self.readings = Readings(self.stragglers, clock)
         self._open_calls = OpenCalls(self.stragglers, self.peers, clock, request_seconds, watches)
-        self._trusts: Callable[[wire.Pairs], bool] | None = getattr(gate, "trusts", None)
+        self._believed: Container[str] = getattr(gate, "believed", ())
+        """The identities of callers that were believed before."""
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._wrapped: dict[str, MethodHandler] = {}
         self._swift: dict[str, MethodHandler] = {}
         self._answers: set[asyncio.Task[None]] = set()
@@ -160,15 +163,19 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
     ) -> MethodHandler | None:
         method: str = handler_call_details.method
         metadata: wire.Pairs = handler_call_details.invocation_metadata
-        size = sum(map(len, chain.from_iterable(metadata)))
-        if size > LARGEST_HEADERS or len(metadata) > MOST_HEADERS:
-            self._forget_headers(size)
+        said = wire.decode(metadata)
+        if said[1] in self._believed:
+            wrapped = self._swift.get(method)
+        elif len(metadata) > MOST_HEADERS or _bytes_of(metadata) > LARGEST_HEADERS:
+            self._forget_headers(_bytes_of(metadata))
             return self._crowded
-        _ARRIVED.set((metadata, self._clock.monotonic()))
-        wrapped = (self._swift if self._trusts is not None and self._trusts(metadata) else self._wrapped).get(method)
+        else:
+            wrapped = self._wrapped.get(method)
+        _ARRIVED.set((metadata, said, self._clock.monotonic()))
         if wrapped is not None:
             return wrapped
-        own_tasks(asyncio.get_running_loop())
+        self._loop = asyncio.get_running_loop()
+        own_tasks(self._loop)
         handler = await continuation(handler_call_details)
         if handler is None:
             return self._unknown
@@ -193,9 +200,7 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
                 self.peers.condemn(peer)
             task = asyncio.current_task()
             assert task is not None
-            exchange = Exchange(task, "a refused method", at + LAST_MESSAGE_S)
-            exchange.stage = Stage.REPLY
-            self.stragglers.add(exchange)
+            self.stragglers.reply(Exchange(task, "a refused method"), at)
             self._telemetry.record(CallRefused(self.hop, "", at, at, status.code.name, status.code.name))
             with suppress(grpc.aio.InternalError):  # the peer has left
                 await context.abort_with_status(status)
@@ -266,6 +271,8 @@ class _Method:
         self._hop = hop
         self._name = name
         self._reads = reads and not handler.request_streaming
+        self._is_brief = not (reads or handler.request_streaming or handler.response_streaming)
+        """Whether it is for callers that were believed before, most likely on the same connection."""
         self._handler: Handler = getattr(handler, "_".join(kind))
         self._yields = isasyncgenfunction(self._handler)
         """Whether it yields its responses; a stream's handler may also write them itself."""
@@ -273,11 +280,13 @@ class _Method:
     async def serve(self, requests: Any, context: Any) -> Any:
         # Everything that a response passes on its way out is in this one frame: each more would cost every message.
         hop = self._hop
-        metadata, at = _ARRIVED.get()
-        task: Any = asyncio.current_task()
-        exchange = Exchange(task, self._name, at + hop._request_seconds)
-        hop.stragglers.add(exchange)
-        answer = Answer(context, exchange)
+        metadata, said, at = _ARRIVED.get()
+        # Told the loop, it need not ask the system whether this process was forked.
+        task: Any = asyncio.current_task(hop._loop) or asyncio.current_task()
+        exchange = Exchange(task, self._name)
+        if self._reads:
+            hop.stragglers.expect(exchange, Stage.REQUEST, at + hop._request_seconds)
+        answer = Answer(context, exchange, hop.stragglers)
         deadline: DeadlineContext | None = None
         scope: Scope | None = None
         error: MeshError | None = None
@@ -291,7 +300,7 @@ class _Method:
                 native = context.time_remaining()
                 if native is not None:  # at the arrival: the call may have waited for its turn since
                     native += hop._clock.monotonic() - at
-                arrival = Arrival(self._name, metadata, at, native)
+                arrival = Arrival(self._name, metadata, at, native, said)
                 if arrival.malformed is not None:
                     hop._telemetry.record(MalformedRemaining(hop.hop, self._name, arrival.malformed))
                 try:
@@ -299,7 +308,8 @@ class _Method:
                 finally:
                     if arrival.on_end is not None:
                         task.add_done_callback(arrival.on_end)
-                hop.peers.know(plain(context.peer()))
+                if not self._is_brief or hop.peers.in_doubt:
+                    hop.peers.know(plain(context.peer()))
                 if span is not None:
                     deadline = span.describe(deadline)
                 if hop._recording:
@@ -315,12 +325,13 @@ class _Method:
                         request = requests
                         if type(request) is InvalidRequest:  # in place of what is no message
                             raise request
-                    elif arrival.by_turns:
-                        async with hop.readings.turn(deadline.tenant_id, exchange):
-                            request = await received(context, self._name)
                     else:
-                        request = await received(context, self._name)
-                    hop.stragglers.expect(exchange, Stage.WORK, deadline.absolute_deadline + READ_GRACE_S)
+                        if arrival.by_turns:
+                            async with hop.readings.turn(deadline.tenant_id, exchange):
+                                request = await received(context, self._name)
+                        else:
+                            request = await received(context, self._name)
+                        exchange.work()
                     if self._yields:
                         responses = self._handler(request, answer)
                         write: Callable[[Any], Awaitable[None]] = answer.write
@@ -346,7 +357,8 @@ class _Method:
             finally:
                 if span is not None or hop._recording:
                     self._conclude(context, at, deadline, error, span)
-                self._note_unread(exchange)
+                if exchange.sending_since < inf:
+                    self._note_unread(exchange)
                 hop.stragglers.reply(exchange, hop._clock.monotonic())
             if error is not None:
                 if isinstance(error, Unauthenticated):
@@ -435,6 +447,10 @@ class _Method:
             task = asyncio.get_running_loop().create_task(ending, context=outside_any_scope())
             answers.add(task)
             task.add_done_callback(answers.discard)
+
+
+def _bytes_of(metadata: wire.Pairs) -> int:
+    return sum(map(len, chain.from_iterable(metadata)))
 
 
 def _written(context: Any) -> grpc.StatusCode:

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from inspect import isasyncgenfunction
-from math import inf
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -80,8 +79,8 @@ class OpenMethod:
         assert task is not None
         peer = plain(context.peer())
         calls.peers.charge(peer, 1.0)
-        exchange = Exchange(task, self._name, calls.clock.monotonic() + calls.seconds)
-        calls.stragglers.add(exchange)
+        exchange = Exchange(task, self._name)
+        calls.stragglers.expect(exchange, Stage.REQUEST, calls.clock.monotonic() + calls.seconds)
         calls.enter(exchange)
         try:
             request = requests if self._streaming else await received(context, self._name)
@@ -113,7 +112,7 @@ class OpenMethod:
             # By the health protocol a client then takes the server to be healthy, and does not ask again.
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "too many watch already: use Check")
         calls.peers.watches[peer] += 1
-        exchange.stage, exchange.until = Stage.WORK, inf
+        exchange.work()
         try:
             await self._stream(self._handle(request, context), context, exchange)
         finally:

@@ -32,6 +32,8 @@ class Peers:
         """Connections that have asked for too much."""
         self.watches: Counter[str] = Counter()
         """Open `Health/Watch` calls of each connection."""
+        self.in_doubt = False
+        """Whether an address has so many connections that unknown ones are closed."""
         self._clock = clock
         self._known: set[str] = set()
         self._asked: dict[str, tuple[float, float]] = {}

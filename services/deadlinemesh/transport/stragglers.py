@@ -52,17 +52,20 @@ class Stage(Enum):
     """The peer, to read the last of the reply."""
 
 
+_WORK, _REPLY = Stage.WORK, Stage.REPLY  # Python looks the members of an enumeration up slowly
+
+
 class Exchange:
-    """One call as far as it depends on its peer. `until` is the instant at which the stage must be over."""
+    """One call as far as it depends on its peer. `until` is the instant at which the stage must be over; none for work."""
 
     __slots__ = ("apart", "context", "method", "request_late", "sending_since", "stage", "task", "unread", "until")
 
-    def __init__(self, task: asyncio.Task[Any], method: str, until: float) -> None:
+    def __init__(self, task: asyncio.Task[Any], method: str) -> None:
         self.task = task
         """The task of grpc.aio that runs the handler and sends the reply."""
         self.method = method
-        self.until = until
-        self.stage = Stage.REQUEST
+        self.until = inf
+        self.stage = _WORK
         self.context: DeadlineContext | None = None
         """The context of the call; None while nothing of it is believed."""
         self.apart: asyncio.Task[None] | None = None
@@ -73,6 +76,10 @@ class Exchange:
         """Since when a message before the last is on its way; inf while none is."""
         self.unread = False
         """Whether the call has ended, by its peer's timer or by ours, with something unread."""
+
+    def work(self) -> None:
+        """It is the handler's turn, not the peer's."""
+        self.stage, self.until = _WORK, inf
 
 
 class Stragglers:
@@ -89,29 +96,29 @@ class Stragglers:
         self._looks_at = inf
         self._was_behind = False
 
-    def add(self, exchange: Exchange) -> None:
-        """Watch an exchange until its task has ended."""
+    def expect(self, exchange: Exchange, stage: Stage, until: float) -> None:
+        """Go on to `stage`, in which the peer has its turn until the instant `until`. Watched until its task has ended."""
+        exchange.stage, exchange.until = stage, until
         self._exchanges.add(exchange)
-        if exchange.until < self._looks_at:
-            self._look_at(exchange.until)
+        if until < self._looks_at:
+            self._look_at(until)
         if len(self._exchanges) > self._crowded:
             self._forget_ended()
 
-    def expect(self, exchange: Exchange, stage: Stage, until: float) -> None:
-        """Go on to `stage`, which must be over at the instant `until`."""
-        exchange.stage, exchange.until = stage, until
-        if until < self._looks_at:
-            self._look_at(until)
+    def open(self, exchange: Exchange) -> None:
+        """Have the peer read what is sent first in time."""
+        assert exchange.context is not None
+        self.expect(exchange, Stage.FIRST_MESSAGE, exchange.context.absolute_deadline + READ_GRACE_S)
 
     def reply(self, exchange: Exchange, now: float) -> None:
         """Have the peer read the rest of the reply in time."""
-        if exchange.context is None:
-            self.expect(exchange, Stage.REPLY, now + LAST_MESSAGE_S)
-            return
-        at = exchange.context.absolute_deadline
-        self.expect(
-            exchange, Stage.REPLY, at - _JUST_BEFORE_S if now < at - _JUST_BEFORE_S else max(at, now) + READ_GRACE_S
-        )
+        context = exchange.context
+        if context is None:
+            until = now + LAST_MESSAGE_S
+        else:
+            at = context.absolute_deadline
+            until = at - _JUST_BEFORE_S if now < at - _JUST_BEFORE_S else max(at, now) + READ_GRACE_S
+        self.expect(exchange, _REPLY, until)
 
     def give_up(self, exchange: Exchange) -> None:
         """Wait no longer for one request."""

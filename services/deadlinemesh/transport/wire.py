@@ -35,6 +35,8 @@ may become earlier on its way; seen: 0.3 to 0.7 ms on one machine."""
 Metadata = tuple[tuple[str, str], ...]
 Pairs = Sequence[tuple[str, str | bytes]]
 """A call's metadata as it arrives."""
+Said = tuple[float | None, str, str | None]
+"""What `decode` reads in it."""
 
 _IDENTITY = re.compile(r"token=([^;]*);tenant=([^;]*);tier=([^;]*);run=([^;]*);trace=([0-9a-f]{32})?")
 _TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
@@ -70,7 +72,7 @@ def encode(context: DeadlineContext, remaining: float, mesh_token: str) -> Metad
     )
 
 
-def decode(metadata: Pairs) -> tuple[float | None, str, str | None]:
+def decode(metadata: Pairs) -> Said:
     """Read a call's metadata, believing nothing yet.
 
     Returns the exact rest in seconds, None where the caller sent none; the identity as it was sent, empty where none was; and a
