@@ -23,7 +23,7 @@ from deadlinemesh.orchestrator.ports import (
 )
 from deadlinemesh.transport import MeshChannel, error_from
 from deadlinemesh.transport.messages import (
-    messages_to_wire,
+    add_messages,
     phase_from_wire,
     tool_call_from_wire,
     tool_spec_from_wire,
@@ -50,11 +50,11 @@ class GrpcModels:
         """See `ModelPort.generate`."""
         request = llm_proxy_pb2.GenerateRequest(
             model=model,
-            messages=[message async for message in messages_to_wire(messages)],
             tools=[tool_spec_to_wire(tool) for tool in tools],
             tool_choice=llm_proxy_pb2.TOOL_CHOICE_AUTO if tools else llm_proxy_pb2.TOOL_CHOICE_NONE,
             max_output_tokens=max_output_tokens,
         )
+        await add_messages(request.messages, messages)
         try:
             async with self._stub.Generate(request, kind=model) as call:
                 async for response in call:

@@ -48,9 +48,9 @@ from deadlinemesh.policy import GoOver, Past, Policy, Tenant
 from deadlinemesh.telemetry import Telemetry
 from deadlinemesh.transport.crowded import Crowded, unless_crowded
 from deadlinemesh.transport.messages import (
+    add_messages,
     hop_spend,
     messages_from_wire,
-    messages_to_wire,
     microseconds,
     phase_spends,
     phase_to_wire,
@@ -167,8 +167,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         if size <= most:
             self._hold_reply(size, context)
             reply = orchestrator_pb2.GetRunResponse(run=_info(run))
-            async for message in messages_to_wire(history):
-                reply.messages.append(message)
+            await add_messages(reply.messages, history)
             size = reply.ByteSize()
             if size <= most:
                 return reply

@@ -12,11 +12,11 @@ from deadlinemesh.deadline import Phase
 from deadlinemesh.v1 import common_pb2
 
 __all__ = [
+    "add_message",
+    "add_messages",
     "hop_spend",
     "message_from_wire",
-    "message_to_wire",
     "messages_from_wire",
-    "messages_to_wire",
     "microseconds",
     "phase_from_wire",
     "phase_spends",
@@ -79,14 +79,16 @@ def tool_call_from_wire(call: common_pb2.ToolCall) -> ToolCall:
     return ToolCall(call.id, call.name, call.arguments_json)
 
 
-def message_to_wire(message: Message) -> common_pb2.Message:
-    """An entry of a conversation as a message."""
-    return common_pb2.Message(
+def add_message(field: Any, message: Message) -> None:
+    """Add an entry of a conversation to a field of messages."""
+    # In its place at once: a message that is put into another is written and read again, and may have megabytes.
+    added = field.add(
         role=common_pb2.ROLE_UNSPECIFIED if message.role is None else _ROLES_TO_WIRE[message.role],
         content=message.content,
-        tool_calls=[tool_call_to_wire(call) for call in message.tool_calls],
         tool_call_id=message.tool_call_id,
     )
+    for call in message.tool_calls:
+        added.tool_calls.add(id=call.id, name=call.name, arguments_json=call.arguments_json)
 
 
 def message_from_wire(message: common_pb2.Message) -> Message:
@@ -99,10 +101,10 @@ def message_from_wire(message: common_pb2.Message) -> Message:
     )
 
 
-async def messages_to_wire(messages: Iterable[Message]) -> AsyncGenerator[common_pb2.Message, None]:
-    """The entries of a conversation as messages. The event loop turns after every few."""
+async def add_messages(field: Any, messages: Iterable[Message]) -> None:
+    """Add the entries of a conversation to a field of messages. The event loop turns after every few."""
     async for message in _with_turns(messages):
-        yield message_to_wire(message)
+        add_message(field, message)
 
 
 async def messages_from_wire(messages: Iterable[common_pb2.Message]) -> list[Message]:

@@ -77,6 +77,7 @@ class MeshServer:
         self._health = Health()
         self._guard: asyncio.Task[None] | None = None
         self._calling: asyncio.Task[None] | None = None
+        self._own_channel: grpc.aio.Channel | None = None
         self._server: grpc.aio.Server | None = None
         self._lag: LagWatch | None = None
 
@@ -169,6 +170,8 @@ class MeshServer:
         for task in (self._guard, self._calling):
             if task is not None:
                 task.cancel()
+        if self._own_channel is not None:
+            await self._own_channel.close()
         if self._lag is not None:
             self._lag.stop()
         self.interceptor.flush()
@@ -201,12 +204,13 @@ class MeshServer:
 
     async def _call_itself(self) -> None:
         """Have grpc.aio take another call: it holds on to the one that it took last, though that was ended."""
-        host = self._settings.listen.rpartition(":")[0]
-        target = f"{_LOOPBACK.get(host, host)}:{self.port}"
-        async with open_channel(target, message_bytes=self._settings.message_bytes) as channel:
-            stub: Any = health_pb2_grpc.HealthStub(channel)
-            with suppress(grpc.aio.AioRpcError):
-                await stub.Check(health_pb2.HealthCheckRequest(), timeout=LAST_MESSAGE_S)
+        if self._own_channel is None:
+            host = self._settings.listen.rpartition(":")[0]
+            target = f"{_LOOPBACK.get(host, host)}:{self.port}"
+            self._own_channel = open_channel(target, message_bytes=self._settings.message_bytes)
+        stub: Any = health_pb2_grpc.HealthStub(self._own_channel)
+        with suppress(grpc.aio.AioRpcError):
+            await stub.Check(health_pb2.HealthCheckRequest(), timeout=LAST_MESSAGE_S)
 
     def _tell_health(self, *, serving: bool) -> None:
         for name in ("", *(name for name, _ in self._services)):

@@ -23,8 +23,8 @@ from deadlinemesh.llm_proxy.providers.choosing import spelled_out
 from deadlinemesh.llm_proxy.providers.fitting import fitted
 from deadlinemesh.llm_proxy.servicer import _turn
 from deadlinemesh.transport.messages import (
+    add_message,
     message_from_wire,
-    message_to_wire,
     tool_spec_from_wire,
     tool_spec_to_wire,
 )
@@ -40,8 +40,10 @@ def target(data: bytes) -> None:
     for line in json_lines(data.replace(b"\\ud", b"\\u0d")):  # no message holds lone surrogates
         _add(request, line)
     messages = [message_from_wire(message) for message in request.messages]
-    for message, sent in zip(messages, request.messages, strict=True):
-        written = message_to_wire(message)
+    again = llm_proxy_pb2.GenerateRequest()
+    for message in messages:
+        add_message(again.messages, message)
+    for message, written, sent in zip(messages, again.messages, request.messages, strict=True):
         assert message_from_wire(written) == message
         assert message.role is None or written == sent
     valid = not history_violations(messages, "messages")
