@@ -71,9 +71,9 @@ async def unread(options: Options) -> Result:
         requests = [await _large_run(mesh, tenant) for tenant in TENANTS]
         pid = mesh.pids["orchestrator"]
         await _round(mesh, REPLIES[0], requests, len(TENANTS), rss_mb(pid))
-        before = rss_mb(pid)  # only now, because the first large replies leave more behind than later ones
+        at_first = rss_mb(pid)  # only now, because the first large replies leave more behind than later ones
         for reply in REPLIES:
-            measured = figures[reply.name] = await _round(mesh, reply, requests, CALLS * rounds, before)
+            measured = figures[reply.name] = await _round(mesh, reply, requests, CALLS * rounds, rss_mb(pid))
             held = measured["calls"] - measured["refused"]
             bars += [
                 bar(f"{reply.name}: unread", held, CALLS * rounds, at_least=True),
@@ -81,7 +81,8 @@ async def unread(options: Options) -> Result:
                 bar(f"{reply.name}: counted, of {held}", measured["counted"], held, at_least=True),
                 bar(f"{reply.name}: memory kept, %", measured["memory_kept_percent"], KEPT_PERCENT),
             ]
-    return result("unread", rounds, {"replies": figures}, bars)
+        in_all = (rss_mb(pid) / at_first - 1) * 100
+    return result("unread", rounds, {"replies": figures, "memory_kept_in_all_percent": in_all}, bars)
 
 
 def _policy() -> dict[str, Any]:
@@ -118,7 +119,7 @@ async def _large_run(mesh: Mesh, tenant: str) -> dict[str, bytes]:
 async def _round(
     mesh: Mesh, reply: _Reply, requests: Sequence[dict[str, bytes]], calls: int, before: float
 ) -> dict[str, Any]:
-    """Make so many calls. `before` is the memory that there was before any of them."""
+    """Make so many calls. `before` is the memory that there was before them."""
     pid = mesh.pids["orchestrator"]
     told = len(mesh.events("orchestrator", *_COUNTED))
     port = int(mesh.target.rpartition(":")[2])

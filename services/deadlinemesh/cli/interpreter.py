@@ -6,8 +6,11 @@ import ctypes
 import gc
 import os
 import sys
+import threading
+import time
+from collections.abc import Callable
 
-__all__ = ["keep_memory_together", "quiet_the_core", "spare_the_event_loop"]
+__all__ = ["keep_memory_together", "quiet_the_core", "return_memory", "spare_the_event_loop"]
 
 
 def quiet_the_core() -> None:
@@ -31,6 +34,25 @@ def keep_memory_together() -> None:
 
 _M_ARENA_MAX, _M_MMAP_THRESHOLD = -8, -3
 """From glibc's malloc.h."""
+
+
+def return_memory() -> None:
+    """Give what the C library has free back to the system, every RETURN_MEMORY_EVERY_S from now on, where it can be told to.
+
+    By itself it gives back only the end of its heap, and after a burst of calls there is always a block that is still used behind
+    what they have left free. Takes 0.05 ms in a thread of its own, and 2 ms once after 400 calls of 1 MB.
+    """
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        threading.Thread(target=_trim_for_good, args=(trim,), name="return memory", daemon=True).start()
+
+
+RETURN_MEMORY_EVERY_S = 2.0
+
+
+def _trim_for_good(trim: Callable[[int], int]) -> None:
+    while True:
+        time.sleep(RETURN_MEMORY_EVERY_S)
+        trim(0)
 
 
 def spare_the_event_loop() -> None:

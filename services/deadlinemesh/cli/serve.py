@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack
 
 from deadlinemesh.cli.event_loop import event_loop
 from deadlinemesh.cli.hops import assemble
-from deadlinemesh.cli.interpreter import keep_memory_together, quiet_the_core, spare_the_event_loop
+from deadlinemesh.cli.interpreter import keep_memory_together, quiet_the_core, return_memory, spare_the_event_loop
 from deadlinemesh.cli.settings import HopSettings
 from deadlinemesh.telemetry.logs import BoundedHandler, JsonFormatter, TextFormatter
 from deadlinemesh.tool_runner.workers.confinement import forbid_dumps
@@ -29,6 +29,7 @@ def serve(name: str, settings: HopSettings, *, announce: bool = False) -> None:
     """
     quiet_the_core()
     keep_memory_together()
+    return_memory()
     # What tools start inherits the environment, and others of the same user may read a process's memory: no secret is in either.
     os.environ.pop("DMESH_MESH_TOKEN", None)
     if not settings.dumpable:
