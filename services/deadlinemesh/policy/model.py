@@ -219,7 +219,7 @@ class TierPolicy(_Frozen):
     one more."""
     burst: Annotated[WholeNumber, Field(ge=1)] = 1000
     """Calls that it takes at one instant, after a pause."""
-    concurrent_calls: Annotated[WholeNumber, Field(ge=1)] = 1000
+    concurrent_calls: Annotated[WholeNumber, Field(ge=1)] = 500
     """Calls of one tenant at work at once."""
     request_bytes: Annotated[WholeNumber, Field(ge=1024)] | None = None
     """The largest request; None leaves it to `limits.message_bytes`."""
@@ -348,7 +348,7 @@ class AdmissionPolicy(_Frozen):
     memory_bytes: Annotated[WholeNumber, Field(ge=1024)] = 128 * 1024 * 1024
     """What requests, runs at work and replies on their way may hold in one orchestrator, copies included. What does not fit is
     shed; with the finished runs that are kept, and the process itself, it is to fit the process's memory."""
-    memory_part: Annotated[float, Strict(), Field(gt=0, le=1)] = 0.15
+    memory_part: Annotated[float, Strict(), Field(gt=0, le=1)] = 0.1
     """The part of it that one tenant may hold."""
     normal_part: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.1
     """The part of the model slots that goes to waiting tiers of the normal queue while priority ones wait as well."""
@@ -376,7 +376,7 @@ class Limits(_Frozen):
     `keep_part`."""
     keep_bytes: Annotated[WholeNumber, Field(ge=1)] = 64 * 1024 * 1024
     """What all finished runs may take of one orchestrator's memory. First those of the tenant with the most of it go."""
-    keep_part: Annotated[float, Strict(), Field(gt=0, le=1)] = 0.15
+    keep_part: Annotated[float, Strict(), Field(gt=0, le=1)] = 0.08
     """The part of `keep_bytes` that those of one tenant may take."""
 
 

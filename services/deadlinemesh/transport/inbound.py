@@ -6,7 +6,6 @@ import asyncio
 import gc
 import logging
 from collections.abc import Awaitable, Callable, Container
-from contextlib import suppress
 from contextvars import Context, ContextVar
 from functools import partial
 from inspect import isasyncgenfunction
@@ -48,7 +47,7 @@ from deadlinemesh.transport.peers import REFUSED_CALL, Peers
 from deadlinemesh.transport.requests import Readings, late_request, parser_of, received
 from deadlinemesh.transport.spans import ServerSpan, ServerSpans
 from deadlinemesh.transport.status import NO_METHOD, code_of, error_from, status_of
-from deadlinemesh.transport.stragglers import LAST_MESSAGE_S, UNREAD_AFTER_S, Exchange, Stage, Stragglers
+from deadlinemesh.transport.stragglers import UNREAD_AFTER_S, Exchange, Stage, Stragglers
 
 __all__ = ["REQUEST_SECONDS", "WATCHES", "DeadlineInterceptor"]
 
@@ -187,8 +186,8 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
         self._refused_headers += size
         if self._refused_headers > _COLLECT_AFTER:
             self._refused_headers = 0
-            # Of the youngest only: what is still in use would else grow old and be kept for long.
-            asyncio.get_running_loop().call_later(LAST_MESSAGE_S / 20, gc.collect, 0, context=Context())
+            # As soon as grpc.aio is through with them, and of the youngest only: what is still in use would grow old.
+            asyncio.get_running_loop().call_soon(gc.collect, 0, context=Context())
 
     def _refusing(self, status: grpc.Status, *, condemns: bool = False) -> MethodHandler:
         """A handler that ends each call with `status`, and the connection of those that it `condemns`."""
@@ -202,8 +201,12 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
             assert task is not None
             self.stragglers.reply(Exchange(task, "a refused method"), at)
             self._telemetry.record(CallRefused(self.hop, "", at, at, status.code.name, status.code.name))
-            with suppress(grpc.aio.InternalError):  # the peer has left
+            try:
                 await context.abort_with_status(status)
+            except grpc.aio.AbortError as aborted:
+                aborted.__traceback__ = None  # the call keeps it: with frames that know the call it would keep itself
+            except grpc.aio.InternalError:
+                pass  # the peer has left
 
         handler: MethodHandler = grpc.stream_unary_rpc_method_handler(refuse)
         return handler

@@ -25,6 +25,13 @@ READ_FOR_S = 5.0
 READ_IN_ALL = 32
 """And of all. Beyond it, the one that has been read for longest is given up."""
 
+MANY_BEHIND = 32
+"""Requests of one caller that may be on their way for longer than BEHIND_S. Beyond it, the oldest gives way to the next: each is
+25 kB of calls that do nothing."""
+
+BEHIND_S = 1.0
+"""Seconds in which a request arrives that is sent together with its headers, in a burst of a thousand too."""
+
 Parser = Callable[[bytes], Any]
 
 
@@ -75,32 +82,50 @@ class Readings:
         """Whose each is, and since when it is read; the first for longest."""
         self._counts: dict[str, int] = {}
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+        self._behind: dict[str, dict[Exchange, float]] = {}
+        """The calls of each caller whose requests have not arrived, the oldest first, and since when."""
 
     @asynccontextmanager
     async def turn(self, caller: str, exchange: Exchange) -> AsyncIterator[None]:
         """Wait for the caller's turn, and read in the block."""
-        while self._counts.get(caller, 0) >= READ_AT_ONCE:
-            self._hurry(caller)
-            waiter = asyncio.get_running_loop().create_future()
-            self._waiting.setdefault(caller, deque()).append(waiter)
-            try:
-                await waiter
-            except asyncio.CancelledError:
-                if waiter.done():
-                    self._wake(caller)
-                raise
-        if len(self._read) >= READ_IN_ALL:
-            self._stragglers.give_up(next(iter(self._read)))
-        self._counts[caller] = self._counts.get(caller, 0) + 1
-        self._read[exchange] = caller, self._clock.monotonic()
+        behind = self._behind.setdefault(caller, {})
+        self._make_room(behind)
+        behind[exchange] = self._clock.monotonic()
         try:
-            yield
+            while self._counts.get(caller, 0) >= READ_AT_ONCE:
+                self._hurry(caller)
+                waiter = asyncio.get_running_loop().create_future()
+                self._waiting.setdefault(caller, deque()).append(waiter)
+                try:
+                    await waiter
+                except asyncio.CancelledError:
+                    if waiter.done():
+                        self._wake(caller)
+                    raise
+            if len(self._read) >= READ_IN_ALL:
+                self._stragglers.give_up(next(iter(self._read)))
+            self._counts[caller] = self._counts.get(caller, 0) + 1
+            self._read[exchange] = caller, self._clock.monotonic()
+            try:
+                yield
+            finally:
+                self._read.pop(exchange, None)
+                self._counts[caller] -= 1
+                if not self._counts[caller]:
+                    del self._counts[caller]
+                self._wake(caller)
         finally:
-            self._read.pop(exchange, None)
-            self._counts[caller] -= 1
-            if not self._counts[caller]:
-                del self._counts[caller]
-            self._wake(caller)
+            behind.pop(exchange, None)
+            if not behind and self._behind.get(caller) is behind:
+                del self._behind[caller]
+
+    def _make_room(self, behind: dict[Exchange, float]) -> None:
+        if len(behind) < MANY_BEHIND:
+            return
+        oldest, since = next(iter(behind.items()))
+        if self._clock.monotonic() - since > BEHIND_S:
+            del behind[oldest]
+            self._stragglers.give_up(oldest)
 
     def _hurry(self, caller: str) -> None:
         longest, since = next((one, since) for one, (whose, since) in self._read.items() if whose == caller)
