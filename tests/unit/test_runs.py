@@ -102,6 +102,32 @@ async def test_what_comes_of_a_run_is_held_as_it_grows() -> None:
     assert growing.budget.held == 0
 
 
+@in_virtual_time
+async def test_finished_run_is_held_while_it_is_watched() -> None:
+    growing = Growing(10_000_000)
+    with growing.run.watched():
+        growing.finish_call(1_000_000)
+        growing.run.finish(Outcome.COMPLETED, None, "", "", False)
+        growing.run.let_go()
+        assert growing.budget.held == pytest.approx(growing.run.size, rel=0.01)
+    assert growing.budget.held == 0
+    with growing.run.watched(), growing.run.watched():
+        assert growing.budget.held == growing.run.size
+    assert growing.budget.held == 0
+
+
+@in_virtual_time
+async def test_finished_run_that_does_not_fit_is_not_watched() -> None:
+    growing = Growing(10_000_000)
+    growing.finish_call(1_000_000)
+    growing.run.finish(Outcome.COMPLETED, None, "", "", False)
+    growing.run.let_go()
+    assert growing.budget.take("acme", 9_500_000) is not None
+    with pytest.raises(Shed), growing.run.watched():
+        raise AssertionError("it is watched")
+    assert growing.hit == ["memory_bytes"]
+
+
 @pytest.mark.parametrize(
     ("most", "total", "limit"), [(1_000_000, 10_000_000, "run_bytes"), (10**9, 10**6, "memory_bytes")]
 )

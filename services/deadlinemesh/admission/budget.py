@@ -94,8 +94,12 @@ class Held:
 
     def release(self) -> None:
         """Give all of it back; a second time does nothing."""
-        budget, amount = self._budget, self.amount
-        self.amount = 0
+        self.shrink_to(0)
+
+    def shrink_to(self, amount: int) -> None:
+        """Give back all but so many bytes; does nothing where it holds fewer."""
+        budget, amount = self._budget, max(0, self.amount - amount)
+        self.amount -= amount
         budget.held -= amount
         budget._by_tenant[self._tenant_id] -= amount
         if not budget._by_tenant[self._tenant_id]:

@@ -7,7 +7,7 @@ from deadlinemesh.errors import Shed, TooLarge
 from deadlinemesh.policy import Policy, Tenant
 from deadlinemesh.telemetry import LimitHit, Telemetry
 
-__all__ = ["COPIES", "Memory"]
+__all__ = ["COPIES", "RETRY_AFTER", "Memory"]
 
 COPIES = 3
 """So many times the bytes of a request, or of a reply, are held: as a message, as texts, and on their way to the next hop."""

@@ -55,7 +55,7 @@ from deadlinemesh.orchestrator.events import (
     ToolCallStarted,
     Usage,
 )
-from deadlinemesh.orchestrator.memory import Memory
+from deadlinemesh.orchestrator.memory import RETRY_AFTER, Memory
 from deadlinemesh.orchestrator.ports import ModelPort, ToolPort
 from deadlinemesh.orchestrator.shortening import cut
 from deadlinemesh.orchestrator.upstreams import Upstreams
@@ -294,8 +294,33 @@ class AgentRun:
         self._compact(0)
         self.size = sum(map(_size, chain(self._said, (timed.event for timed in self._events))))
         if self._held is not None:
+            self._held.shrink_to(self.size if self._watchers else 0)
+
+    def watch(self) -> None:
+        """Count a watcher. Raises Shed where what is kept of a run that is over does not fit what its tenant may hold: as long as
+        it is watched it takes memory, though it may be forgotten here.
+        """
+        if self._is_let_go and not self._watchers and self._held is not None and not self._held.grow(self.size):
+            self._on_limit("memory_bytes")
+            raise Shed(
+                f"{self.size} bytes more do not fit what this tenant may hold: watch fewer runs at a time",
+                retry_after=RETRY_AFTER,
+                phase="admission",
+            )
+        self._watchers += 1
+
+    def unwatch(self) -> None:
+        """Count a watcher less. When the last one leaves before the run is over, the run is stopped."""
+        self._watchers -= 1
+        if self._watchers:
+            return
+        if self._is_let_go and self._held is not None:
             self._held.release()
-            self._held = None
+        self.stop(Cause.CLIENT_CANCELLED)
+
+    @property
+    def _is_let_go(self) -> bool:
+        return self._changed is None
 
     def _compact(self, start: int) -> None:
         """Put neighbouring pieces of text together, from this event on. Whoever reads goes on from where it was."""
@@ -559,15 +584,13 @@ class _Watching:
         self._run = run
 
     def __enter__(self) -> None:
-        self._run._watchers += 1
+        self._run.watch()
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         run = self._run
-        run._watchers -= 1
         if run.refused is not None:
             run.refused.__traceback__ = None  # a frame on its way keeps the run
-        if not run._watchers:
-            run.stop(Cause.CLIENT_CANCELLED)
+        run.unwatch()
 
 
 def _ran_out(run: AgentRun, error: MeshError) -> bool:

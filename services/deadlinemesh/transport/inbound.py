@@ -6,7 +6,7 @@ import asyncio
 import gc
 import logging
 from collections.abc import Awaitable, Callable, Container
-from contextvars import Context, ContextVar
+from contextvars import ContextVar
 from functools import partial
 from inspect import isasyncgenfunction
 from itertools import chain
@@ -166,7 +166,7 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
         if said[1] in self._believed:
             wrapped = self._swift.get(method)
         elif len(metadata) > MOST_HEADERS or _bytes_of(metadata) > LARGEST_HEADERS:
-            self._forget_headers(_bytes_of(metadata))
+            self._refused_headers += _bytes_of(metadata)
             return self._crowded
         else:
             wrapped = self._wrapped.get(method)
@@ -182,13 +182,6 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
         self._swift[method] = self._wrap_swiftly(method, handler) or wrapped
         return wrapped
 
-    def _forget_headers(self, size: int) -> None:
-        self._refused_headers += size
-        if self._refused_headers > _COLLECT_AFTER:
-            self._refused_headers = 0
-            # As soon as grpc.aio is through with them, and of the youngest only: what is still in use would grow old.
-            asyncio.get_running_loop().call_soon(gc.collect, 0, context=Context())
-
     def _refusing(self, status: grpc.Status, *, condemns: bool = False) -> MethodHandler:
         """A handler that ends each call with `status`, and the connection of those that it `condemns`."""
 
@@ -197,6 +190,10 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
             self.peers.charge(peer, REFUSED_CALL)
             if condemns:
                 self.peers.condemn(peer)
+            if self._refused_headers > _COLLECT_AFTER:
+                # Now that grpc.aio is through with them, and of the youngest only: what is still in use would grow old.
+                self._refused_headers = 0
+                gc.collect(0)
             task = asyncio.current_task()
             assert task is not None
             self.stragglers.reply(Exchange(task, "a refused method"), at)
