@@ -18,7 +18,7 @@ from deadlinemesh.orchestrator.agent import Assignment
 from deadlinemesh.orchestrator.edge import HOP, Grant
 from deadlinemesh.orchestrator.events import Outcome, RunStarted, TextDelta, ToolCallFinished, ToolCallProgress
 from deadlinemesh.orchestrator.ports import ToolStatus
-from deadlinemesh.orchestrator.runs import COMPACT_EVERY, EXCERPT, GROWS_BY, PIECE, AgentRun, Runs
+from deadlinemesh.orchestrator.runs import COMPACT_EVERY, EXCERPT, GROWS_BY, PIECE, WATCHED_BY, AgentRun, Runs
 from deadlinemesh.orchestrator.upstreams import Upstreams
 from deadlinemesh.policy import Tenant, default_policy
 from deadlinemesh.telemetry import Telemetry
@@ -109,10 +109,10 @@ async def test_finished_run_is_held_while_it_is_watched() -> None:
         growing.finish_call(1_000_000)
         growing.run.finish(Outcome.COMPLETED, None, "", "", False)
         growing.run.let_go()
-        assert growing.budget.held == pytest.approx(growing.run.size, rel=0.01)
+        assert growing.budget.held == growing.run.size + WATCHED_BY
     assert growing.budget.held == 0
     with growing.run.watched(), growing.run.watched():
-        assert growing.budget.held == growing.run.size
+        assert growing.budget.held == growing.run.size + WATCHED_BY
     assert growing.budget.held == 0
 
 

@@ -77,6 +77,9 @@ COMPACT_EVERY = 256
 EXCERPT = 4000
 """Characters of a tool's result that are told of a run that is large already."""
 
+WATCHED_BY = 96 * 1024
+"""Bytes of a call that watches a run which is over, counted as long as it has not read all of that: seen, about 90 kB."""
+
 GROWS_BY = 16 * 1024
 """Bytes by which what a run holds is counted: so many as it begins, and as many more each time that it outgrows them."""
 
@@ -294,16 +297,19 @@ class AgentRun:
         self._compact(0)
         self.size = sum(map(_size, chain(self._said, (timed.event for timed in self._events))))
         if self._held is not None:
-            self._held.shrink_to(self.size if self._watchers else 0)
+            kept = self.size + WATCHED_BY if self._watchers else 0
+            self._held.shrink_to(kept)
+            self._held.grow(kept - self._held.amount)
 
     def watch(self) -> None:
         """Count a watcher. Raises Shed where what is kept of a run that is over does not fit what its tenant may hold: as long as
         it is watched it takes memory, though it may be forgotten here.
         """
-        if self._is_let_go and not self._watchers and self._held is not None and not self._held.grow(self.size):
+        size = self.size + WATCHED_BY
+        if self._is_let_go and not self._watchers and self._held is not None and not self._held.grow(size):
             self._on_limit("memory_bytes")
             raise Shed(
-                f"{self.size} bytes more do not fit what this tenant may hold: watch fewer runs at a time",
+                f"{size} bytes more do not fit what this tenant may hold: watch fewer runs at a time",
                 retry_after=RETRY_AFTER,
                 phase="admission",
             )
