@@ -272,7 +272,7 @@ class _Method:
         self._name = name
         self._reads = reads and not handler.request_streaming
         self._is_brief = not (reads or handler.request_streaming or handler.response_streaming)
-        """Whether it is for callers that were believed before, most likely on the same connection."""
+        """Unary both ways and from a believed caller: its connection is noted only when in doubt."""
         self._handler: Handler = getattr(handler, "_".join(kind))
         self._yields = isasyncgenfunction(self._handler)
         """Whether it yields its responses; a stream's handler may also write them itself."""

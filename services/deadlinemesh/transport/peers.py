@@ -33,7 +33,7 @@ class Peers:
         self.watches: Counter[str] = Counter()
         """Open `Health/Watch` calls of each connection."""
         self.in_doubt = False
-        """Whether an address has so many connections that unknown ones are closed."""
+        """True while some address has more connections than FEW: unknown ones may be closed."""
         self._clock = clock
         self._known: set[str] = set()
         self._asked: dict[str, tuple[float, float]] = {}

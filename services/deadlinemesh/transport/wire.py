@@ -36,7 +36,7 @@ Metadata = tuple[tuple[str, str], ...]
 Pairs = Sequence[tuple[str, str | bytes]]
 """A call's metadata as it arrives."""
 Said = tuple[float | None, str, str | None]
-"""What `decode` reads in it."""
+"""Result of `decode`: seconds left, identity, malformed value."""
 
 _IDENTITY = re.compile(r"token=([^;]*);tenant=([^;]*);tier=([^;]*);run=([^;]*);trace=([0-9a-f]{32})?")
 _TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
