@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import weakref
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -704,3 +705,36 @@ async def test_an_error_keeps_its_cause_however_much_it_says(arity: str, error: 
             await responses(served.mesh, arity)
     arrived = error_from(raised.value, "hop-a")
     assert (raised.value.code(), type(arrived)) == (code_of(error), type(error))
+
+
+class Request:
+    """A message that can be watched."""
+
+
+@pytest.mark.parametrize("arity", ["unary_unary", "unary_stream"])
+async def test_request_is_not_held_once_its_handler_has_let_go(arity: str) -> None:
+    """A run lasts for minutes, and its request may have megabytes."""
+    requests: list[weakref.ref[Request]] = []
+
+    def parsed(raw: bytes) -> Request:
+        request = Request()
+        requests.append(weakref.ref(request))
+        return request
+
+    async def one(request: Request, context: Any) -> bytes:
+        del request
+        await asyncio.sleep(0)
+        return b"held" if requests[-1]() else b"gone"
+
+    async def many(request: Request, context: Any) -> AsyncIterator[bytes]:
+        del request
+        await asyncio.sleep(0)
+        yield b"held" if requests[-1]() else b"gone"
+
+    methods: dict[str, Any] = {
+        "unary_unary": grpc.unary_unary_rpc_method_handler(one, request_deserializer=parsed),
+        "unary_stream": grpc.unary_stream_rpc_method_handler(many, request_deserializer=parsed),
+    }
+    async with serving(methods) as hop:
+        with entered(with_seconds(LONG)):
+            assert await responses(hop.mesh, arity) == [b"gone"]

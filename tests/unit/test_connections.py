@@ -150,3 +150,25 @@ async def test_excess_closes_the_real_connection(listening: socket.socket) -> No
             with pytest.raises(BlockingIOError):
                 other.recv(1)
     guard.cancel()
+
+
+def test_condemned_peer_is_cut_with_what_it_has_sent(listening: socket.socket) -> None:
+    port = listening.getsockname()[1]
+    peers, closed = Peers(VirtualClock()), list[str]()
+    Connections(port, LIMITS, peers, VirtualClock(), lambda address, why: closed.append(address))
+    with (
+        socket.create_connection(("127.0.0.1", port)) as unwanted,
+        socket.create_connection(("127.0.0.1", port)) as other,
+    ):
+        accepted, others = listening.accept()[0], listening.accept()[0]
+        with accepted, others:
+            for peer, its in ((unwanted, accepted), (other, others)):
+                peer.sendall(b"x" * 1000)
+                its.settimeout(5)
+                assert its.recv(1) == b"x"  # it has arrived
+            peers.condemn(f"ipv4:127.0.0.1:{unwanted.getsockname()[1]}")
+            assert accepted.recv(1) == b""
+            assert len(others.recv(1000)) == 999
+            unwanted.settimeout(5)
+            assert unwanted.recv(1) == b""
+    assert closed == ["127.0.0.1"]

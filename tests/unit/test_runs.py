@@ -147,7 +147,7 @@ async def test_a_large_run_tells_the_beginnings_of_results_and_no_progress() -> 
     growing.run.emit(ToolCallProgress("c", "half", 0.5))
     growing.run.emit(TextDelta("x" * 200_000))
     growing.run.emit(ToolCallProgress("c", "more", 0.6))
-    events = [timed.event for timed in growing.run._events]
+    events = [timed.event for timed in growing.run.events]
     lengths = [len(event.content) for event in events if isinstance(event, ToolCallFinished)]
     assert lengths[:4] == [100_000] * 4
     assert all(EXCERPT < one < EXCERPT + 100 for one in lengths[5:])
@@ -184,7 +184,7 @@ async def test_readers_at_any_place_get_all_text_once() -> None:
     whole = "".join(f"{number} " for number in range(20 * COMPACT_EVERY))
     assert {"".join(text) for text in texts} == {whole}
     run.let_go()
-    pieces = [timed.event.text for timed in run._events if isinstance(timed.event, TextDelta)]
+    pieces = [timed.event.text for timed in run.events if isinstance(timed.event, TextDelta)]
     assert "".join(pieces) == whole
     assert len(pieces) < len(whole) / PIECE * 2 + 1
     assert max(map(len, pieces)) <= PIECE

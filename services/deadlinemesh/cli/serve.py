@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 from deadlinemesh.cli.event_loop import event_loop
@@ -29,7 +30,7 @@ def serve(name: str, settings: HopSettings, *, announce: bool = False) -> None:
     """
     quiet_the_core()
     keep_memory_together()
-    return_memory()
+    on_freed = return_memory()
     # What tools start inherits the environment, and others of the same user may read a process's memory: no secret is in either.
     os.environ.pop("DMESH_MESH_TOKEN", None)
     if not settings.dumpable:
@@ -37,7 +38,7 @@ def serve(name: str, settings: HopSettings, *, announce: bool = False) -> None:
     _log_to_stderr(settings)
     with asyncio.Runner(loop_factory=event_loop) as runner:
         try:
-            runner.run(_serve(name, settings, announce))
+            runner.run(_serve(name, settings, announce, on_freed))
         except asyncio.CancelledError:
             _LOG.info("%s was told to stop before it served", name)
         if left := runner.run(_end_tasks()):
@@ -66,7 +67,7 @@ async def _end_tasks() -> list[str]:
     return [task.get_name() for task in tasks]
 
 
-async def _serve(name: str, settings: HopSettings, announce: bool) -> None:
+async def _serve(name: str, settings: HopSettings, announce: bool, on_freed: Callable[[], None]) -> None:
     starting = asyncio.current_task()
     assert starting is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, starting.cancel)  # until the server takes it over
@@ -74,6 +75,7 @@ async def _serve(name: str, settings: HopSettings, announce: bool) -> None:
         stack.callback(_end_as_told)
         hop = assemble(name, settings, stack)
         server = hop.server
+        server.interceptor.on_freed = on_freed
         port = await server.start()
         spare_the_event_loop()
         _LOG.info("%s listens on port %d", name, port)

@@ -90,8 +90,11 @@ class Ledger:
         return self._charged_until - self._started_at, spent
 
     def close(self) -> None:
-        """Tell no change any more, and let go of whom they were told."""
+        """Forget everything but the time, and whom changes were told: a closed ledger may be kept for long."""
         self._on_change = None
+        self._in_force = None
+        self._active.clear()
+        self._spent.clear()
 
     @property
     def elapsed(self) -> float:

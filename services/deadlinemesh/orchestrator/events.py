@@ -17,6 +17,7 @@ __all__ = [
     "RunFinished",
     "RunStarted",
     "TextDelta",
+    "Timed",
     "ToolCallFinished",
     "ToolCallProgress",
     "ToolCallStarted",
@@ -109,3 +110,11 @@ class RunFinished:
 
 
 RunEvent = RunStarted | PhaseChanged | TextDelta | ToolCallStarted | ToolCallProgress | ToolCallFinished | RunFinished
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """An event and when it happened, in seconds since the run's call arrived."""
+
+    elapsed: float
+    event: RunEvent

@@ -9,8 +9,8 @@ from deadlinemesh.telemetry import LimitHit, Telemetry
 
 __all__ = ["COPIES", "RETRY_AFTER", "Memory"]
 
-COPIES = 3
-"""So many times the bytes of a request, or of a reply, are held: as a message, as texts, and on their way to the next hop."""
+COPIES = 2
+"""So many times the bytes of a request, or of a reply, are held: as they came and as texts, or as a message and on their way."""
 
 RETRY_AFTER = 0.5
 """Seconds after which to come again: when a run ends, and how large it is, is not known."""

@@ -6,9 +6,9 @@ import asyncio
 import math
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from sys import getsizeof
@@ -50,19 +50,21 @@ from deadlinemesh.orchestrator.events import (
     RunFinished,
     RunStarted,
     TextDelta,
+    Timed,
     ToolCallFinished,
     ToolCallProgress,
     ToolCallStarted,
     Usage,
 )
 from deadlinemesh.orchestrator.memory import RETRY_AFTER, Memory
+from deadlinemesh.orchestrator.packing import pack, unpack
 from deadlinemesh.orchestrator.ports import ModelPort, ToolPort
 from deadlinemesh.orchestrator.shortening import cut
 from deadlinemesh.orchestrator.upstreams import Upstreams
 from deadlinemesh.policy import Limits
 from deadlinemesh.telemetry import RunEnded, Telemetry
 
-__all__ = ["GROWS_BY", "AgentRun", "Runs", "Timed"]
+__all__ = ["GROWS_BY", "AgentRun", "Runs"]
 
 
 OBJECT = 200
@@ -80,16 +82,16 @@ EXCERPT = 4000
 WATCHED_BY = 96 * 1024
 """Bytes of a call that watches a run which is over, counted as long as it has not read all of that: seen, about 90 kB."""
 
+PACKED_UP_TO = 64 * 1024
+"""Bytes as objects of a run whose record is packed once it is over: of a larger one most is text, and packing it would hold up
+others.
+"""
+
+RECORD = 2048
+"""About the bytes of a run that is over beside its events, conversation and answer."""
+
 GROWS_BY = 16 * 1024
 """Bytes by which what a run holds is counted: so many as it begins, and as many more each time that it outgrows them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Timed:
-    """An event and when it happened, in seconds since the run's call arrived."""
-
-    elapsed: float
-    event: RunEvent
 
 
 class _Reader:
@@ -147,8 +149,11 @@ class AgentRun:
         self._task: BackgroundTask[None] | None = None
         self._place: Lease | None = None
         self._said: tuple[Message, ...] = ()
+        self._packed: bytes | None = None
+        """Both, once it has been let go, where they are not large."""
         self.size = 0
         """About the bytes that are kept of it, once it has been let go."""
+        self._unpacked_size = 0
 
     @property
     def run_id(self) -> str:
@@ -168,7 +173,14 @@ class AgentRun:
     @property
     def history(self) -> tuple[Message, ...]:
         """The conversation as far as it has come; always valid."""
+        if self._packed is not None:
+            return unpack(self._packed)[1]
         return self._said if self.agent is None else self.agent.history
+
+    @property
+    def events(self) -> Sequence[Timed]:
+        """What has happened so far, in order; neighbouring pieces of text may be one."""
+        return self._events if self._packed is None else unpack(self._packed)[0]
 
     def emit(self, event: RunEvent) -> None:
         """Tell every watcher, present and future. Of a run that is half as large as it may be, no tool's progress is told any more,
@@ -207,14 +219,15 @@ class AgentRun:
     async def told(self) -> AsyncGenerator[Timed, None]:
         """Everything that has happened, then everything that happens. Begins as the run does; raises what refused it."""
         reader = _Reader()
+        events = self.events
         self._readers.append(reader)
         try:
             while True:
                 if self.refused is not None:
                     raise self.refused
-                while reader.seen < len(self._events) and (self.agent is not None or self.finished is not None):
+                while reader.seen < len(events) and (self.agent is not None or self.finished is not None):
                     reader.seen += 1
-                    yield self._events[reader.seen - 1]
+                    yield events[reader.seen - 1]
                 if self.finished is not None:
                     return
                 assert self._changed is not None
@@ -295,9 +308,14 @@ class AgentRun:
         self._changed = None  # all that is kept is small but this: it would pin down pages among gRPC's
         self.ledger.close()
         self._compact(0)
-        self.size = sum(map(_size, chain(self._said, (timed.event for timed in self._events))))
+        self.size = sum(map(_size, chain(self._said, (timed.event for timed in self._events)))) + RECORD
+        self._unpacked_size = self.size
+        if self.finished is not None and self.size <= PACKED_UP_TO:
+            self._packed = pack(self._events, self._said)
+            self._events, self._said = [], ()  # readers have the list
+            self.size = len(self._packed) + _size(self.finished) + RECORD
         if self._held is not None:
-            kept = self.size + WATCHED_BY if self._watchers else 0
+            kept = self._unpacked_size + WATCHED_BY if self._watchers else 0
             self._held.shrink_to(kept)
             self._held.grow(kept - self._held.amount)
 
@@ -305,7 +323,7 @@ class AgentRun:
         """Count a watcher. Raises Shed where what is kept of a run that is over does not fit what its tenant may hold: as long as
         it is watched it takes memory, though it may be forgotten here.
         """
-        size = self.size + WATCHED_BY
+        size = self._unpacked_size + WATCHED_BY
         if self._is_let_go and not self._watchers and self._held is not None and not self._held.grow(size):
             self._on_limit("memory_bytes")
             raise Shed(
@@ -475,6 +493,7 @@ class Runs:
 
     async def _execute(self, run: AgentRun, prepare: Callable[[AgentRun], Awaitable[Assignment]]) -> None:
         assignment = await self._admitted(run, prepare)
+        del prepare
         if assignment is None:
             return
         agent = Agent(

@@ -35,13 +35,14 @@ from deadlinemesh.orchestrator.events import (
     RunFinished,
     RunStarted,
     TextDelta,
+    Timed,
     ToolCallFinished,
     ToolCallProgress,
     ToolCallStarted,
 )
 from deadlinemesh.orchestrator.memory import COPIES, Memory
 from deadlinemesh.orchestrator.ports import ModelPort, ToolPort
-from deadlinemesh.orchestrator.runs import GROWS_BY, AgentRun, Runs, Timed
+from deadlinemesh.orchestrator.runs import GROWS_BY, AgentRun, Runs
 from deadlinemesh.orchestrator.shortening import Bounds
 from deadlinemesh.orchestrator.upstreams import Upstreams
 from deadlinemesh.policy import GoOver, Past, Policy, Tenant
@@ -142,9 +143,10 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             policy = self._granting(grant.tenant)
             if run is None:
                 held = self._memory.take(grant.tenant.tenant_id, (COPIES - 1) * size + GROWS_BY)
-                run = self._runs.start(
-                    grant, request.request_id, lambda new: self._prepare(policy, request, history, new), held
-                )
+                prepare = partial(self._prepare, policy, request, history)
+                run = self._runs.start(grant, request.request_id, prepare, held)
+                del prepare
+            del request, history
             with run.watched():
                 granted_us = str(microseconds(run.grant.granted))
                 await context.send_initial_metadata(((GRANTED_US, granted_us), (RUN_ID, run.run_id)))

@@ -348,7 +348,7 @@ class AdmissionPolicy(_Frozen):
     memory_bytes: Annotated[WholeNumber, Field(ge=1024)] = 128 * 1024 * 1024
     """What requests, runs at work and replies on their way may hold in one orchestrator, copies included. What does not fit is
     shed; with the finished runs that are kept, and the process itself, it is to fit the process's memory."""
-    memory_part: Annotated[float, Strict(), Field(gt=0, le=1)] = 0.1
+    memory_part: Annotated[float, Strict(), Field(gt=0, le=1)] = 0.07
     """The part of it that one tenant may hold."""
     normal_part: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.1
     """The part of the model slots that goes to waiting tiers of the normal queue while priority ones wait as well."""

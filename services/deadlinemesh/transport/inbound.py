@@ -71,8 +71,14 @@ kilobytes of HPACK suffice.
 LARGEST_HEADERS = 64 * 1024
 """Bytes of them."""
 
-_COLLECT_AFTER = 8 * 1024 * 1024
-"""Bytes of refused headers after which garbage is collected: grpc.aio keeps each call's in a cycle."""
+_COLLECT_AFTER = 4 * 1024 * 1024
+"""Bytes of headers, of callers not believed yet, after which garbage is collected: grpc.aio keeps each call's in a cycle."""
+
+_HEADER_OBJECTS = 170
+"""Bytes that each header takes beside its characters: a tuple and two strings."""
+
+_AGED_BY = 5000
+"""Headers of one call that may have grown old as the collector counts, by the time that it is refused."""
 
 _AT_ONCE_S = 0.001
 """Seconds by which the peer's own timer may be early."""
@@ -115,7 +121,10 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
         self._recording = bool(self._telemetry)
         self._spans = None if tracer is None else ServerSpans(tracer)
         self._request_seconds = request_seconds
-        self._refused_headers = 0
+        self.on_freed: Callable[[], None] = lambda: None
+        """Called when much memory has been given back to the C library at once."""
+        self._strange_headers = 0
+        self._longest_table = 0
         crowded = f"has more than {MOST_HEADERS} entries or {LARGEST_HEADERS} bytes"
         self._crowded = self._refusing(
             status_of(InvalidRequest([Violation("metadata", crowded)], hop=hop)), condemns=True
@@ -165,10 +174,13 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
         said = wire.decode(metadata)
         if said[1] in self._believed:
             wrapped = self._swift.get(method)
-        elif len(metadata) > MOST_HEADERS or _bytes_of(metadata) > LARGEST_HEADERS:
-            self._refused_headers += _bytes_of(metadata)
-            return self._crowded
         else:
+            self._free_headers()
+            size = _bytes_of(metadata)
+            self._strange_headers += size + _HEADER_OBJECTS * len(metadata)
+            self._longest_table = max(self._longest_table, len(metadata))
+            if len(metadata) > MOST_HEADERS or size > LARGEST_HEADERS:
+                return self._crowded
             wrapped = self._wrapped.get(method)
         _ARRIVED.set((metadata, said, self._clock.monotonic()))
         if wrapped is not None:
@@ -190,10 +202,7 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
             self.peers.charge(peer, REFUSED_CALL)
             if condemns:
                 self.peers.condemn(peer)
-            if self._refused_headers > _COLLECT_AFTER:
-                # Now that grpc.aio is through with them, and of the youngest only: what is still in use would grow old.
-                self._refused_headers = 0
-                gc.collect(0)
+            self._free_headers()  # at once: grpc.aio is through with them
             task = asyncio.current_task()
             assert task is not None
             self.stragglers.reply(Exchange(task, "a refused method"), at)
@@ -208,12 +217,19 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
         handler: MethodHandler = grpc.stream_unary_rpc_method_handler(refuse)
         return handler
 
+    def _free_headers(self) -> None:
+        if self._strange_headers > _COLLECT_AFTER:
+            # The old only where they can be among them, as these take long: making many objects is what ages others.
+            gc.collect(2 if self._longest_table > _AGED_BY else 1)
+            self._strange_headers = self._longest_table = 0
+            self.on_freed()
+
     def _wrap(self, method: str, handler: MethodHandler) -> MethodHandler:
         served: _Method | OpenMethod
         if method.startswith(_OPEN_SERVICES):
-            served = OpenMethod(self._open_calls, method, handler)
+            served, serializer = OpenMethod(self._open_calls, method, handler), handler.response_serializer
         else:
-            served = _Method(self, method, handler)
+            served, serializer = _Method(self, method, handler), _serializer_of_stream(handler)
         # As one with a stream of requests, whatever its handler takes: of others grpc.aio reads the request before anything of
         # ours runs, for as long as that takes, and from whoever.
         factory = (
@@ -222,7 +238,7 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
             else grpc.stream_unary_rpc_method_handler
         )
         parser = parser_of(method, handler.request_deserializer)
-        wrapped: MethodHandler = factory(served.serve, parser, handler.response_serializer)
+        wrapped: MethodHandler = factory(served.serve, parser, serializer)
         return wrapped
 
     def _wrap_swiftly(self, method: str, handler: MethodHandler) -> MethodHandler | None:
@@ -234,9 +250,8 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
             grpc.unary_stream_rpc_method_handler if handler.response_streaming else grpc.unary_unary_rpc_method_handler
         )
         parser = parser_of(method, handler.request_deserializer, raises=False)
-        wrapped: MethodHandler = factory(
-            _Method(self, method, handler, reads=False).serve, parser, handler.response_serializer
-        )
+        served = _Method(self, method, handler, reads=False)
+        wrapped: MethodHandler = factory(served.serve, parser, _serializer_of_stream(handler))
         return wrapped
 
     def _unread(self, exchange: Exchange) -> None:
@@ -274,6 +289,8 @@ class _Method:
         self._is_brief = not (reads or handler.request_streaming or handler.response_streaming)
         """Unary both ways and from a believed caller: its connection is noted only when in doubt."""
         self._handler: Handler = getattr(handler, "_".join(kind))
+        self._serialize = None if handler.response_streaming else handler.response_serializer
+        """Of a unary response: one that is not read is held as bytes, and not as a message too."""
         self._yields = isasyncgenfunction(self._handler)
         """Whether it yields its responses; a stream's handler may also write them itself."""
 
@@ -334,6 +351,7 @@ class _Method:
                         exchange.work()
                     if self._yields:
                         responses = self._handler(request, answer)
+                        request = None
                         write: Callable[[Any], Awaitable[None]] = answer.write
                         try:
                             async for response in responses:
@@ -346,7 +364,11 @@ class _Method:
                             await responses.aclose()
                             raise
                     else:
-                        result = await self._handler(request, answer)
+                        answering = self._handler(request, answer)
+                        request = None
+                        result = await answering
+                        if result is not None and self._serialize is not None:
+                            result = self._serialize(result)
             except BaseException as raised:
                 if exchange.request_late and isinstance(raised, asyncio.CancelledError):
                     task.uncancel()
@@ -447,6 +469,11 @@ class _Method:
             task = asyncio.get_running_loop().create_task(ending, context=outside_any_scope())
             answers.add(task)
             task.add_done_callback(answers.discard)
+
+
+def _serializer_of_stream(handler: MethodHandler) -> Callable[[Any], bytes] | None:
+    """What grpc.aio is to serialize responses with: a unary one is bytes when it gets it."""
+    return handler.response_serializer if handler.response_streaming else None
 
 
 def _bytes_of(metadata: wire.Pairs) -> int:

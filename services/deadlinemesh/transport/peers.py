@@ -21,13 +21,15 @@ REFUSED_CALL = 3.0
 
 
 class Peers:
-    """The connections of one hop, by gRPC's name for the peer. `on_excess` is called when a stranger has asked for too much.
+    """The connections of one hop, by gRPC's name for the peer. `on_excess` is called when a stranger has asked for too much, and
+    `on_condemned` with a connection that has sent what no well-meaning peer sends.
 
     A connection that has shown a known credential is never a stranger's again: a proxy has many callers on one.
     """
 
     def __init__(self, clock: Clock, on_excess: Callable[[], None] = lambda: None) -> None:
         self.on_excess = on_excess
+        self.on_condemned: Callable[[str], None] = lambda _: on_excess()
         self.excessive: set[str] = set()
         """Connections that have asked for too much."""
         self.watches: Counter[str] = Counter()
@@ -60,14 +62,15 @@ class Peers:
         used, at = self._asked.get(peer, (0.0, now))
         used = max(0.0, used - (now - at) * CALLS_PER_SECOND) + calls
         self._asked[peer] = used, now
-        if used > CALLS:
-            self.condemn(peer)
+        if used > CALLS and peer not in self.excessive:
+            self.excessive.add(peer)
+            self.on_excess()
 
     def condemn(self, peer: str) -> None:
         """The connection, whoever's it is, has sent what no well-meaning peer sends."""
         if peer not in self.excessive:
             self.excessive.add(peer)
-            self.on_excess()
+            self.on_condemned(peer)
 
     def keep(self, connected: Set[str]) -> None:
         """Forget the connections that are gone, the second time that they are missed: a new one may have come after the look."""
