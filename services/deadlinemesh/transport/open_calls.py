@@ -110,6 +110,7 @@ class OpenMethod:
         calls = self._calls
         if not calls.may_watch(peer):
             # By the health protocol a client then takes the server to be healthy, and does not ask again.
+            self._expect_reading(exchange)
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "too many watch already: use Check")
         calls.peers.watches[peer] += 1
         exchange.work()
