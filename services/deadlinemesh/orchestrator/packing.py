@@ -1,4 +1,4 @@
-"""What is kept of a run that is over, in a tenth of the memory that it takes as objects."""
+"""Finished runs as compressed bytes: a tenth of the memory that they take as objects."""
 
 from __future__ import annotations
 

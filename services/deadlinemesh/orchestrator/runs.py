@@ -179,7 +179,7 @@ class AgentRun:
 
     @property
     def events(self) -> Sequence[Timed]:
-        """What has happened so far, in order; neighbouring pieces of text may be one."""
+        """The events so far, in order. Neighbouring pieces of text may have been joined."""
         return self._events if self._packed is None else unpack(self._packed)[0]
 
     def emit(self, event: RunEvent) -> None:

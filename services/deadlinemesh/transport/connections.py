@@ -137,13 +137,16 @@ def _connected(port: int) -> set[str]:
 
 def _shut(port: int, peers: Iterable[str]) -> None:
     """Shut these connections down, and take from the core what it has not read of them yet."""
-    unwanted = set(peers)
+    left = set(peers)
     for peer, connection in _accepted(port):
         with connection, suppress(OSError):
-            if peer in unwanted:
+            if peer in left:
+                left.remove(peer)
                 connection.shutdown(socket.SHUT_RDWR)
                 while connection.recv(1 << 20, socket.MSG_DONTWAIT):
                     pass
+        if not left:
+            return
 
 
 def _accepted(port: int) -> Iterable[tuple[str, socket.socket]]:

@@ -472,7 +472,7 @@ class _Method:
 
 
 def _serializer_of_stream(handler: MethodHandler) -> Callable[[Any], bytes] | None:
-    """What grpc.aio is to serialize responses with: a unary one is bytes when it gets it."""
+    """The serializer for grpc.aio, or None for unary responses, which it gets as bytes."""
     return handler.response_serializer if handler.response_streaming else None
 
 
