@@ -74,10 +74,10 @@ class _NoForks(keeper_main._Keeper):
 
 def _command(data: bytes) -> None:
     """Every other START comes with its file. The rest are as where the keeper may open no more files."""
-    files = _open_files()
     ours, theirs = socket.socketpair()
     with ours:
         with theirs:
+            file = _file(theirs.fileno())
             keeper = _NoForks(theirs)
             for index in range(0, len(data), COMMAND.size):
                 record = data[index : index + COMMAND.size]
@@ -86,16 +86,21 @@ def _command(data: bytes) -> None:
             ours.shutdown(socket.SHUT_WR)
             keeper._obey_all()
         heard = ours.recv(65536) if data else b""
-    assert _open_files() <= files
+    assert file not in _open_files()
     assert len(heard) % REPORT.size == 0
     assert len(heard) // REPORT.size + len(keeper.started) <= len(data) // COMMAND.size + 1
     assert all(what in (OBEYED, keeper_main.ENDED) for what, _, _ in REPORT.iter_unpack(heard))
 
 
-def _open_files() -> set[tuple[str, str]]:
-    """Which files are open, each by what it is: what others close meanwhile, such as a collection of garbage, is not counted."""
+def _file(fd: int | str) -> str:
+    """The file behind `fd`, the same for each duplicate of it. A socket's name is never given twice."""
+    return os.readlink(f"/proc/self/fd/{fd}")
+
+
+def _open_files() -> set[str]:
+    """The files this process has open, those of other threads too."""
     found = set()
-    for name in os.listdir("/proc/self/fd"):
-        with suppress(FileNotFoundError):  # that of the listing itself
-            found.add((name, os.readlink(f"/proc/self/fd/{name}")))
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # closed meanwhile, as is the listing itself
+            found.add(_file(fd))
     return found
