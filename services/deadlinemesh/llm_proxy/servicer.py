@@ -10,6 +10,7 @@ from typing import Any
 from deadlinemesh.conversation import ToolSpec
 from deadlinemesh.deadline import SYSTEM_CLOCK, Clock
 from deadlinemesh.errors import Violation
+from deadlinemesh.llm_proxy.coalescing import coalesced
 from deadlinemesh.llm_proxy.conversation import (
     FinishReason,
     TextDelta,
@@ -66,7 +67,7 @@ class LlmProxyServicer(llm_proxy_pb2_grpc.LlmProxyServiceServicer):
     async def Generate(
         self, request: llm_proxy_pb2.GenerateRequest, context: Any
     ) -> AsyncIterator[llm_proxy_pb2.GenerateResponse]:
-        async with aclosing(self._service.generate(await _turn(request))) as events:
+        async with aclosing(coalesced(self._service.generate(await _turn(request)))) as events:
             async for event in events:
                 yield _response(event)
 
