@@ -16,8 +16,8 @@ import grpc
 
 from benchmarks.process import run_as_service
 from deadlinemesh.admission import Bulkhead
-from deadlinemesh.cli.interpreter import spare_the_event_loop
 from deadlinemesh.deadline import current
+from deadlinemesh.hosting.interpreter import spare_the_event_loop
 from deadlinemesh.transport import DeadlineInterceptor, MeshGate, MeshServer, ServerSettings
 
 __all__ = ["SERVICE", "TOKEN"]

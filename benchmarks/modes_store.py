@@ -13,9 +13,9 @@ import time
 from functools import partial
 from pathlib import Path
 
-from deadlinemesh.cli.serve import serve
-from deadlinemesh.cli.settings import HopSettings
 from deadlinemesh.deadline import current
+from deadlinemesh.hosting.serve import serve
+from deadlinemesh.hosting.settings import HopSettings
 from deadlinemesh.tool_runner import servicer
 from deadlinemesh.tool_runner.cache import CacheKey
 

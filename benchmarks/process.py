@@ -11,8 +11,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from deadlinemesh.cli.event_loop import event_loop
-from deadlinemesh.cli.interpreter import keep_memory_together
+from deadlinemesh.hosting.event_loop import event_loop
+from deadlinemesh.hosting.interpreter import keep_memory_together
 
 __all__ = ["cores", "run_as_service", "started", "stay_on"]
 

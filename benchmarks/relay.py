@@ -19,8 +19,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
 from benchmarks.process import run_as_service, stay_on
-from deadlinemesh.cli.interpreter import spare_the_event_loop
 from deadlinemesh.deadline import current
+from deadlinemesh.hosting.interpreter import spare_the_event_loop
 from deadlinemesh.transport import DeadlineInterceptor, MeshChannel, MeshGate, MeshServer, ServerSettings, mesh_channel
 
 __all__ = ["channel_to", "traced"]

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from deadlinemesh.admission import Bulkhead
-from deadlinemesh.cli.serve import serve
-from deadlinemesh.cli.settings import HopSettings
 from deadlinemesh.deadline.scope import Scopes
+from deadlinemesh.hosting.serve import serve
+from deadlinemesh.hosting.settings import HopSettings
 
 __all__ = ["PROBE_FOLDER"]
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import deadlinemesh
-from deadlinemesh.cli.state import MeshState, TenantState
+from deadlinemesh.local.state import MeshState, TenantState
 
 __all__ = ["DMESH", "GUARD", "Up", "dmesh", "ended", "environment", "up"]
 

@@ -35,6 +35,7 @@ __all__ = [
     "UpstreamRefused",
     "Violation",
     "Violations",
+    "WrongUsage",
     "choices",
     "shortened",
     "shown",
@@ -157,6 +158,10 @@ class Violation:
 
     field: str
     description: str
+
+
+class WrongUsage(Exception):
+    """A command's options make no sense, or name what is not there. The message says what would be right."""
 
 
 class Violations:

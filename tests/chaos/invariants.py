@@ -19,10 +19,10 @@ from tests.chaos.processes import Life, alive
 from tests.chaos.provider import Exchange, marked
 from tests.seen import Seen, ledger_violations
 
-from deadlinemesh.conversation import history_violations
 from deadlinemesh.deadline.scope import REPORT_ORPHAN_AFTER
 from deadlinemesh.telemetry import CallEnded, CallStarted, Event, OrphanReported, Retried, RunEnded
 from deadlinemesh.v1 import orchestrator_pb2
+from deadlinemesh.vocabulary import history_violations
 
 __all__ = ["GONE", "INVARIANTS", "REPORTED", "SOON", "TALLY", "Invariant", "check", "lateness"]
 

@@ -26,11 +26,11 @@ from tests.chaos.toxics import Fault, Proxy, Toxiproxy, toxiproxy
 from tests.seen import Heard, Seen, cause_of
 from tests.up import environment
 
-from deadlinemesh.conversation import Message
 from deadlinemesh.policy import Policy, hash_key, new_key
 from deadlinemesh.telemetry import CallEnded, Event
-from deadlinemesh.transport.messages import message_from_wire
+from deadlinemesh.transport.codec import message_from_wire
 from deadlinemesh.v1 import common_pb2, orchestrator_pb2, orchestrator_pb2_grpc
+from deadlinemesh.vocabulary import Message
 
 __all__ = [
     "HIT",

@@ -106,7 +106,7 @@ class Service:
         with self._log_file.open("a") as log:
             process = await asyncio.create_subprocess_exec(
                 # It ends with the tests, however these end.
-                *(sys.executable, "-m", "deadlinemesh.cli.tied", "deadlinemesh.cli", *self._arguments, "--announce"),
+                *(sys.executable, "-m", "deadlinemesh.local.tied", "deadlinemesh.cli", *self._arguments, "--announce"),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,

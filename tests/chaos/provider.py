@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from deadlinemesh.conversation import Message, Role, ToolCall, history_violations
+from deadlinemesh.vocabulary import Message, Role, ToolCall, history_violations
 
 __all__ = ["TOGETHER", "Exchange", "Outside", "Script", "ToolUse", "Turn", "marked", "word"]
 

@@ -13,10 +13,10 @@ from tests.chaos.mesh import HIT, ROOM, TENANTS
 from tests.chaos.provider import Exchange, word
 from tests.seen import Heard, Seen
 
-from deadlinemesh.conversation import Message, Role, ToolCall
 from deadlinemesh.policy import default_policy
 from deadlinemesh.telemetry import CallEnded, CallStarted, OrphanReported, Retried, RunEnded
 from deadlinemesh.v1 import common_pb2, orchestrator_pb2
+from deadlinemesh.vocabulary import Message, Role, ToolCall
 
 RUN = "run_1"
 

@@ -7,23 +7,14 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from deadlinemesh.conversation import ToolCall
 from deadlinemesh.deadline import current
-from deadlinemesh.llm_proxy.conversation import (
-    Event,
-    FinishReason,
-    Role,
-    TextDelta,
-    ToolCallReady,
-    TurnEnded,
-    TurnRequest,
-)
 from deadlinemesh.policy import ToolsPolicy, default_policy
 from deadlinemesh.telemetry import CacheUsed, CacheWritten
 from deadlinemesh.testing import virtual_time
 from deadlinemesh.testing.mesh import MemoryMesh
 from deadlinemesh.tool_runner.cache import CacheKey, MemoryCache
 from deadlinemesh.v1 import common_pb2, orchestrator_pb2, orchestrator_pb2_grpc
+from deadlinemesh.vocabulary import FinishReason, ModelEvent, Role, TextDelta, ToolCall, TurnFinished, TurnRequest
 
 WRITING = 4.0
 
@@ -31,15 +22,15 @@ WRITING = 4.0
 class Asker:
     """A model that asks for `who_asks`, then repeats what it said."""
 
-    async def stream(self, turn: TurnRequest) -> AsyncGenerator[Event, None]:
+    async def stream(self, turn: TurnRequest) -> AsyncGenerator[ModelEvent, None]:
         await asyncio.sleep(0.1)
         results = [message.content for message in turn.messages if message.role is Role.TOOL]
         if results:
             yield TextDelta(results[-1])
-            yield TurnEnded(FinishReason.STOP, 1, 1)
+            yield TurnFinished(FinishReason.STOP, 1, 1)
         else:
-            yield ToolCallReady(ToolCall("call-1", "who_asks", "{}"))
-            yield TurnEnded(FinishReason.TOOL_CALLS, 1, 1)
+            yield ToolCall("call-1", "who_asks", "{}")
+            yield TurnFinished(FinishReason.TOOL_CALLS, 1, 1)
 
     async def aclose(self) -> None:
         pass

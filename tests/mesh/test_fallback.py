@@ -7,16 +7,15 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from deadlinemesh.conversation import history_violations
 from deadlinemesh.errors import UpstreamFailed
-from deadlinemesh.llm_proxy.conversation import Event, TurnRequest
 from deadlinemesh.llm_proxy.providers import provider_of
 from deadlinemesh.policy import OpenAIModel, Policy, default_policy
 from deadlinemesh.telemetry import FellBack, Retried
 from deadlinemesh.testing import virtual_time
 from deadlinemesh.testing.mesh import MemoryMesh
-from deadlinemesh.transport.messages import message_from_wire
+from deadlinemesh.transport.codec import message_from_wire
 from deadlinemesh.v1 import orchestrator_pb2, orchestrator_pb2_grpc
+from deadlinemesh.vocabulary import ModelEvent, TurnRequest, history_violations
 
 
 class BlackHole:
@@ -25,7 +24,7 @@ class BlackHole:
     def __init__(self) -> None:
         self.asked = self.left = 0
 
-    async def stream(self, turn: TurnRequest) -> AsyncGenerator[Event, None]:
+    async def stream(self, turn: TurnRequest) -> AsyncGenerator[ModelEvent, None]:
         self.asked += 1
         try:
             await asyncio.get_running_loop().create_future()
@@ -45,7 +44,7 @@ class Down(BlackHole):
         self.times = times
         self.scripted = provider_of(policy.models["demo"])
 
-    async def stream(self, turn: TurnRequest) -> AsyncGenerator[Event, None]:
+    async def stream(self, turn: TurnRequest) -> AsyncGenerator[ModelEvent, None]:
         self.asked += 1
         if self.asked <= self.times:
             raise UpstreamFailed("down")

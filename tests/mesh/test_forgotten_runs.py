@@ -9,12 +9,12 @@ from collections.abc import Awaitable, Callable
 import grpc
 import pytest
 
-from deadlinemesh.orchestrator.events import TextDelta
-from deadlinemesh.orchestrator.runs import RECORD, AgentRun
+from deadlinemesh.orchestrator.run import RECORD_BYTES, AgentRun
 from deadlinemesh.policy import default_policy
 from deadlinemesh.testing import virtual_time
 from deadlinemesh.testing.mesh import MemoryMesh
 from deadlinemesh.v1 import orchestrator_pb2, orchestrator_pb2_grpc
+from deadlinemesh.vocabulary import TextDelta
 
 KEPT = 3
 KEPT_FOR = 60.0
@@ -131,7 +131,7 @@ def test_of_a_run_that_its_client_left_no_piece_of_text_is_kept_by_itself() -> N
         (left,) = (one for one in gc.get_objects() if isinstance(one, AgentRun))
         texts = [timed.event.text for timed in left.events if isinstance(timed.event, TextDelta)]
         assert (pieces, len(texts)) == (20, 1)
-        assert left.size > RECORD
+        assert left.size > RECORD_BYTES
 
     gc.collect()
     in_memory(test)

@@ -12,24 +12,15 @@ import pytest
 
 from deadlinemesh import orchestrator
 from deadlinemesh.errors import Cause, InvalidRequest, MeshError, Shed, TooLarge
-from deadlinemesh.llm_proxy.conversation import (
-    Event,
-    FinishReason,
-    Role,
-    TextDelta,
-    ToolCall,
-    ToolCallReady,
-    TurnEnded,
-    TurnRequest,
-)
 from deadlinemesh.orchestrator import servicer
-from deadlinemesh.orchestrator.runs import AgentRun
+from deadlinemesh.orchestrator.run import AgentRun
 from deadlinemesh.policy import Policy, default_policy
 from deadlinemesh.telemetry import LimitHit
 from deadlinemesh.testing import virtual_time
 from deadlinemesh.testing.mesh import MemoryMesh
 from deadlinemesh.transport import error_from
 from deadlinemesh.v1 import common_pb2, orchestrator_pb2, orchestrator_pb2_grpc
+from deadlinemesh.vocabulary import FinishReason, ModelEvent, Role, TextDelta, ToolCall, TurnFinished, TurnRequest
 
 FREE, OTHER = "cora", "bolt"
 LONG_TASK = "Run the long task for 20 seconds"
@@ -38,18 +29,18 @@ LONG_TASK = "Run the long task for 20 seconds"
 class Provider:
     """A model that says what it is given, once for each turn."""
 
-    def __init__(self, *turns: Sequence[Event]) -> None:
+    def __init__(self, *turns: Sequence[ModelEvent]) -> None:
         self._turns = list(turns)
         self.asked: list[TurnRequest] = []
         self.said = 0
 
-    async def stream(self, turn: TurnRequest) -> AsyncGenerator[Event, None]:
+    async def stream(self, turn: TurnRequest) -> AsyncGenerator[ModelEvent, None]:
         self.asked.append(turn)
         for event in self._turns.pop(0) if self._turns else ():
             self.said += 1
             yield event
             await asyncio.sleep(0)
-        yield TurnEnded(FinishReason.STOP, 1, 1)
+        yield TurnFinished(FinishReason.STOP, 1, 1)
 
     async def aclose(self) -> None:
         """Nothing is held."""
@@ -115,7 +106,7 @@ def in_memory(
         client = Client(mesh)
         await test(client)
         await client.all_over()
-        for one in mesh._servicers:
+        for one in mesh.orchestrators:
             assert one._memory.budget.held == 0
 
     virtual_time.run(main())
@@ -246,8 +237,8 @@ def test_a_run_that_outgrows_all_memory_ends_with_what_it_has() -> None:
     in_memory(test, provider, memory_bytes=200_000)
 
 
-def calls(count: int, arguments: str = '{"expression": "1 + 1"}') -> list[Event]:
-    return [ToolCallReady(ToolCall(f"c{number}", "calculate", arguments)) for number in range(count)]
+def calls(count: int, arguments: str = '{"expression": "1 + 1"}') -> list[ModelEvent]:
+    return [ToolCall(f"c{number}", "calculate", arguments) for number in range(count)]
 
 
 def test_calls_beyond_a_turns_number_fail_and_the_model_reads_why() -> None:
@@ -273,7 +264,7 @@ def test_a_call_with_parts_too_long_leaves_a_history_that_is_taken_again() -> No
         ToolCall(long, long, "{}"),
         ToolCall("c", "calculate", f'{{"a": "{long}"}}'),
     ]
-    provider = Provider([ToolCallReady(one) for one in odd], [TextDelta("done")], [TextDelta("again")])
+    provider = Provider([*odd], [TextDelta("done")], [TextDelta("again")])
 
     async def test(client: Client) -> None:
         assert (await client.run(request_id="first")).answer == "done"
@@ -308,7 +299,7 @@ def test_many_small_pieces_of_text_take_little_and_are_all_told() -> None:
         assert await again == "x" * 5000
         assert await text_of() == "x" * 5000
         await client.all_over()
-        (run,) = client.mesh._servicers[0]._runs.of(FREE)
+        (run,) = client.mesh.orchestrators[0].runs(FREE)
         assert run.finished is not None
         assert len(run.events) < 100
 

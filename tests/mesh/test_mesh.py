@@ -12,12 +12,12 @@ import grpc
 import pytest
 
 from deadlinemesh.client import DeadlineMesh
-from deadlinemesh.conversation import history_violations
 from deadlinemesh.policy import default_policy
 from deadlinemesh.testing import memory, virtual_time
 from deadlinemesh.testing.mesh import MemoryMesh
-from deadlinemesh.transport.messages import message_from_wire
+from deadlinemesh.transport.codec import message_from_wire
 from deadlinemesh.v1 import common_pb2, orchestrator_pb2, orchestrator_pb2_grpc
+from deadlinemesh.vocabulary import history_violations
 
 LONG_TASK = "Run the long task for {} seconds"
 ACME, BOLT, CORA = "acme", "bolt", "cora"  # enterprise, professional, free

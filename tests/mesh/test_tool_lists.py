@@ -10,7 +10,6 @@ import pytest
 from tests.unit.agent_world import QUICK, Tools
 from tests.virtual import in_virtual_time, now, with_seconds
 
-from deadlinemesh.conversation import ToolSpec
 from deadlinemesh.deadline import entered
 from deadlinemesh.errors import MeshError, NotFound, UpstreamFailed, Violation
 from deadlinemesh.orchestrator import GrpcTools
@@ -22,6 +21,7 @@ from deadlinemesh.testing import virtual_time
 from deadlinemesh.testing.mesh import MemoryMesh
 from deadlinemesh.transport import error_from
 from deadlinemesh.v1 import orchestrator_pb2, orchestrator_pb2_grpc
+from deadlinemesh.vocabulary import ToolSpec
 
 ARITHMETIC = "What is (17+25)*3?"
 DOWN, HANGS, ANSWERS = UpstreamFailed("down"), None, False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -11,17 +11,17 @@ from opentelemetry.trace import SpanKind, StatusCode
 from tests.hazards.raw import Spans
 from tests.mesh.rpc import GENEROUS, TOKEN, with_seconds, within_bounds
 
-from deadlinemesh.conversation import Message, Role, ToolCall, ToolSpec
-from deadlinemesh.deadline import SYSTEM_CLOCK, Ledger, entered
+from deadlinemesh.deadline import SYSTEM_CLOCK, entered
 from deadlinemesh.orchestrator import GrpcTools
-from deadlinemesh.orchestrator.agent import Agent, Assignment
-from deadlinemesh.orchestrator.ports import ModelEvent
+from deadlinemesh.orchestrator.agent import Agent
+from deadlinemesh.orchestrator.assignment import Assignment
 from deadlinemesh.orchestrator.shortening import Bounds
 from deadlinemesh.orchestrator.upstreams import Upstreams
 from deadlinemesh.telemetry import Telemetry
 from deadlinemesh.transport import DeadlineInterceptor, MeshChannel, MeshGate, MeshServer, ServerSettings
 from deadlinemesh.transport.channels import open_channel
 from deadlinemesh.v1 import common_pb2, tool_runner_pb2, tool_runner_pb2_grpc
+from deadlinemesh.vocabulary import Message, Role, ToolCall, ToolSpec, TurnEvent, TurnRequest, phase_ledger
 
 MESSAGE_BYTES = 1 << 20
 
@@ -54,9 +54,7 @@ class AskingOnce:
     def __init__(self) -> None:
         self._asks = [ToolCall("call-1", "look", "{}")]
 
-    async def generate(
-        self, model: str, messages: Sequence[Message], tools: Sequence[ToolSpec], max_output_tokens: int
-    ) -> AsyncGenerator[ModelEvent, None]:
+    async def generate(self, turn: TurnRequest) -> AsyncGenerator[TurnEvent, None]:
         if self._asks:
             yield self._asks.pop()
 
@@ -84,7 +82,7 @@ async def test_the_span_of_a_tool_call_that_came_to_a_result_is_no_cancelled_one
         channel = await stack.enter_async_context(open_channel(target, message_bytes=MESSAGE_BYTES))
         await within_bounds(channel.channel_ready())
         tools = GrpcTools(MeshChannel(channel, TOKEN, spans.tracer))
-        ledger = Ledger(SYSTEM_CLOCK, SYSTEM_CLOCK.monotonic())
+        ledger = phase_ledger(SYSTEM_CLOCK, SYSTEM_CLOCK.monotonic())
         agent = Agent(assignment, AskingOnce(), tools, Upstreams(Telemetry(), "orchestrator"), ledger, lambda _: None)
         with entered(with_seconds(GENEROUS)):
             await agent.run()

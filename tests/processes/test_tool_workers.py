@@ -20,16 +20,16 @@ from typing import Any
 import pytest
 
 from deadlinemesh.admission import Wait, WaitEnd
-from deadlinemesh.deadline import SYSTEM_CLOCK, DeadlineContext, Orphan, Phase, Scope, Scopes
+from deadlinemesh.deadline import SYSTEM_CLOCK, DeadlineContext, Orphan, Scope, Scopes
 from deadlinemesh.errors import Cause, ClientCancelled, DeadlineSpent, Stopped
 from deadlinemesh.policy.model import Policy
 from deadlinemesh.telemetry import CountingSink, Telemetry
-from deadlinemesh.tool_runner.outcome import ToolOutcome, ToolStatus
 from deadlinemesh.tool_runner.registry import Registry
-from deadlinemesh.tool_runner.service import Event, Finished, Progressed, Started, ToolService
+from deadlinemesh.tool_runner.service import ToolService
 from deadlinemesh.tool_runner.workers.keeper import _launched
 from deadlinemesh.tool_runner.workers.keeper_main import READY, REPORT
 from deadlinemesh.tool_runner.workers.marks import new_mark
+from deadlinemesh.vocabulary import Phase, ToolEvent, ToolFinished, ToolProgress, ToolResult, ToolStarted, ToolStatus
 
 pytestmark = pytest.mark.processes
 
@@ -41,7 +41,7 @@ class Call:
 
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
-        self.events: list[Event] = []
+        self.events: list[ToolEvent] = []
         self.told = asyncio.Event()
         """Set when the tool has told its progress."""
         self.task: asyncio.Task[None]
@@ -49,15 +49,15 @@ class Call:
     @property
     def pids(self) -> list[int]:
         """The processes that a tool which stays has told of."""
-        told = next(event for event in self.events if isinstance(event, Progressed))
+        told = next(event for event in self.events if isinstance(event, ToolProgress))
         return [int(pid) for pid in told.message.split()]
 
     @property
-    def outcome(self) -> ToolOutcome:
+    def outcome(self) -> ToolResult:
         """What came of it, when it is over."""
         finished = self.events[-1]
-        assert isinstance(finished, Finished)
-        return finished.outcome
+        assert isinstance(finished, ToolFinished)
+        return finished.result
 
     async def stopped(self, cause: Cause) -> Stopped:
         """Stop it, and return the error that it ended with."""
@@ -90,7 +90,7 @@ class Runner:
             async with aclosing(self.service.call(name, json.dumps(arguments), "call-1")) as events:
                 async for event in events:
                     call.events.append(event)
-                    if isinstance(event, Progressed):
+                    if isinstance(event, ToolProgress):
                         call.told.set()
                         while not reads:
                             await asyncio.Event().wait()
@@ -98,7 +98,7 @@ class Runner:
         call.task = asyncio.create_task(call.scope.run(run()))
         return call
 
-    async def call(self, name: str, tenant: str = "acme", seconds: float = 60.0, /, **arguments: Any) -> ToolOutcome:
+    async def call(self, name: str, tenant: str = "acme", seconds: float = 60.0, /, **arguments: Any) -> ToolResult:
         """Make a call; its outcome."""
         call = self.begin(name, tenant, seconds, **arguments)
         await call.task
@@ -246,11 +246,11 @@ async def test_progress_arrives_in_order_and_what_a_tool_prints_disturbs_nothing
     call = runner.begin("count")
     await call.task
     started, half, whole, finished = call.events
-    assert isinstance(started, Started)
-    assert (half, whole) == (Progressed(0.5, "half"), Progressed(1.0, ""))
-    assert isinstance(finished, Finished)
-    assert finished.outcome == ToolOutcome(ToolStatus.OK, "[1,2]")
-    assert set(finished.spent) == {Phase.TOOL_QUEUE, Phase.TOOL_CALL}
+    assert isinstance(started, ToolStarted)
+    assert (half, whole) == (ToolProgress(0.5, "half"), ToolProgress(1.0, ""))
+    assert isinstance(finished, ToolFinished)
+    assert finished.result == ToolResult(ToolStatus.OK, "[1,2]")
+    assert set(finished.spend.phases) == {Phase.TOOL_QUEUE, Phase.TOOL_CALL}
 
 
 async def test_arguments_that_only_the_types_know_to_be_wrong_are_a_result_and_nothing_is_started(
@@ -259,9 +259,9 @@ async def test_arguments_that_only_the_types_know_to_be_wrong_are_a_result_and_n
     call = runner.begin("pick", number=3)
     await call.task
     (finished,) = call.events
-    assert isinstance(finished, Finished)
-    assert finished.outcome.status is ToolStatus.INVALID_ARGUMENTS
-    assert "- number: Value error, 3 is not even" in finished.outcome.content
+    assert isinstance(finished, ToolFinished)
+    assert finished.result.status is ToolStatus.INVALID_ARGUMENTS
+    assert "- number: Value error, 3 is not even" in finished.result.content
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ async def test_a_failure_is_a_result_and_the_process_goes_on(
     runner: Runner, how: str, told: str, transient: bool, retry_after: float | None
 ) -> None:
     before = await runner.pid()
-    expected = ToolOutcome(ToolStatus.FAILED, f"fail failed: {told}", transient, retry_after)
+    expected = ToolResult(ToolStatus.FAILED, f"fail failed: {told}", transient, retry_after)
     assert await runner.call("fail", how=how) == expected
     assert await runner.pid() == before
 
@@ -309,7 +309,7 @@ async def test_an_answer_that_no_message_could_carry_is_cut_in_the_worker(runner
 
 
 async def test_half_a_character_in_an_answer_costs_no_more_than_itself(runner: Runner) -> None:
-    assert await runner.call("halve") == ToolOutcome(ToolStatus.OK, '{"a?":["b?"]}')
+    assert await runner.call("halve") == ToolResult(ToolStatus.OK, '{"a?":["b?"]}')
 
 
 async def test_an_awaitable_is_no_answer(runner: Runner) -> None:
@@ -360,8 +360,8 @@ async def test_more_calls_than_processes_wait_and_their_wait_is_queue_time() -> 
         await holding.stopped(Cause.CLIENT_CANCELLED)
         await waiting.task
         finished = waiting.events[-1]
-        assert isinstance(finished, Finished)
-        assert finished.spent[Phase.TOOL_QUEUE] > finished.spent[Phase.TOOL_CALL] > 0
+        assert isinstance(finished, ToolFinished)
+        assert finished.spend.phases[Phase.TOOL_QUEUE] > finished.spend.phases[Phase.TOOL_CALL] > 0
         assert runner.waits == [WaitEnd.GRANTED, WaitEnd.GRANTED]
 
 
@@ -480,7 +480,7 @@ async def test_a_crash_is_a_failed_result_that_names_it_and_the_next_call_works(
     runner: Runner, how: str, told: str
 ) -> None:
     before = await runner.pid()
-    assert await runner.call("crash", how=how) == ToolOutcome(ToolStatus.FAILED, told)
+    assert await runner.call("crash", how=how) == ToolResult(ToolStatus.FAILED, told)
     assert not alive(before)
     assert (await runner.call("count")).content == "[1,2]"
 
@@ -547,8 +547,8 @@ async def test_nothing_outlives_a_keeper_that_is_killed_and_the_next_call_has_an
             os.kill(keeper, signal.SIGKILL)
         await call.task
         finished = call.events[-1]
-        assert isinstance(finished, Finished)
-        assert finished.outcome.content == "stay failed: its process was lost before it had answered"
+        assert isinstance(finished, ToolFinished)
+        assert finished.result.content == "stay failed: its process was lost before it had answered"
         assert (await runner.call("count")).content == "[1,2]"
         assert keeper not in children()
 
@@ -647,8 +647,8 @@ async def test_what_may_have_been_left_by_either_of_two_holds_up_both_but_not_fo
             for call in calls:
                 await call.task
                 finished = call.events[-1]
-                assert isinstance(finished, Finished)
-                assert "its process was killed by SIGKILL" in finished.outcome.content
+                assert isinstance(finished, ToolFinished)
+                assert "its process was killed by SIGKILL" in finished.result.content
             assert alive(left)
             assert keeper in children()
         assert (await runner.call("count")).content == "[1,2]"

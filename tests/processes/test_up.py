@@ -22,9 +22,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.up import DMESH, GUARD, Up, dmesh, ended, environment, up
 
-from deadlinemesh.cli.state import MeshState
 from deadlinemesh.client import DeadlineMesh
 from deadlinemesh.errors import MeshError, Unauthenticated
+from deadlinemesh.local.state import MeshState
 from deadlinemesh.policy import hash_key
 from deadlinemesh.v1 import orchestrator_pb2
 

@@ -28,10 +28,8 @@ from tests.simulation.upstreams import Work, answered, marked
 from tests.simulation.world import Trace
 
 from deadlinemesh import orchestrator
-from deadlinemesh.conversation import Role, history_violations
-from deadlinemesh.deadline import Phase, RetryPolicy
+from deadlinemesh.deadline import RetryPolicy
 from deadlinemesh.deadline.scope import CANCEL_AGAIN_AFTER, REPORT_ORPHAN_AFTER
-from deadlinemesh.llm_proxy.service import HOP as LLM_PROXY
 from deadlinemesh.orchestrator.shortening import SHARE, cut
 from deadlinemesh.telemetry import (
     CacheUsed,
@@ -45,8 +43,10 @@ from deadlinemesh.telemetry import (
     RunEnded,
 )
 from deadlinemesh.tool_runner.cache import READ_SHARE
-from deadlinemesh.tool_runner.servicer import HOP as TOOL_RUNNER
 from deadlinemesh.v1 import common_pb2, orchestrator_pb2
+from deadlinemesh.vocabulary import Phase, Role, history_violations
+from deadlinemesh.vocabulary.hops import LLM_PROXY as LLM_PROXY
+from deadlinemesh.vocabulary.hops import TOOL_RUNNER as TOOL_RUNNER
 
 __all__ = ["INVARIANTS", "Invariant"]
 

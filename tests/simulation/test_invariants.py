@@ -29,10 +29,10 @@ from tests.simulation.scenario import (
 from tests.simulation.upstreams import Work
 from tests.simulation.world import Trace, play
 
-from deadlinemesh.deadline import Phase
 from deadlinemesh.orchestrator.shortening import cut
 from deadlinemesh.telemetry import CacheWritten, CallEnded, CallStarted, Event, OrphanReported, RunEnded
 from deadlinemesh.v1 import common_pb2, orchestrator_pb2
+from deadlinemesh.vocabulary import Phase
 
 RETRIED, CUT, LEFT, KEPT, OTHER, LONG, GROUND, PROBE = range(8)
 """The runs: a tool is tried twice; a tool clings to its work beyond the deadline; the client hangs up; a tool is asked twice, and

@@ -29,11 +29,19 @@ from tests.simulation.scenario import (
     TurnEnd,
 )
 
-from deadlinemesh.conversation import Role, ToolCall, history_violations
 from deadlinemesh.deadline import current
 from deadlinemesh.errors import Shed, UpstreamFailed
-from deadlinemesh.llm_proxy.conversation import Event, FinishReason, TextDelta, ToolCallReady, TurnEnded, TurnRequest
 from deadlinemesh.tool_runner import Progress, ToolError, tool
+from deadlinemesh.vocabulary import (
+    FinishReason,
+    ModelEvent,
+    Role,
+    TextDelta,
+    ToolCall,
+    TurnFinished,
+    TurnRequest,
+    history_violations,
+)
 
 __all__ = ["HttpHost", "Model", "Stage", "Work", "answered", "cling", "mark", "marked", "prompt"]
 
@@ -266,13 +274,13 @@ class Model:
         self._name = name
         self._stage = stage
 
-    async def stream(self, turn: TurnRequest) -> AsyncGenerator[Event, None]:
+    async def stream(self, turn: TurnRequest) -> AsyncGenerator[ModelEvent, None]:
         to_shorten = _TO_SHORTEN.match(turn.messages[0].content)
         async with aclosing(self._shorten(*to_shorten.groups()) if to_shorten else self._speak(turn)) as events:
             async for event in events:
                 yield event
 
-    async def _speak(self, turn: TurnRequest) -> AsyncGenerator[Event, None]:
+    async def _speak(self, turn: TurnRequest) -> AsyncGenerator[ModelEvent, None]:
         asked = next(message.content for message in turn.messages if message.role is Role.USER)
         run = int(asked.removeprefix("run "))
         number = sum(message.role is Role.ASSISTANT for message in turn.messages)
@@ -292,7 +300,7 @@ class Model:
             try:
                 async with aclosing(self._events(run, number, script, bool(turn.tools))) as events:
                     async for event in events:
-                        if isinstance(event, TurnEnded):
+                        if isinstance(event, TurnFinished):
                             self._stage.note(work, tokens=event.output_tokens)
                         yield event
             except (asyncio.CancelledError, GeneratorExit):
@@ -301,7 +309,7 @@ class Model:
                     await cling(script.clings)
                 raise
 
-    async def _shorten(self, tool: str, question: str) -> AsyncGenerator[Event, None]:
+    async def _shorten(self, tool: str, question: str) -> AsyncGenerator[ModelEvent, None]:
         place = self._stage.place_of(tool, question)
         run, call = self._stage.call(place)
         script = call.shortened
@@ -311,7 +319,7 @@ class Model:
                 said = "x" * script.says
                 if script.calls:
                     self._stage.faults["a model that shortens calls a tool"] += 1
-                    yield ToolCallReady(ToolCall("none", tool, "{}"))
+                    yield ToolCall("none", tool, "{}")
                 if not said or len(said) > self._stage.longest:
                     self._stage.faults[f"a model that shortens says {'too much' if said else 'nothing'}"] += 1
                 if said:
@@ -322,7 +330,7 @@ class Model:
                 reason = FinishReason.LENGTH if script.end is TurnEnd.AT_ITS_LIMIT else FinishReason.STOP
                 tokens = 1 + script.says // 4
                 self._stage.note(work, content=said, tokens=tokens)
-                yield TurnEnded(reason, 100, tokens)
+                yield TurnFinished(reason, 100, tokens)
             except (asyncio.CancelledError, GeneratorExit):
                 if script.clings:
                     self._stage.faults["a model that shortens clings to its work"] += 1
@@ -332,7 +340,7 @@ class Model:
     async def aclose(self) -> None:
         """There is nothing to close."""
 
-    async def _events(self, run: int, number: int, script: Turn, offered: bool) -> AsyncGenerator[Event, None]:
+    async def _events(self, run: int, number: int, script: Turn, offered: bool) -> AsyncGenerator[ModelEvent, None]:
         called = False
         for index, step in enumerate(script.steps):
             place = f"r{run}t{number}s{index}"
@@ -345,7 +353,7 @@ class Model:
                 called = True
                 question = self._stage.ask(place, step.call, script.asks(index))
                 arguments = {"call" if step.call.valid else "nonsense": question}
-                yield ToolCallReady(ToolCall(place, step.call.tool, json.dumps(arguments)))
+                yield ToolCall(place, step.call.tool, json.dumps(arguments))
         await asyncio.sleep(script.end_after)
         await self._end(script.end)
         if script.end is TurnEnd.SILENTLY:
@@ -353,7 +361,7 @@ class Model:
         reason = FinishReason.TOOL_CALLS if called else FinishReason.STOP
         if script.end is TurnEnd.AT_ITS_LIMIT:
             reason = FinishReason.LENGTH
-        yield TurnEnded(reason, 100, 1000 * (run + 1) + number)
+        yield TurnFinished(reason, 100, 1000 * (run + 1) + number)
 
     async def _end(self, end: TurnEnd, who: str = "a model") -> None:
         if end is not TurnEnd.STOPS:

@@ -11,12 +11,13 @@ from itertools import count
 from typing import Any
 
 from tests.simulation.scenario import FOR_EVER, Attempt, Attempted
-from tests.simulation.upstreams import Answer as Said
 from tests.simulation.upstreams import Process, Stage
+from tests.simulation.upstreams import WorkerReply as Said
 
-from deadlinemesh.tool_runner.outcome import Call, ToolError, ToolOutcome, ToolStatus
+from deadlinemesh.tool_runner.outcome import Call, ToolError
 from deadlinemesh.tool_runner.workers.keeper import Keeper
-from deadlinemesh.tool_runner.workers.worker import Answer, Question, Worker
+from deadlinemesh.tool_runner.workers.worker import Worker, WorkerCall, WorkerReply
+from deadlinemesh.vocabulary import ToolResult, ToolStatus
 
 __all__ = ["SimulatedKeeper"]
 
@@ -56,7 +57,7 @@ class _Worker(Worker):
         self._clings = 0.0
         stage.processes[number] = Process(number, tenant_id, _now())
 
-    async def ask(self, question: Question, call: Call, most_bytes: int) -> Answer:
+    async def ask(self, question: WorkerCall, call: Call, most_bytes: int) -> WorkerReply:
         self.reusable = False
         self.calls += 1
         stage, asked = self._stage, question.arguments["call"]
@@ -113,18 +114,18 @@ class _Worker(Worker):
         super().gone(code)
 
 
-def _answer(attempt: Attempt, said: Said) -> Answer:
-    outcome, traceback, left = ToolOutcome(ToolStatus.OK, said.done), "", ""
+def _answer(attempt: Attempt, said: Said) -> WorkerReply:
+    outcome, traceback, left = ToolResult(ToolStatus.OK, said.done), "", ""
     match attempt.comes_to:
         case Attempted.FAILS:
-            outcome = ToolOutcome(ToolStatus.FAILED, f"{said.mark}is wrong")
+            outcome = ToolResult(ToolStatus.FAILED, f"{said.mark}is wrong")
         case Attempted.IS_TRANSIENT:
-            outcome = ToolOutcome(ToolStatus.FAILED, f"{said.mark}is busy", True, attempt.retry_after)
+            outcome = ToolResult(ToolStatus.FAILED, f"{said.mark}is busy", True, attempt.retry_after)
         case Attempted.BREAKS:
-            outcome, traceback = ToolOutcome(ToolStatus.FAILED, f"{said.mark}broke"), "a defect of the tool"
+            outcome, traceback = ToolResult(ToolStatus.FAILED, f"{said.mark}broke"), "a defect of the tool"
         case Attempted.LEAVES_A_TASK:
             left = "a thread"
-    return Answer(outcome, traceback, left, 0)
+    return WorkerReply(outcome, traceback, left, 0)
 
 
 def _now() -> float:

@@ -43,14 +43,14 @@ from tests.simulation.store import SimulatedStore
 from tests.simulation.upstreams import HttpHost, Model, Process, Stage, Work, prompt
 from tests.simulation.workers import SimulatedKeeper
 
-from deadlinemesh.conversation import Message
 from deadlinemesh.errors import Cause
 from deadlinemesh.policy import Policy, default_policy
 from deadlinemesh.telemetry import Event
 from deadlinemesh.testing import virtual_time
 from deadlinemesh.testing.mesh import MemoryMesh
-from deadlinemesh.transport.messages import message_from_wire
+from deadlinemesh.transport.codec import message_from_wire
 from deadlinemesh.v1 import orchestrator_pb2, orchestrator_pb2_grpc
+from deadlinemesh.vocabulary import Message
 
 __all__ = ["Trace", "play"]
 

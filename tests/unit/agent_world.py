@@ -7,32 +7,41 @@ from collections.abc import AsyncGenerator, Sequence
 
 from tests.virtual import now, with_seconds
 
-from deadlinemesh.conversation import Message, Role, ToolCall, ToolSpec, history_violations
-from deadlinemesh.deadline import Ledger, entered, narrowed_after
+from deadlinemesh.deadline import entered, narrowed_after
 from deadlinemesh.errors import MeshError
-from deadlinemesh.orchestrator.agent import Agent, Assignment
+from deadlinemesh.orchestrator.agent import Agent
+from deadlinemesh.orchestrator.assignment import Assignment
 from deadlinemesh.orchestrator.events import RunEvent
-from deadlinemesh.orchestrator.ports import (
-    ModelEvent,
-    TextDelta,
-    ToolEvent,
-    ToolResult,
-    ToolStarted,
-    ToolStatus,
-    TurnFinished,
-    TurnStarted,
-)
 from deadlinemesh.orchestrator.shortening import Bounds
 from deadlinemesh.orchestrator.upstreams import Upstreams
 from deadlinemesh.telemetry import CountingSink, Retried, RetryRefused, Telemetry
 from deadlinemesh.testing import virtual_time
+from deadlinemesh.vocabulary import (
+    FinishReason,
+    Message,
+    Role,
+    TextDelta,
+    ToolCall,
+    ToolEvent,
+    ToolFinished,
+    ToolResult,
+    ToolSpec,
+    ToolStarted,
+    ToolStatus,
+    TurnEvent,
+    TurnFinished,
+    TurnRequest,
+    TurnStarted,
+    history_violations,
+    phase_ledger,
+)
 
 SECONDS = 10.0
 HANGS = 3600.0
 
 
-Script = Sequence[float | MeshError | ModelEvent]
-ToolScript = Sequence[float | MeshError | ToolEvent]
+Script = Sequence[float | MeshError | TurnEvent]
+ToolScript = Sequence[float | MeshError | ToolEvent | ToolResult]
 
 
 class Models:
@@ -47,15 +56,14 @@ class Models:
         """How many tools, in each turn."""
         self.most_tokens: list[int] = []
 
-    async def generate(
-        self, model: str, messages: Sequence[Message], tools: Sequence[ToolSpec], max_output_tokens: int
-    ) -> AsyncGenerator[ModelEvent, None]:
-        assert history_violations(messages, "messages") == []
-        self.asked.append((model, now()))
-        self.told.append(messages[-1].content)
-        self.offered.append(len(tools))
-        self.most_tokens.append(max_output_tokens)
-        script = self.turns[model].pop(0) if len(self.turns[model]) > 1 else self.turns[model][0]
+    async def generate(self, turn: TurnRequest) -> AsyncGenerator[TurnEvent, None]:
+        assert history_violations(turn.messages, "messages") == []
+        self.asked.append((turn.model, now()))
+        self.told.append(turn.messages[-1].content)
+        self.offered.append(len(turn.tools))
+        self.most_tokens.append(turn.max_output_tokens)
+        scripts = self.turns[turn.model]
+        script = scripts.pop(0) if len(scripts) > 1 else scripts[0]
         for step in script:
             if isinstance(step, float):
                 await asyncio.sleep(step)
@@ -83,17 +91,17 @@ class Tools:
             elif isinstance(step, MeshError):
                 raise step
             else:
-                yield step
+                yield ToolFinished(step) if isinstance(step, ToolResult) else step
 
 
-ENDED = TurnFinished(1, 1, False)
-ANSWER: list[float | MeshError | ModelEvent] = [TurnStarted(), 0.2, TextDelta("forty-"), TextDelta("two"), ENDED]
-SILENT: list[float | MeshError | ModelEvent] = [TurnStarted(), HANGS]
+ENDED = TurnFinished(FinishReason.STOP, 1, 1)
+ANSWER: list[float | MeshError | TurnEvent] = [TurnStarted(), 0.2, TextDelta("forty-"), TextDelta("two"), ENDED]
+SILENT: list[float | MeshError | TurnEvent] = [TurnStarted(), HANGS]
 RESULT = ToolResult(ToolStatus.OK, "seen")
-QUICK: list[float | MeshError | ToolEvent] = [ToolStarted(), 0.1, RESULT]
+QUICK: list[float | MeshError | ToolEvent | ToolResult] = [ToolStarted(), 0.1, RESULT]
 
 
-def asks_for(tool: str) -> list[float | MeshError | ModelEvent]:
+def asks_for(tool: str) -> list[float | MeshError | TurnEvent]:
     return [TurnStarted(), ToolCall(f"call-{tool}", tool, "{}"), ENDED]
 
 
@@ -128,7 +136,7 @@ class World:
             fallbacks=fallbacks,
         )
         self.events.clear()
-        ledger = Ledger(virtual_time.clock(), now())
+        ledger = phase_ledger(virtual_time.clock(), now())
         agent = self.agent = Agent(assignment, models, tools, self.upstreams, ledger, self.events.append)
         self.ledger = ledger
         with entered(with_seconds(seconds, tenant_id=tenant_id)):

@@ -8,7 +8,7 @@ import pytest
 from tests.virtual import in_virtual_time, now, with_seconds
 
 from deadlinemesh.admission import Bulkhead
-from deadlinemesh.admission.breath import AFTER, LONGEST, QUIET, Breath
+from deadlinemesh.admission.loop_catch_up import AFTER, LONGEST, QUIET, LoopCatchUp
 from deadlinemesh.deadline import entered
 from deadlinemesh.testing import virtual_time
 
@@ -79,7 +79,7 @@ async def test_work_that_waits_holds_nothing_up() -> None:
 async def test_a_breath_needs_no_timer_where_time_goes_on_by_itself() -> None:
     loop, over = asyncio.get_running_loop(), asyncio.Event()
     timers = len(loop._scheduled)  # type: ignore[attr-defined]  # there is no public way to ask
-    breath = Breath(over.set)
+    breath = LoopCatchUp(over.set)
     breath.held_up(AFTER)
     assert breath.taken
     while not over.is_set():

@@ -14,7 +14,7 @@ import pytest
 from tests.virtual import in_virtual_time, now, with_seconds
 
 from deadlinemesh.admission import Bulkhead, Lease, Share, Wait, WaitEnd
-from deadlinemesh.admission.line import Tenant
+from deadlinemesh.admission.queue import TenantQueue
 from deadlinemesh.deadline import Scopes, entered
 from deadlinemesh.errors import (
     ClientCancelled,
@@ -247,14 +247,14 @@ async def test_a_slot_for_one_tenant_takes_no_longer_for_the_thousand_others(mon
     pool = Pool(100)
     for number in range(1000):
         await pool.work(f"tenant-{number}", 0.001)
-    asked: list[Tenant] = []
-    need = Tenant.need
+    asked: list[TenantQueue] = []
+    need = TenantQueue.need
 
-    def noted(tenant: Tenant, now: float) -> float:
+    def noted(tenant: TenantQueue, now: float) -> float:
         asked.append(tenant)
         return need(tenant, now)
 
-    monkeypatch.setattr(Tenant, "need", noted)
+    monkeypatch.setattr(TenantQueue, "need", noted)
     await pool.work("tenant-500", 0.001)
     assert {tenant.tenant_id for tenant in asked} == {"tenant-500"}
 

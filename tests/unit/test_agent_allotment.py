@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 
 import pytest
 from tests.unit.agent_world import ENDED, QUICK, RESULT, Models, Tools, World, asks_for
 from tests.virtual import in_virtual_time, now
 
-from deadlinemesh.conversation import Message, ToolCall, ToolSpec
-from deadlinemesh.deadline import Phase
 from deadlinemesh.errors import DeadlineSpent, MeshError
-from deadlinemesh.orchestrator.ports import ModelEvent, TextDelta, ToolStarted, TurnFinished, TurnStarted, Writing
+from deadlinemesh.vocabulary import (
+    FinishReason,
+    Phase,
+    TextDelta,
+    ToolCall,
+    ToolSpec,
+    ToolStarted,
+    TurnEvent,
+    TurnFinished,
+    TurnRequest,
+    TurnStarted,
+    Writing,
+)
 
-SLOW_WORDS: list[float | MeshError | ModelEvent] = [
+SLOW_WORDS: list[float | MeshError | TurnEvent] = [
     TurnStarted(),
     0.5,
     *(step for _ in range(20) for step in (TextDelta("word "), 0.1)),
-    TurnFinished(1, 21, False),
+    TurnFinished(FinishReason.STOP, 1, 21),
 ]
 """Half a second to the first token, then ten tokens a second."""
 
@@ -74,11 +84,9 @@ class OneTool(Tools):
 class Obedient(Models):
     """Asks for a tool wherever one is offered, and nowhere else."""
 
-    async def generate(
-        self, model: str, messages: Sequence[Message], tools: Sequence[ToolSpec], max_output_tokens: int
-    ) -> AsyncGenerator[ModelEvent, None]:
-        self.turns = {"main": [asks_for("look") if tools and len(self.offered) == 0 else SLOW_WORDS]}
-        async for event in super().generate(model, messages, tools, max_output_tokens):
+    async def generate(self, turn: TurnRequest) -> AsyncGenerator[TurnEvent, None]:
+        self.turns = {"main": [asks_for("look") if turn.tools and len(self.offered) == 0 else SLOW_WORDS]}
+        async for event in super().generate(turn):
             yield event
 
 
@@ -107,8 +115,8 @@ async def test_an_answer_that_had_time_is_not_called_partial() -> None:
 @in_virtual_time
 async def test_a_turn_that_talks_on_behind_its_calls_is_cut_for_their_sake() -> None:
     world = await taught()
-    talker: list[float | MeshError | ModelEvent] = [TurnStarted(), 0.5, ToolCall("c-1", "look", "{}"), 3600.0, ENDED]
-    answer: list[float | MeshError | ModelEvent] = [TurnStarted(), 0.5, TextDelta("seen"), ENDED]
+    talker: list[float | MeshError | TurnEvent] = [TurnStarted(), 0.5, ToolCall("c-1", "look", "{}"), 3600.0, ENDED]
+    answer: list[float | MeshError | TurnEvent] = [TurnStarted(), 0.5, TextDelta("seen"), ENDED]
     began_at = now()
     agent = await world.run(Models(main=[talker, answer]), seconds=20.0)
     assert agent.text == "seen"
@@ -118,7 +126,7 @@ async def test_a_turn_that_talks_on_behind_its_calls_is_cut_for_their_sake() -> 
 @in_virtual_time
 async def test_a_turn_that_asks_for_nothing_may_use_the_time_of_the_tools() -> None:
     world = await taught()
-    endless: list[float | MeshError | ModelEvent] = [TurnStarted(), 0.5, *(TextDelta("on "), 1.0) * 3600]
+    endless: list[float | MeshError | TurnEvent] = [TurnStarted(), 0.5, *(TextDelta("on "), 1.0) * 3600]
     began_at = now()
     with pytest.raises(DeadlineSpent):
         await world.run(Models(main=[endless]), seconds=20.0)
@@ -130,12 +138,12 @@ async def test_a_turn_that_asks_for_nothing_may_use_the_time_of_the_tools() -> N
 @pytest.mark.parametrize("after", [(), (TextDelta("so"), 0.01)])
 @in_virtual_time
 async def test_a_turn_that_calls_before_it_speaks_teaches_nothing_of_a_models_pace(
-    begun: tuple[float | ModelEvent, ...], after: tuple[float | ModelEvent, ...]
+    begun: tuple[float | TurnEvent, ...], after: tuple[float | TurnEvent, ...]
 ) -> None:
     world = World()
-    calls: list[float | MeshError | ModelEvent] = [
+    calls: list[float | MeshError | TurnEvent] = [
         *(TurnStarted(), *begun, ToolCall("c-1", "look", "{}"), *after),
-        *(0.01, TurnFinished(1, 30, False)),
+        *(0.01, TurnFinished(FinishReason.STOP, 1, 30)),
     ]
     for _ in range(5):
         await world.run(Models(main=[calls, SLOW_WORDS]), Tools(QUICK), seconds=100.0)

@@ -6,9 +6,8 @@ import pytest
 from tests.unit.agent_world import ANSWER, ENDED, QUICK, Models, Script, Tools, ToolScript, World, asks_for
 from tests.virtual import in_virtual_time
 
-from deadlinemesh.conversation import Role, ToolCall
 from deadlinemesh.orchestrator.events import ToolCallFinished, ToolCallStarted
-from deadlinemesh.orchestrator.ports import ToolResult, ToolStarted, ToolStatus, TurnStarted
+from deadlinemesh.vocabulary import Role, ToolCall, ToolResult, ToolStarted, ToolStatus, TurnStarted
 
 
 @in_virtual_time

@@ -23,8 +23,7 @@ from tests.unit.agent_world import (
 )
 from tests.virtual import in_virtual_time, now, with_seconds
 
-from deadlinemesh.conversation import ToolCall
-from deadlinemesh.deadline import Phase, entered
+from deadlinemesh.deadline import entered
 from deadlinemesh.errors import (
     DeadlineSpent,
     DeadlineSpentUpstream,
@@ -36,21 +35,23 @@ from deadlinemesh.errors import (
     UpstreamFailed,
     UpstreamRefused,
 )
-from deadlinemesh.orchestrator.agent import ENDS_WITHIN
 from deadlinemesh.orchestrator.events import ToolCallProgress
-from deadlinemesh.orchestrator.ports import (
-    ModelEvent,
+from deadlinemesh.orchestrator.tool_calls import ENDS_WITHIN
+from deadlinemesh.orchestrator.upstreams import KNOWN, MOST_KNOWN, PATIENCE, PATIENCE_FLOOR, Upstreams
+from deadlinemesh.telemetry import FellBack, Telemetry
+from deadlinemesh.vocabulary import (
+    Phase,
     TextDelta,
+    ToolCall,
     ToolEvent,
     ToolProgress,
     ToolResult,
     ToolStarted,
     ToolStatus,
+    TurnEvent,
     TurnStarted,
     Writing,
 )
-from deadlinemesh.orchestrator.upstreams import KNOWN, MOST_KNOWN, PATIENCE, PATIENCE_FLOOR, Upstreams
-from deadlinemesh.telemetry import FellBack, Telemetry
 
 
 @pytest.mark.parametrize("error", [UpstreamFailed("down"), Shed("busy"), Draining("away")])
@@ -144,8 +145,8 @@ async def test_a_model_that_waits_in_a_queue_or_speaks_slowly_is_not_taken_for_s
     world = World()
     for _ in range(KNOWN):
         await world.run(Models(main=[ANSWER]))
-    queued: list[float | MeshError | ModelEvent] = [5.0, *ANSWER]
-    slow: list[float | MeshError | ModelEvent] = [TurnStarted(), 0.2, TextDelta("forty-"), 9.0, TextDelta("two"), ENDED]
+    queued: list[float | MeshError | TurnEvent] = [5.0, *ANSWER]
+    slow: list[float | MeshError | TurnEvent] = [TurnStarted(), 0.2, TextDelta("forty-"), 9.0, TextDelta("two"), ENDED]
     for script in (queued, slow):
         models = Models(main=[script], other=[ANSWER])
         await world.run(models, fallbacks=("other",))
@@ -198,10 +199,10 @@ async def test_a_fallback_that_was_too_slow_is_tried_again_now_and_then_and_for_
 @in_virtual_time
 async def test_a_slow_tool_is_not_started_twice_once_it_is_known_to_be_slow() -> None:
     world, taken = World(), 7.0
-    slow: list[float | MeshError | ToolEvent] = [ToolStarted(), taken, RESULT]
+    slow: list[float | MeshError | ToolEvent | ToolResult] = [ToolStarted(), taken, RESULT]
     for _ in range(KNOWN):
         await world.run(Models(main=[asks_for("look"), ANSWER]), Tools(slow))
-    slower: list[float | MeshError | ToolEvent] = [ToolStarted(), 9.0, RESULT]
+    slower: list[float | MeshError | ToolEvent | ToolResult] = [ToolStarted(), 9.0, RESULT]
     tools = Tools(slower)
     await world.run(Models(main=[asks_for("look"), ANSWER]), tools)
     assert len(tools.began) == 1
@@ -225,7 +226,7 @@ async def test_a_tool_that_tells_its_progress_is_left_alone() -> None:
     world = World()
     for _ in range(KNOWN):
         await world.run(Models(main=[asks_for("look"), ANSWER]), Tools(QUICK))
-    steps = [step for number in range(1, 11) for step in (0.7, ToolProgress("", number / 10))]
+    steps = [step for number in range(1, 11) for step in (0.7, ToolProgress(number / 10))]
     tools = Tools([ToolStarted(), *steps, RESULT])
     await world.run(Models(main=[asks_for("look"), ANSWER]), tools)
     assert len(tools.began) == 1
@@ -234,7 +235,7 @@ async def test_a_tool_that_tells_its_progress_is_left_alone() -> None:
 @in_virtual_time
 async def test_a_tool_that_never_stops_telling_its_progress_does_not_fill_the_runs_memory() -> None:
     world = World()
-    telling = [step for n in range(1000) for step in (ToolProgress("on", n / 1000), 0.001)]
+    telling = [step for n in range(1000) for step in (ToolProgress(n / 1000, "on"), 0.001)]
     await world.run(Models(main=[asks_for("look"), ANSWER]), Tools([ToolStarted(), *telling, RESULT]))
     told = [event.fraction for event in world.events if isinstance(event, ToolCallProgress)]
     assert told[0] == 0.0
@@ -268,7 +269,7 @@ async def test_one_tenants_failing_calls_use_up_no_other_tenants_retries() -> No
 @in_virtual_time
 async def test_in_a_full_outage_there_are_hardly_more_attempts_than_calls_and_all_end_in_time() -> None:
     world, began = World(), []
-    down: list[float | MeshError | ToolEvent] = [0.02, UpstreamFailed("down")]
+    down: list[float | MeshError | ToolEvent | ToolResult] = [0.02, UpstreamFailed("down")]
 
     async def run() -> None:
         tools = Tools(down)

@@ -8,11 +8,13 @@ import pytest
 from tests.unit.agent_world import ANSWER, ENDED, HANGS, Models, Script, Tools, ToolScript, World, asks_for
 from tests.virtual import in_virtual_time, now
 
-from deadlinemesh.conversation import Role
-from deadlinemesh.deadline import Phase
 from deadlinemesh.errors import DeadlineSpent, MeshError, UpstreamFailed
 from deadlinemesh.orchestrator.agent import Agent
-from deadlinemesh.orchestrator.ports import (
+from deadlinemesh.orchestrator.shortening import SHARE, Bounds, cut
+from deadlinemesh.vocabulary import (
+    FinishReason,
+    Phase,
+    Role,
     TextDelta,
     ToolEvent,
     ToolResult,
@@ -21,13 +23,19 @@ from deadlinemesh.orchestrator.ports import (
     TurnFinished,
     TurnStarted,
 )
-from deadlinemesh.orchestrator.shortening import SHARE, Bounds, cut
 
 LONG = "row " * 500
 BOUNDS = Bounds(400, "cheap")
 ASKS: list[Script] = [asks_for("look"), ANSWER]
 TALE: ToolScript = [ToolStarted(), 0.1, ToolResult(ToolStatus.OK, LONG)]
-IN_SHORT: Script = [TurnStarted(), 0.2, TextDelta("five hundred "), 0.1, TextDelta("rows"), TurnFinished(100, 3, False)]
+IN_SHORT: Script = [
+    TurnStarted(),
+    0.2,
+    TextDelta("five hundred "),
+    0.1,
+    TextDelta("rows"),
+    TurnFinished(FinishReason.STOP, 100, 3),
+]
 
 
 def given(agent: Agent) -> str:
@@ -77,7 +85,7 @@ async def test_where_the_shortener_fails_it_is_cut(fails: Script) -> None:
 
 @in_virtual_time
 async def test_where_the_shortener_says_more_than_there_is_room_for_it_is_cut() -> None:
-    rambles: Script = [TurnStarted(), TextDelta("row " * 101), TurnFinished(100, 101, False)]
+    rambles: Script = [TurnStarted(), TextDelta("row " * 101), TurnFinished(FinishReason.STOP, 100, 101)]
     agent = await World().run(Models(main=ASKS.copy(), cheap=[rambles]), Tools(TALE), results=BOUNDS)
     assert given(agent) == cut(LONG, 400)
 
@@ -93,7 +101,7 @@ async def test_a_shortener_that_hangs_has_a_part_of_the_time_and_no_more() -> No
 @in_virtual_time
 async def test_where_time_is_known_to_be_too_short_the_shortener_is_not_asked() -> None:
     world = World()
-    slow: Script = [TurnStarted(), 5.0, TextDelta("five hundred rows"), TurnFinished(1, 3, False)]
+    slow: Script = [TurnStarted(), 5.0, TextDelta("five hundred rows"), TurnFinished(FinishReason.STOP, 1, 3)]
     for _ in range(5):
         await world.run(Models(main=ASKS.copy(), cheap=[slow]), Tools(TALE), results=BOUNDS, seconds=100.0)
     models = Models(main=ASKS.copy(), cheap=[slow])
@@ -105,7 +113,7 @@ async def test_where_time_is_known_to_be_too_short_the_shortener_is_not_asked() 
 @in_virtual_time
 async def test_a_run_that_ends_while_a_result_is_shortened_keeps_what_fits_of_it() -> None:
     world = World()
-    late: list[float | MeshError | ToolEvent] = [ToolStarted(), 9.0, ToolResult(ToolStatus.OK, LONG)]
+    late: list[float | MeshError | ToolEvent | ToolResult] = [ToolStarted(), 9.0, ToolResult(ToolStatus.OK, LONG)]
     models = Models(main=[asks_for("look"), [TurnStarted(), HANGS, ENDED]], cheap=[[HANGS]])
     with pytest.raises(DeadlineSpent):
         await world.run(models, Tools(late), results=BOUNDS, retries=0)
@@ -115,7 +123,9 @@ async def test_a_run_that_ends_while_a_result_is_shortened_keeps_what_fits_of_it
 @in_virtual_time
 async def test_a_shortener_that_was_too_slow_is_asked_again_now_and_then_and_for_good_once_it_was_quick() -> None:
     world = World()
-    slow, quick = ([TurnStarted(), first, *IN_SHORT[2:-1], TurnFinished(100, 21, False)] for first in (3.0, 0.2))
+    slow, quick = (
+        [TurnStarted(), first, *IN_SHORT[2:-1], TurnFinished(FinishReason.STOP, 100, 21)] for first in (3.0, 0.2)
+    )
     for _ in range(5):
         await world.run(Models(main=ASKS.copy(), cheap=[slow]), Tools(TALE), seconds=60.0, results=BOUNDS)
     shortened = []

@@ -12,7 +12,7 @@ from tests.virtual import in_virtual_time, with_seconds
 
 from deadlinemesh.deadline import Scopes
 from deadlinemesh.errors import DeadlineSpent
-from deadlinemesh.transport.answer import Answer
+from deadlinemesh.transport.guarded_context import GuardedContext
 from deadlinemesh.transport.stragglers import Exchange, Stragglers
 
 STATUS: Any = object()
@@ -51,10 +51,10 @@ class Context:
         raise self.aborted
 
 
-def answer_on(context: Any) -> Answer:
+def answer_on(context: Any) -> GuardedContext:
     task = asyncio.current_task()
     assert task is not None
-    return Answer(context, Exchange(task, "/method"), create_autospec(Stragglers, instance=True))
+    return GuardedContext(context, Exchange(task, "/method"), create_autospec(Stragglers, instance=True))
 
 
 async def turns(count: int = 5) -> None:

@@ -7,9 +7,9 @@ from benchmarks.modes_load import COUNTED_FROM, FLOOD_FROM, MODES, UNTIL, Mode, 
 from benchmarks.modes_mesh import policy, request
 from benchmarks.modes_world import UPSTREAMS
 
-from deadlinemesh.llm_proxy.conversation import ToolSpec
 from deadlinemesh.llm_proxy.providers.intent import wishes
 from deadlinemesh.policy import Policy, hash_key, new_key
+from deadlinemesh.vocabulary import ToolSpec
 
 URLS = {upstream: f"http://127.0.0.1:{port}" for port, upstream in enumerate(UPSTREAMS, start=8000)}
 

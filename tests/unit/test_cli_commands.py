@@ -21,10 +21,10 @@ from typer.testing import CliRunner
 import deadlinemesh.cli
 from deadlinemesh.cli import bench as benches
 from deadlinemesh.cli.app import _seconds, app
-from deadlinemesh.cli.output import EXIT_CODES
-from deadlinemesh.cli.policy_commands import hash_a_key
-from deadlinemesh.cli.settings import CommandSettings, HopSettings
+from deadlinemesh.cli.policy import hash_a_key
+from deadlinemesh.hosting.settings import CommandSettings, HopSettings
 from deadlinemesh.policy import hash_key
+from deadlinemesh.views.output import EXIT_CODES
 
 
 @pytest.fixture(autouse=True)

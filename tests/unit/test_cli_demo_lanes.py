@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from deadlinemesh.cli.demo_lanes import Act, Lane, drawn
+from deadlinemesh.demo.lanes import Act, Lane, drawn
 
 
 def starved() -> Lane:

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from deadlinemesh.cli import event_loop as module
-from deadlinemesh.cli.event_loop import _OnAsyncio, event_loop
+from deadlinemesh.hosting import event_loop as module
+from deadlinemesh.hosting.event_loop import _OnAsyncio, event_loop
 
 Loop = Callable[[], asyncio.AbstractEventLoop]
 both = pytest.mark.parametrize("loop", [event_loop, _OnAsyncio])

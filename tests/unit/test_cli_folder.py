@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deadlinemesh.cli.folder import clear_dead, private_folder
+from deadlinemesh.local.folder import clear_dead, private_folder
 
 
 @pytest.fixture

@@ -8,11 +8,7 @@ import json
 import pytest
 from rich.console import Console
 
-from deadlinemesh.cli.demo import inside_budget
-from deadlinemesh.cli.live import LiveView, PlainView
-from deadlinemesh.cli.output import Exit, error_json, exit_of_error, exit_of_run, explain, run_json
-from deadlinemesh.cli.running import print_finished
-from deadlinemesh.cli.waterfall import Timeline
+from deadlinemesh.demo.play import inside_budget
 from deadlinemesh.errors import (
     ClientCancelled,
     DeadlineSpentUpstream,
@@ -28,6 +24,10 @@ from deadlinemesh.errors import (
     Violation,
 )
 from deadlinemesh.v1 import common_pb2, llm_proxy_pb2, orchestrator_pb2
+from deadlinemesh.views.live import LiveView, PlainView
+from deadlinemesh.views.output import Exit, error_json, exit_of_error, exit_of_run, explain, run_json
+from deadlinemesh.views.run import print_finished
+from deadlinemesh.views.waterfall import Timeline
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from deadlinemesh.cli import policy_status
 from deadlinemesh.cli.app import app
+from deadlinemesh.hosting import policy_status
 from deadlinemesh.policy import PolicyStatus
 
 GOOD = PolicyStatus("0123456789ab", 1_700_000_000.0)

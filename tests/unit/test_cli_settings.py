@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from deadlinemesh.cli.settings import CLIENT_STREAMS, MESH_STREAMS, HopSettings
+from deadlinemesh.hosting.settings import CLIENT_STREAMS, MESH_STREAMS, HopSettings
 
 BUDGET_S = 3600.0
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from deadlinemesh.cli import state as states
-from deadlinemesh.cli.running import NoMesh, Target, find_mesh
-from deadlinemesh.cli.settings import CommandSettings
-from deadlinemesh.cli.state import MeshState, TenantState
-from deadlinemesh.cli.tailoring import Tailor, as_yaml, with_default_model
+from deadlinemesh.hosting.settings import CommandSettings
+from deadlinemesh.local import state as states
+from deadlinemesh.local.state import MeshState, TenantState
+from deadlinemesh.local.tailoring import Tailor, as_yaml, with_default_model
 from deadlinemesh.policy import OpenAIModel, default_policy, parse, with_fresh_keys
+from deadlinemesh.views.run import NoMesh, Target, find_mesh
 
 STATE = MeshState(
     address="127.0.0.1:50051",

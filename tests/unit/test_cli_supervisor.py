@@ -11,9 +11,9 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from deadlinemesh.cli import supervisor as supervisors
-from deadlinemesh.cli.supervisor import Program, ProgramFailed, Supervisor
-from deadlinemesh.cli.tied import ORPHANED
+from deadlinemesh.local import supervisor as supervisors
+from deadlinemesh.local.supervisor import Program, ProgramFailed, Supervisor
+from deadlinemesh.local.tied import ORPHANED
 
 SERVING = "print('port', 7, flush=True); import signal; signal.pause()"
 
@@ -196,7 +196,7 @@ async def test_a_program_is_read_on_when_nobody_reads_the_log_any_more() -> None
 
 
 def test_a_tied_process_ends_when_its_starter_lets_go() -> None:
-    command = [sys.executable, "-m", "deadlinemesh.cli.tied", "http.server", "--bind", "127.0.0.1", "0"]
+    command = [sys.executable, "-m", "deadlinemesh.local.tied", "http.server", "--bind", "127.0.0.1", "0"]
     process = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from deadlinemesh.cli import up as module
-from deadlinemesh.cli.machine import UpOptions
-from deadlinemesh.cli.output import Exit
-from deadlinemesh.cli.settings import CommandSettings
-from deadlinemesh.cli.supervisor import ProgramFailed
+from deadlinemesh.hosting.settings import CommandSettings
+from deadlinemesh.local.machine import UpOptions
+from deadlinemesh.local.supervisor import ProgramFailed
+from deadlinemesh.views.output import Exit
 
 
 @pytest.mark.parametrize("ignored", [True, False])

@@ -7,12 +7,12 @@ from itertools import pairwise
 import pytest
 from tests.virtual import in_virtual_time
 
-from deadlinemesh.cli.waterfall import Timeline, phase_name, waterfall
 from deadlinemesh.client import DeadlineMesh
 from deadlinemesh.policy import default_policy
 from deadlinemesh.testing import virtual_time
 from deadlinemesh.testing.mesh import MemoryMesh
 from deadlinemesh.v1 import common_pb2, orchestrator_pb2
+from deadlinemesh.views.waterfall import Timeline, phase_name, waterfall
 
 ADMISSION, QUEUE = common_pb2.PHASE_ADMISSION, common_pb2.PHASE_LLM_QUEUE
 STREAM, TOOL = common_pb2.PHASE_LLM_STREAM, common_pb2.PHASE_TOOL_CALL

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from deadlinemesh.deadline import VirtualClock
-from deadlinemesh.transport.connections import FEW, ConnectionLimits, Connections, plain
+from deadlinemesh.transport.connections import FEW, ConnectionLimits, ServerConnections, plain
 from deadlinemesh.transport.peers import CALLS, Peers
 
 LIMITS = ConnectionLimits(per_address=2, quiet_seconds=10.0)
@@ -21,7 +21,7 @@ class World:
     def __init__(self, limits: ConnectionLimits = LIMITS) -> None:
         self.clock = VirtualClock()
         self.peers = Peers(self.clock)
-        self._connections = Connections(1, limits, self.peers, self.clock, lambda address, why: None)
+        self._connections = ServerConnections(1, limits, self.peers, self.clock, lambda address, why: None)
 
     def closed(self, *connected: str) -> dict[str, str]:
         return self._connections._too_many(set(connected))
@@ -132,7 +132,9 @@ async def test_excess_closes_the_real_connection(listening: socket.socket) -> No
     clock, told = VirtualClock(), asyncio.Event()
     peers = Peers(clock)
     guard = asyncio.create_task(
-        Connections(port, LIMITS, peers, clock, lambda address, why: told.set() if why == "calls" else None).guard()
+        ServerConnections(
+            port, LIMITS, peers, clock, lambda address, why: told.set() if why == "calls" else None
+        ).guard()
     )
     with (
         socket.create_connection(("127.0.0.1", port)) as unwanted,
@@ -155,7 +157,7 @@ async def test_excess_closes_the_real_connection(listening: socket.socket) -> No
 def test_condemned_peer_is_cut_with_what_it_has_sent(listening: socket.socket) -> None:
     port = listening.getsockname()[1]
     peers, closed = Peers(VirtualClock()), list[str]()
-    Connections(port, LIMITS, peers, VirtualClock(), lambda address, why: closed.append(address))
+    ServerConnections(port, LIMITS, peers, VirtualClock(), lambda address, why: closed.append(address))
     with (
         socket.create_connection(("127.0.0.1", port)) as unwanted,
         socket.create_connection(("127.0.0.1", port)) as other,

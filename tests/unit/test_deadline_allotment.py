@@ -6,8 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from deadlinemesh.deadline import Allotment, Pace, allot
-from deadlinemesh.deadline.allotment import SHORT_ANSWER
+from deadlinemesh.orchestrator.allotment import SHORT_ANSWER, Allotment, Pace, allot
 
 PACE = Pace(first_token=0.5, per_token=0.02)
 SHORT = PACE.taking(SHORT_ANSWER)

@@ -14,9 +14,9 @@ from contextvars import Context
 import pytest
 import uvloop
 
-from deadlinemesh.cli.event_loop import event_loop
 from deadlinemesh.deadline import SYSTEM_CLOCK, DeadlineContext, Scopes
 from deadlinemesh.deadline.lag import ASK_EVERY, LAGS_AFTER, Lag, LagWatch, _waits
+from deadlinemesh.hosting.event_loop import event_loop
 
 STALL = 2 * (ASK_EVERY + LAGS_AFTER)
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deadlinemesh.deadline import Ledger, Phase, VirtualClock
+from deadlinemesh.deadline import Ledger, VirtualClock
+from deadlinemesh.vocabulary import Phase, phase_ledger
 
 
 @pytest.fixture
@@ -17,15 +18,15 @@ def clock() -> VirtualClock:
 
 
 @pytest.fixture
-def ledger(clock: VirtualClock) -> Ledger:
-    return Ledger(clock, clock.monotonic())
+def ledger(clock: VirtualClock) -> Ledger[Phase]:
+    return phase_ledger(clock, clock.monotonic())
 
 
-def test_a_new_ledger_has_charged_nothing(ledger: Ledger) -> None:
+def test_a_new_ledger_has_charged_nothing(ledger: Ledger[Phase]) -> None:
     assert (ledger.spent(), ledger.elapsed) == ({}, 0.0)
 
 
-def test_time_outside_any_phase_is_charged_to_none(clock: VirtualClock, ledger: Ledger) -> None:
+def test_time_outside_any_phase_is_charged_to_none(clock: VirtualClock, ledger: Ledger[Phase]) -> None:
     clock.advance(1.0)
     with ledger.phase(Phase.TOOL_CALL):
         clock.advance(2.0)
@@ -33,7 +34,7 @@ def test_time_outside_any_phase_is_charged_to_none(clock: VirtualClock, ledger: 
     assert (ledger.spent(), ledger.elapsed) == ({Phase.TOOL_CALL: 2.0}, 7.0)
 
 
-def test_a_phase_is_charged_while_it_is_still_on(clock: VirtualClock, ledger: Ledger) -> None:
+def test_a_phase_is_charged_while_it_is_still_on(clock: VirtualClock, ledger: Ledger[Phase]) -> None:
     ledger.enter(Phase.LLM_QUEUE)
     clock.advance(2.0)
     assert ledger.spent() == {Phase.LLM_QUEUE: 2.0}
@@ -42,7 +43,7 @@ def test_a_phase_is_charged_while_it_is_still_on(clock: VirtualClock, ledger: Le
 
 
 def test_a_ledger_may_begin_in_a_phase(clock: VirtualClock) -> None:
-    ledger = Ledger(clock, clock.monotonic(), opening=Phase.ADMISSION)
+    ledger = phase_ledger(clock, clock.monotonic(), opening=Phase.ADMISSION)
     clock.advance(2.0)
     ledger.leave(Phase.ADMISSION)
     clock.advance(1.0)
@@ -52,11 +53,13 @@ def test_a_ledger_may_begin_in_a_phase(clock: VirtualClock) -> None:
 def test_an_opening_phase_is_charged_since_the_start_even_if_the_ledger_is_made_later(clock: VirtualClock) -> None:
     started_at = clock.monotonic()
     clock.advance(1.5)
-    ledger = Ledger(clock, started_at, opening=Phase.ADMISSION)
+    ledger = phase_ledger(clock, started_at, opening=Phase.ADMISSION)
     assert ledger.spent() == {Phase.ADMISSION: 1.5}
 
 
-def test_where_a_tool_works_while_the_model_streams_the_stream_is_charged(clock: VirtualClock, ledger: Ledger) -> None:
+def test_where_a_tool_works_while_the_model_streams_the_stream_is_charged(
+    clock: VirtualClock, ledger: Ledger[Phase]
+) -> None:
     with ledger.phase(Phase.LLM_STREAM):
         clock.advance(1.0)
         ledger.enter(Phase.TOOL_CALL)
@@ -71,14 +74,14 @@ def test_of_two_phases_the_earlier_of_the_list_is_charged_whichever_began_first(
     clock: VirtualClock, first: Phase, second: Phase
 ) -> None:
     for opened in ((first, second), (second, first)):
-        ledger = Ledger(clock, clock.monotonic())
+        ledger = phase_ledger(clock, clock.monotonic())
         for phase in opened:
             ledger.enter(phase)
         clock.advance(1.0)
         assert ledger.spent() == {first: 1.0}
 
 
-def test_parallel_calls_of_one_phase_are_charged_once(clock: VirtualClock, ledger: Ledger) -> None:
+def test_parallel_calls_of_one_phase_are_charged_once(clock: VirtualClock, ledger: Ledger[Phase]) -> None:
     with ledger.phase(Phase.TOOL_CALL):
         with ledger.phase(Phase.TOOL_CALL), ledger.phase(Phase.TOOL_CALL):
             clock.advance(1.0)
@@ -87,7 +90,7 @@ def test_parallel_calls_of_one_phase_are_charged_once(clock: VirtualClock, ledge
     assert ledger.spent() == {Phase.TOOL_CALL: 2.0}
 
 
-def test_a_phase_is_left_when_its_block_fails(clock: VirtualClock, ledger: Ledger) -> None:
+def test_a_phase_is_left_when_its_block_fails(clock: VirtualClock, ledger: Ledger[Phase]) -> None:
     with pytest.raises(LookupError), ledger.phase(Phase.TOOL_CALL):
         raise LookupError
     clock.advance(1.0)
@@ -102,14 +105,14 @@ def test_a_balance_never_has_more_in_its_phases_than_the_time_that_has_passed() 
             self.advance(0.25)
             return super().monotonic()
 
-    ledger = Ledger(Passing(), 0.0, opening=Phase.ADMISSION)
+    ledger = phase_ledger(Passing(), 0.0, opening=Phase.ADMISSION)
     elapsed, spent = ledger.balance()
     assert (elapsed, spent) == (0.25, {Phase.ADMISSION: 0.25})
 
 
 def test_each_change_of_the_phase_in_force_is_told_once(clock: VirtualClock) -> None:
     told: list[Phase] = []
-    ledger = Ledger(clock, clock.monotonic(), on_change=told.append)
+    ledger = phase_ledger(clock, clock.monotonic(), on_change=told.append)
     with ledger.phase(Phase.TOOL_CALL):
         with ledger.phase(Phase.TOOL_QUEUE):  # no change: the call has precedence
             pass
@@ -134,7 +137,7 @@ def test_every_instant_is_charged_to_the_phase_with_precedence_and_the_sum_is_wh
     steps: list[tuple[str, Phase | int | None]],
 ) -> None:
     clock = VirtualClock()
-    ledger = Ledger(clock, 0.0)
+    ledger = phase_ledger(clock, 0.0)
     active: list[Phase] = []
     expected: dict[Phase, float] = {}
     unattributed = 0.0

@@ -9,7 +9,7 @@ import pytest
 from tests.virtual import in_virtual_time, with_seconds
 
 from deadlinemesh.deadline import SYSTEM_CLOCK, DeadlineContext, Scopes, entered, narrowed_after
-from deadlinemesh.deadline.lookout import NEAR, Lookout, _Thread, lookout_of
+from deadlinemesh.deadline.coarse_timers import NEAR, CoarseTimers, _Thread, coarse_timers_of
 from deadlinemesh.errors import DeadlineSpent
 
 
@@ -30,22 +30,22 @@ class Due:
         assert loop is asyncio.get_running_loop()
         self.told.set()
 
-    def watched_by(self, lookout: Lookout) -> Due:
+    def watched_by(self, lookout: CoarseTimers) -> Due:
         lookout.watch(self, self.context.remaining, self.context.clock)
         return self
 
 
 async def test_what_is_near_sets_its_timer_at_once() -> None:
-    assert Due(left(NEAR / 2)).watched_by(Lookout(asyncio.get_running_loop())).told.is_set()
+    assert Due(left(NEAR / 2)).watched_by(CoarseTimers(asyncio.get_running_loop())).told.is_set()
 
 
 @in_virtual_time
 async def test_on_a_virtual_clock_everything_is_near() -> None:
-    assert Due(with_seconds(300.0)).watched_by(Lookout(asyncio.get_running_loop())).told.is_set()
+    assert Due(with_seconds(300.0)).watched_by(CoarseTimers(asyncio.get_running_loop())).told.is_set()
 
 
 async def test_what_is_far_sets_it_when_it_was_found_to_have_come_near() -> None:
-    lookout = Lookout(asyncio.get_running_loop())
+    lookout = CoarseTimers(asyncio.get_running_loop())
     far, nearing, forgotten = (Due(left(300.0)).watched_by(lookout) for _ in range(3))
     nearing.context, forgotten.context = left(NEAR / 2), left(NEAR / 2)
     lookout.forget(forgotten)
@@ -56,7 +56,7 @@ async def test_what_is_far_sets_it_when_it_was_found_to_have_come_near() -> None
 
 
 async def test_a_reminder_from_a_thread_makes_the_loop_look() -> None:
-    lookout = Lookout(asyncio.get_running_loop())
+    lookout = CoarseTimers(asyncio.get_running_loop())
     assert not await asyncio.to_thread(lookout.remind)
     nearing = Due(left(300.0)).watched_by(lookout)
     nearing.context = left(NEAR / 2)
@@ -67,7 +67,7 @@ async def test_a_reminder_from_a_thread_makes_the_loop_look() -> None:
 
 def test_a_loop_that_is_closed_is_not_reminded() -> None:
     loop = asyncio.new_event_loop()
-    lookout = Lookout(loop)
+    lookout = CoarseTimers(loop)
     Due(left(300.0)).watched_by(lookout)
     loop.close()
     assert not lookout.remind()
@@ -102,7 +102,7 @@ async def test_work_that_is_over_leaves_nothing_to_look_for() -> None:
         with entered(left(300.0)):
             async with narrowed_after(200.0):
                 await work()
-    assert not lookout_of(loop)._far
+    assert not coarse_timers_of(loop)._far
 
 
 def test_one_thread_looks_out_for_all_loops() -> None:
@@ -117,14 +117,14 @@ def test_one_thread_looks_out_for_all_loops() -> None:
 @pytest.mark.parametrize("count", [1, 3])
 async def test_loops_that_were_closed_are_forgotten(count: int) -> None:
     loops = [asyncio.new_event_loop() for _ in range(count)]
-    lookouts = [lookout_of(loop) for loop in loops]
-    assert [lookout_of(loop) for loop in loops] == lookouts
+    lookouts = [coarse_timers_of(loop) for loop in loops]
+    assert [coarse_timers_of(loop) for loop in loops] == lookouts
     for loop in loops:
         loop.close()
     fresh = asyncio.new_event_loop()
-    lookout_of(fresh)
+    coarse_timers_of(fresh)
     fresh.close()
-    assert all(lookout_of(loop) is not lookout for loop, lookout in zip(loops, lookouts, strict=True))
+    assert all(coarse_timers_of(loop) is not lookout for loop, lookout in zip(loops, lookouts, strict=True))
 
 
 class Woken(threading.Event):

@@ -14,11 +14,11 @@ from tests.virtual import in_virtual_time, now, with_seconds
 
 from deadlinemesh.deadline import (
     Attempt,
-    GivenUp,
-    Patience,
+    AttemptHung,
     Retry,
     RetryBudget,
     RetryPolicy,
+    SilenceTimeout,
     current,
     entered,
     narrowed_after,
@@ -183,7 +183,7 @@ async def test_what_has_settled_is_neither_given_up_nor_told_to_be_alive() -> No
 async def test_where_there_is_relief_the_only_attempt_is_given_up_as_well_if_that_leaves_time_for_it() -> None:
     hanging = Hanging(attempts=9, seconds=9.9)
     policy = RetryPolicy(retries=0)
-    with entered(with_seconds(10.0)), pytest.raises(GivenUp):
+    with entered(with_seconds(10.0)), pytest.raises(AttemptHung):
         await retried(hanging, policy, is_transient=transient, relief=lambda left: left >= 1.0)
     assert hanging.spans == [(0.0, 8.0)]
     with entered(with_seconds(10.0)):
@@ -237,14 +237,14 @@ async def test_patience_is_decided_on_where_no_context_is_current() -> None:
         return True
 
     async def silent() -> None:
-        async with Patience(better) as patience:
+        async with SilenceTimeout(better) as patience:
             patience.lasts(1.0)
             patience.is_endless()
             patience.context = current().tightened_after(2.0)
             Context().run(patience.set_timer, asyncio.get_running_loop())  # as the lookout does
             await asyncio.sleep(5.0)
 
-    with entered(with_seconds(10.0)), pytest.raises(GivenUp):
+    with entered(with_seconds(10.0)), pytest.raises(AttemptHung):
         await silent()
     assert asked == [2.0]
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from deadlinemesh.testing.demo_world import LATENCIES, DemoWorld, serving
+from deadlinemesh.demo_world import LATENCIES, DemoWorld, serving
 from deadlinemesh.transport.http_deadline import TIMEOUT_HEADER, decode, encode
 
 QUOTES = "GET /market/quotes/{symbol}"
@@ -141,7 +141,7 @@ async def test_the_parts_are_told_a_deadline_that_is_earlier_than_the_reports(mo
         told.append(decoded.remaining)
         return decoded
 
-    monkeypatch.setattr("deadlinemesh.testing.demo_world.world.http_deadline.decode", watched)
+    monkeypatch.setattr("deadlinemesh.demo_world.world.http_deadline.decode", watched)
     async with serving(DemoWorld(speed=math.inf)) as url, httpx.AsyncClient(base_url=url) as client:
         answer = await client.get("/portfolio/PF-1/report", headers={TIMEOUT_HEADER: "20000"})
     assert answer.json()["complete"]
@@ -158,7 +158,7 @@ async def test_a_service_that_honours_the_deadline_stops_by_itself() -> None:
 
 
 async def test_it_runs_as_a_process_that_says_where_it_is_and_ends_cleanly_when_told() -> None:
-    command = ("-m", "deadlinemesh.testing.demo_world", "--port", "0", "--speed", str(NEVER))
+    command = ("-m", "deadlinemesh.demo_world", "--port", "0", "--speed", str(NEVER))
     process = await asyncio.create_subprocess_exec(
         sys.executable, *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )

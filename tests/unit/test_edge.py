@@ -20,7 +20,7 @@ from deadlinemesh.orchestrator.edge import (
     Grant,
     current_grant,
 )
-from deadlinemesh.orchestrator.stagger import Stagger
+from deadlinemesh.orchestrator.spreader import DeadlineSpreader
 from deadlinemesh.policy import default_policy, with_fresh_keys
 from deadlinemesh.transport import Arrival
 from deadlinemesh.transport.wire import REMAINING_US
@@ -94,7 +94,7 @@ def test_a_longer_timeout_is_clipped() -> None:
 
 
 def test_the_ends_of_past_runs_are_forgotten() -> None:
-    stagger = Stagger(0.002)
+    stagger = DeadlineSpreader(0.002)
     for second in range(10_000):
         due = second + 1.0
         assert stagger.place(due, earliest=second + 0.9, latest=due, now=second).at == due

@@ -8,15 +8,6 @@ from collections.abc import Callable
 
 import pytest
 
-from deadlinemesh.conversation import (
-    LONGEST_ARGUMENTS,
-    LONGEST_CALL_ID,
-    LONGEST_TOOL_NAME,
-    Message,
-    Role,
-    ToolCall,
-    history_violations,
-)
 from deadlinemesh.errors import (
     MOST_VIOLATIONS,
     InvalidRequest,
@@ -29,6 +20,15 @@ from deadlinemesh.errors import (
     without_addresses,
 )
 from deadlinemesh.transport.status import status_of
+from deadlinemesh.vocabulary import (
+    LONGEST_ARGUMENTS,
+    LONGEST_CALL_ID,
+    LONGEST_TOOL_NAME,
+    Message,
+    Role,
+    ToolCall,
+    history_violations,
+)
 
 LONG = "x" * 4_000_000
 

@@ -14,7 +14,7 @@ from tests.virtual import in_virtual_time, with_seconds
 from deadlinemesh.deadline import DeadlineContext
 from deadlinemesh.errors import DeadlineSpent
 from deadlinemesh.transport import DeadlineInterceptor
-from deadlinemesh.transport.answer import Answer
+from deadlinemesh.transport.guarded_context import GuardedContext
 from deadlinemesh.transport.inbound import _Method
 from deadlinemesh.transport.stragglers import Exchange, Stragglers
 
@@ -57,7 +57,9 @@ def _method() -> tuple[DeadlineInterceptor, _Method]:
 async def test_a_status_that_the_handler_has_sent_after_all_is_not_sent_again() -> None:
     interceptor, method = _method()
     context: Any = Context()
-    method._answer_for(Answer(context, exchange(), interceptor.stragglers), interceptor.scopes.open(with_seconds(1.0)))
+    method._answer_for(
+        GuardedContext(context, exchange(), interceptor.stragglers), interceptor.scopes.open(with_seconds(1.0))
+    )
     context.statuses = 1  # the handler ends before the other may begin
     await asyncio.gather(*interceptor._answers)
     assert context.statuses == 1
@@ -66,7 +68,7 @@ async def test_a_status_that_the_handler_has_sent_after_all_is_not_sent_again() 
 async def test_a_handler_whose_call_was_answered_for_it_sends_no_status_itself() -> None:
     _, method = _method()
     context: Any = Context()
-    answer = Answer(context, exchange(), create_autospec(Stragglers, instance=True))
+    answer = GuardedContext(context, exchange(), create_autospec(Stragglers, instance=True))
     opening = asyncio.create_task(answer.write("headers"))
     await asyncio.sleep(0)
     refusing = asyncio.create_task(method._refuse(DeadlineSpent("late"), None, answer))

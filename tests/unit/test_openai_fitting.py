@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deadlinemesh.llm_proxy.conversation import Message, Role, ToolCall
 from deadlinemesh.llm_proxy.providers import fitting
 from deadlinemesh.llm_proxy.providers.fitting import fitted, room_for_input
+from deadlinemesh.vocabulary import Message, Role, ToolCall
 
 SYSTEM = Message(Role.SYSTEM, "Be brief.")
 QUESTION = Message(Role.USER, "And what now?")

@@ -13,24 +13,23 @@ from typing import Any
 import pytest
 
 from deadlinemesh.errors import Shed, UpstreamFailed, UpstreamRefused
-from deadlinemesh.llm_proxy.conversation import (
-    Event,
-    FinishReason,
-    Message,
-    Role,
-    TextDelta,
-    ToolCall,
-    ToolCallReady,
-    ToolChoice,
-    ToolSpec,
-    TurnEnded,
-    TurnRequest,
-    Writing,
-)
 from deadlinemesh.llm_proxy.providers import openai, provider_of
 from deadlinemesh.llm_proxy.providers.choosing import chosen
 from deadlinemesh.llm_proxy.providers.openai import OpenAIProvider
 from deadlinemesh.policy.model import OpenAIModel
+from deadlinemesh.vocabulary import (
+    FinishReason,
+    Message,
+    ModelEvent,
+    Role,
+    TextDelta,
+    ToolCall,
+    ToolChoice,
+    ToolSpec,
+    TurnFinished,
+    TurnRequest,
+    Writing,
+)
 
 LOOK = ToolSpec("look", "Looks.", {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]})
 HELLO = (Message(Role.USER, "hello"),)
@@ -147,7 +146,7 @@ def turn(*messages: Message, tools: tuple[ToolSpec, ...] = (), choice: ToolChoic
     return TurnRequest("small", messages or HELLO, tools, choice, 100)
 
 
-async def all_of(provider: OpenAIProvider, request: TurnRequest | None = None) -> list[Event]:
+async def all_of(provider: OpenAIProvider, request: TurnRequest | None = None) -> list[ModelEvent]:
     """All that it says, signs of life left out."""
     return [event async for event in provider.stream(request or turn()) if not isinstance(event, Writing)]
 
@@ -165,8 +164,8 @@ async def test_text_and_usage_are_streamed_and_the_connection_is_used_again() ->
     answer = streams(chunk(role="assistant", content=""), chunk(content="a"), chunk(content="b"), chunk(reason="stop"))
     counted = streams(chunk(content="c"), chunk(reason="length"), chunk(usage=(9, 8)))
     async with endpoint(answer, counted) as (fake, provider):
-        assert await all_of(provider) == [TextDelta("a"), TextDelta("b"), TurnEnded(FinishReason.STOP, 11, 1)]
-        assert await all_of(provider) == [TextDelta("c"), TurnEnded(FinishReason.LENGTH, 9, 8)]
+        assert await all_of(provider) == [TextDelta("a"), TextDelta("b"), TurnFinished(FinishReason.STOP, 11, 1)]
+        assert await all_of(provider) == [TextDelta("c"), TurnFinished(FinishReason.LENGTH, 9, 8)]
         assert fake.connections == 1
     sent = fake.requests[0]
     assert sent["messages"] == [{"role": "user", "content": "hello"}]
@@ -239,7 +238,7 @@ async def test_tool_calls_are_put_together_and_sent_as_soon_as_they_are_complete
             for _ in range(3):
                 assert await anext(events) == Writing()
             # The stream hangs in the middle of the second call: the first is there all the same.
-            assert await anext(events) == ToolCallReady(ToolCall("c1", "look", '{"a": 1}'))
+            assert await anext(events) == ToolCall("c1", "look", '{"a": 1}')
     sent = fake.requests[0]
     assert sent["tool_choice"] == "auto"
     assert sent["tools"][0]["function"] == {"name": "look", "description": "Looks.", "parameters": LOOK.schema}
@@ -249,7 +248,7 @@ async def test_the_last_call_comes_with_the_finish_reason() -> None:
     chunks = (chunk(tool_calls=[part(0, "{}", "c1", "look")]), chunk(reason="stop"))
     async with endpoint(streams(*chunks)) as (_, provider):
         events = await all_of(provider, turn(tools=(LOOK,), choice=ToolChoice.REQUIRED))
-        assert [type(event) for event in events] == [ToolCallReady, TurnEnded]
+        assert [type(event) for event in events] == [ToolCall, TurnFinished]
         assert events[-1].finish_reason is FinishReason.TOOL_CALLS  # type: ignore[union-attr]
 
 
@@ -257,23 +256,23 @@ async def test_calls_that_share_an_index_are_told_apart_by_their_ids() -> None:
     calls = [part(0, "{}", "c1", "look"), part(0, "{}", "c2", "look")]
     async with endpoint(streams(chunk(tool_calls=calls), chunk(reason="tool_calls"))) as (_, provider):
         events = await all_of(provider, turn(tools=(LOOK,)))
-        assert [event.call.id for event in events if isinstance(event, ToolCallReady)] == ["c1", "c2"]
+        assert [event.id for event in events if isinstance(event, ToolCall)] == ["c1", "c2"]
 
 
 async def test_a_call_without_an_id_gets_one() -> None:
     chunks = (chunk(tool_calls=[part(0, "", None, "look")]), chunk(reason="tool_calls"))
     async with endpoint(streams(*chunks)) as (_, provider):
         event, _ = await all_of(provider, turn(tools=(LOOK,)))
-        assert isinstance(event, ToolCallReady)
-        assert event.call.id
-        assert event.call.arguments_json == "{}"
+        assert isinstance(event, ToolCall)
+        assert event.id
+        assert event.arguments_json == "{}"
 
 
 @pytest.mark.parametrize("reason", ["length", "model_length", "content_filter"])
 async def test_a_call_that_a_limit_cut_is_left_out(reason: str) -> None:
     chunks = (chunk(tool_calls=[part(0, '{"a": ', "c1", "look")]), chunk(reason=reason))
     async with endpoint(streams(*chunks)) as (_, provider):
-        assert [type(event) for event in await all_of(provider, turn(tools=(LOOK,)))] == [TurnEnded]
+        assert [type(event) for event in await all_of(provider, turn(tools=(LOOK,)))] == [TurnFinished]
 
 
 @pytest.mark.parametrize("arguments", ['{"a": ', "[]", "[" * 20_000, '{"a": ' * 20_000], ids=lambda given: given[:9])
@@ -470,16 +469,16 @@ async def test_a_reason_that_is_empty_is_none(monkeypatch: pytest.MonkeyPatch) -
         chunk(reason="tool_calls"),
     )
     async with endpoint(streams(*text), streams(*calls)) as (_, provider):
-        assert await all_of(provider) == [TextDelta("a"), TextDelta("b"), TurnEnded(FinishReason.STOP, 11, 1)]
+        assert await all_of(provider) == [TextDelta("a"), TextDelta("b"), TurnFinished(FinishReason.STOP, 11, 1)]
         called, _ = await all_of(provider)
-    assert called == ToolCallReady(ToolCall("c1", "look", '{"a":1}'))
+    assert called == ToolCall("c1", "look", '{"a":1}')
 
 
 @pytest.mark.parametrize("kept_alive", ["retry: 3000\n\n", "data:\n\n", "event: ping\n\n", "id: 1\n\n: ping\n\n"])
 async def test_an_event_without_data_is_passed_over(kept_alive: str) -> None:
     answer = (kept_alive, chunk(content="a"), kept_alive, chunk(reason="stop"))
     async with endpoint(streams(*answer)) as (_, provider):
-        assert await all_of(provider) == [TextDelta("a"), TurnEnded(FinishReason.STOP, 11, 1)]
+        assert await all_of(provider) == [TextDelta("a"), TurnFinished(FinishReason.STOP, 11, 1)]
 
 
 @pytest.mark.parametrize(
@@ -495,7 +494,7 @@ async def test_an_event_without_data_is_passed_over(kept_alive: str) -> None:
 async def test_an_answer_whose_tokens_are_not_counted_stands_and_they_are_estimated(usage: dict[str, Any]) -> None:
     counted = f"data: {json.dumps({'choices': [], 'usage': usage})}\n\n"
     async with endpoint(streams(chunk(content="abcd"), chunk(reason="stop"), counted)) as (_, provider):
-        assert await all_of(provider) == [TextDelta("abcd"), TurnEnded(FinishReason.STOP, 11, 1)]
+        assert await all_of(provider) == [TextDelta("abcd"), TurnFinished(FinishReason.STOP, 11, 1)]
 
 
 @pytest.mark.parametrize(
@@ -503,7 +502,7 @@ async def test_an_answer_whose_tokens_are_not_counted_stands_and_they_are_estima
 )
 async def test_a_chunk_that_says_nothing_is_passed_over(more: str) -> None:
     async with endpoint(streams(chunk(content="a"), f"data: {more}\n\n", chunk(reason="stop"))) as (_, provider):
-        assert await all_of(provider) == [TextDelta("a"), TurnEnded(FinishReason.STOP, 11, 1)]
+        assert await all_of(provider) == [TextDelta("a"), TurnFinished(FinishReason.STOP, 11, 1)]
 
 
 @pytest.mark.parametrize("more", [streams, endless_stream])
@@ -513,7 +512,7 @@ async def test_an_answer_that_is_complete_is_not_held_up_by_a_stream_that_does_n
     monkeypatch.setattr(openai, "COUNTED_WITHIN", 0.01)
     answer = (chunk(content="abcd"), chunk(reason="stop"))
     async with endpoint(more(*answer, ends=False)) as (fake, provider):
-        assert await all_of(provider) == [TextDelta("abcd"), TurnEnded(FinishReason.STOP, 11, 1)]
+        assert await all_of(provider) == [TextDelta("abcd"), TurnFinished(FinishReason.STOP, 11, 1)]
         await fake.left()
 
 
@@ -523,7 +522,7 @@ async def test_halves_of_a_surrogate_pair_are_put_together_and_what_has_no_other
     async with endpoint(streams(*halves, call, chunk(reason="tool_calls"))) as (_, provider):
         *said, called, _ = await all_of(provider)
     assert said == [TextDelta("a"), TextDelta("😀b"), TextDelta("�c�")]
-    assert called == ToolCallReady(ToolCall("c�", "look", '{"a": "😀"}'))
+    assert called == ToolCall("c�", "look", '{"a": "😀"}')
 
 
 async def test_a_text_that_comes_all_at_once_is_passed_on_in_pieces() -> None:
@@ -587,7 +586,7 @@ async def test_an_answer_that_says_it_is_not_packed_is_read(coding: str) -> None
         )
 
     async with endpoint(answer) as (_, provider):
-        assert await all_of(provider) == [TextDelta("a"), TurnEnded(FinishReason.STOP, 11, 1)]
+        assert await all_of(provider) == [TextDelta("a"), TurnFinished(FinishReason.STOP, 11, 1)]
 
 
 async def test_a_long_stream_of_short_events_is_read_to_its_end_however_it_is_cut() -> None:
@@ -641,9 +640,9 @@ async def test_a_choice_in_constrained_form_becomes_a_tool_call() -> None:
     answer = streams(chunk(content='{"tool": "look",'), chunk(content=' "arguments": {"a": 1}}'), chunk(reason="stop"))
     async with endpoint(answer, tools_by="json_schema") as (fake, provider):
         call, ended = await all_of(provider, turn(tools=(LOOK,)))
-        assert isinstance(call, ToolCallReady)
-        assert (call.call.name, json.loads(call.call.arguments_json)) == ("look", {"a": 1})
-        assert isinstance(ended, TurnEnded)
+        assert isinstance(call, ToolCall)
+        assert (call.name, json.loads(call.arguments_json)) == ("look", {"a": 1})
+        assert isinstance(ended, TurnFinished)
         assert ended.finish_reason is FinishReason.TOOL_CALLS
     sent = fake.requests[0]
     options = sent["response_format"]["json_schema"]["schema"]["oneOf"]
@@ -663,7 +662,7 @@ async def test_any_other_choice_is_followed_by_a_plain_answer(choice: str) -> No
     second = streams(chunk(content="hi"), chunk(reason="stop"), chunk(usage=(7, 1)))
     async with endpoint(first, second, tools_by="json_schema") as (fake, provider):
         events = await all_of(provider, turn(tools=(LOOK,)))
-        assert events == [TextDelta("hi"), TurnEnded(FinishReason.STOP, 17, 6)]
+        assert events == [TextDelta("hi"), TurnFinished(FinishReason.STOP, 17, 6)]
         assert "response_format" not in fake.requests[1]
         assert all(sent["return_progress"] for sent in fake.requests)
         assert fake.requests[1]["max_tokens"] == 95
@@ -688,7 +687,7 @@ async def test_a_call_that_was_made_is_not_made_again_and_history_is_spelled_out
     first = streams(chunk(content='{"tool": "look", "arguments": {"a": 1}}'), chunk(reason="stop"))
     async with endpoint(first, streams(chunk(reason="stop")), tools_by="json_schema") as (fake, provider):
         events = await all_of(provider, turn(*HELLO, asks, Message(Role.TOOL, "42", (), "c1"), tools=(LOOK,)))
-        assert [type(event) for event in events] == [TurnEnded]
+        assert [type(event) for event in events] == [TurnFinished]
         assert fake.requests[1]["messages"][1:] == [
             {"role": "assistant", "content": 'Let me see.\n{"tool": "look", "arguments": {"a": 1}}'},
             {"role": "user", "content": "Result of look: 42"},

@@ -10,8 +10,6 @@ from typing import Any
 import grpc
 from tests.virtual import in_virtual_time
 
-from deadlinemesh.conversation import Message, Role, ToolCall
-from deadlinemesh.deadline import Phase
 from deadlinemesh.errors import Cause
 from deadlinemesh.orchestrator.events import (
     Outcome,
@@ -19,7 +17,6 @@ from deadlinemesh.orchestrator.events import (
     RunEvent,
     RunFinished,
     RunStarted,
-    TextDelta,
     Timed,
     ToolCallFinished,
     ToolCallProgress,
@@ -27,15 +24,15 @@ from deadlinemesh.orchestrator.events import (
     Usage,
 )
 from deadlinemesh.orchestrator.packing import pack, unpack
-from deadlinemesh.orchestrator.ports import Spend, ToolStatus
-from deadlinemesh.orchestrator.runs import PACKED_UP_TO
+from deadlinemesh.orchestrator.run import PACKED_UP_TO
 from deadlinemesh.policy import default_policy
 from deadlinemesh.testing import virtual_time
 from deadlinemesh.testing.mesh import MemoryMesh
 from deadlinemesh.v1 import orchestrator_pb2, orchestrator_pb2_grpc
+from deadlinemesh.vocabulary import HopSpend, Message, Phase, Role, TextDelta, ToolCall, ToolStatus
 
 CALL = ToolCall("call-1", "calculate", '{"expression": "2 + 3"}')
-SPEND = Spend("tool-runner", 0.5, {Phase.TOOL_CALL: 0.5})
+SPEND = HopSpend("tool-runner", 0.5, {Phase.TOOL_CALL: 0.5})
 EVENTS: tuple[RunEvent, ...] = (
     RunStarted(),
     PhaseChanged(Phase.LLM_STREAM, 1, 20.5, {Phase.ADMISSION: 0.1}),

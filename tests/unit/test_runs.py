@@ -10,26 +10,23 @@ from tests.unit.agent_world import QUICK, Models, Tools
 from tests.virtual import in_virtual_time, with_seconds
 
 from deadlinemesh.admission import Budget, Bulkhead
-from deadlinemesh.conversation import ToolCall
-from deadlinemesh.deadline import Phase, Scopes, entered
+from deadlinemesh.deadline import Scopes, entered
 from deadlinemesh.deadline.background import Background
 from deadlinemesh.errors import Cause, Shed
-from deadlinemesh.orchestrator.agent import Assignment
-from deadlinemesh.orchestrator.edge import HOP, Grant
-from deadlinemesh.orchestrator.events import Outcome, RunStarted, TextDelta, ToolCallFinished, ToolCallProgress
-from deadlinemesh.orchestrator.ports import ToolStatus
-from deadlinemesh.orchestrator.runs import COMPACT_EVERY, EXCERPT, GROWS_BY, PIECE, WATCHED_BY, AgentRun, Runs
-from deadlinemesh.orchestrator.upstreams import Upstreams
+from deadlinemesh.orchestrator.edge import Grant
+from deadlinemesh.orchestrator.events import Outcome, RunStarted, ToolCallFinished, ToolCallProgress
+from deadlinemesh.orchestrator.execution import Executor
+from deadlinemesh.orchestrator.log import COMPACT_EVERY, PIECE
+from deadlinemesh.orchestrator.planning import RunOrder
+from deadlinemesh.orchestrator.run import EXCERPT, GROWTH_BYTES, WATCHED_BYTES, AgentRun
+from deadlinemesh.orchestrator.store import MemoryRunStore
 from deadlinemesh.policy import Tenant, default_policy
 from deadlinemesh.telemetry import Telemetry
 from deadlinemesh.testing import virtual_time
+from deadlinemesh.vocabulary import Phase, TextDelta, ToolCall, ToolStatus
 
 POLICY = default_policy()
 ACME = Tenant.of(POLICY, "acme")
-
-
-async def prepared(run: AgentRun) -> Assignment:
-    raise AssertionError("no run of these gets that far")
 
 
 class World:
@@ -40,9 +37,8 @@ class World:
         with entered(with_seconds(60.0, tenant_id="bolt")):
             self.taken = await self.places.acquire()
         background = Background(Scopes("orchestrator"))
-        telemetry = Telemetry([])
-        upstreams = Upstreams(telemetry, HOP)
-        self.runs = Runs(background, self.places, Models(), Tools(QUICK), POLICY.limits, telemetry, upstreams)
+        self.store = MemoryRunStore(POLICY.limits)
+        self.executor = Executor(background, self.places, Models(), Tools(QUICK), self.store, Telemetry([]))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -50,8 +46,12 @@ class World:
 
     def start(self, due: float) -> AgentRun:
         grant = Grant(ACME, granted=due + 0.1, due=due, requested=due + 0.1)
-        with entered(with_seconds(grant.granted)):
-            return self.runs.start(grant, "", prepared)
+        context = with_seconds(grant.granted)
+        with entered(context):
+            run = AgentRun(context, grant, "once", 1)
+            self.store.claim(run)
+            self.executor.start(run, RunOrder("go"), POLICY)
+            return run
 
 
 @in_virtual_time
@@ -84,7 +84,7 @@ class Growing:
     def __init__(self, most: int, total: int = 10_000_000) -> None:
         self.hit: list[str] = []
         self.budget = Budget(total, 1.0)
-        held = self.budget.take("acme", GROWS_BY)
+        held = self.budget.take("acme", GROWTH_BYTES)
         grant = Grant(ACME, granted=60.0, due=59.0, requested=60.0)
         self.run = AgentRun(with_seconds(60.0), grant, "", 1, held, most, self.hit.append)
 
@@ -98,7 +98,7 @@ async def test_what_comes_of_a_run_is_held_as_it_grows() -> None:
     growing = Growing(10_000_000)
     growing.finish_call(3_000_000)
     assert 3_000_000 < growing.budget.held < 3_100_000
-    growing.run.let_go()
+    growing.run.archive()
     assert growing.budget.held == 0
 
 
@@ -108,11 +108,11 @@ async def test_finished_run_is_held_while_it_is_watched() -> None:
     with growing.run.watched():
         growing.finish_call(1_000_000)
         growing.run.finish(Outcome.COMPLETED, None, "", "", False)
-        growing.run.let_go()
-        assert growing.budget.held == growing.run.size + WATCHED_BY
+        growing.run.archive()
+        assert growing.budget.held == growing.run.size + WATCHED_BYTES
     assert growing.budget.held == 0
     with growing.run.watched(), growing.run.watched():
-        assert growing.budget.held == growing.run.size + WATCHED_BY
+        assert growing.budget.held == growing.run.size + WATCHED_BYTES
     assert growing.budget.held == 0
 
 
@@ -121,7 +121,7 @@ async def test_finished_run_that_does_not_fit_is_not_watched() -> None:
     growing = Growing(10_000_000)
     growing.finish_call(1_000_000)
     growing.run.finish(Outcome.COMPLETED, None, "", "", False)
-    growing.run.let_go()
+    growing.run.archive()
     assert growing.budget.take("acme", 9_500_000) is not None
     with pytest.raises(Shed), growing.run.watched():
         raise AssertionError("it is watched")
@@ -166,7 +166,7 @@ async def test_readers_at_any_place_get_all_text_once() -> None:
     async def read(pause: int) -> None:
         text: list[str] = []
         texts.append(text)
-        async for timed in run.told():
+        async for timed in run.follow():
             if isinstance(timed.event, TextDelta):
                 text.append(timed.event.text)
             for _ in range(pause):
@@ -183,7 +183,7 @@ async def test_readers_at_any_place_get_all_text_once() -> None:
     await asyncio.gather(*readers)
     whole = "".join(f"{number} " for number in range(20 * COMPACT_EVERY))
     assert {"".join(text) for text in texts} == {whole}
-    run.let_go()
+    run.archive()
     pieces = [timed.event.text for timed in run.events if isinstance(timed.event, TextDelta)]
     assert "".join(pieces) == whole
     assert len(pieces) < len(whole) / PIECE * 2 + 1
@@ -197,7 +197,7 @@ async def test_a_long_text_in_small_pieces_is_put_together_in_linear_time() -> N
         began = time.thread_time()
         for _ in range(count):
             run.emit(TextDelta("x"))
-        run.let_go()
+        run.archive()
         return time.thread_time() - began
 
     seconds(1000)

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from deadlinemesh.llm_proxy.conversation import ToolSpec
 from deadlinemesh.llm_proxy.providers.intent import wishes
+from deadlinemesh.vocabulary import ToolSpec
 
 TEXT = {"type": "string"}
 

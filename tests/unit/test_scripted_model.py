@@ -8,23 +8,22 @@ from contextlib import aclosing
 
 import pytest
 
-from deadlinemesh.llm_proxy.conversation import (
-    Event,
-    FinishReason,
-    Message,
-    Role,
-    TextDelta,
-    ToolCall,
-    ToolCallReady,
-    ToolChoice,
-    ToolSpec,
-    TurnEnded,
-    TurnRequest,
-    check,
-)
+from deadlinemesh.llm_proxy.checking import check
 from deadlinemesh.llm_proxy.providers.scripted import ScriptedProvider
 from deadlinemesh.policy.model import ScriptedModel
 from deadlinemesh.testing.virtual_time import clock, run
+from deadlinemesh.vocabulary import (
+    FinishReason,
+    Message,
+    ModelEvent,
+    Role,
+    TextDelta,
+    ToolCall,
+    ToolChoice,
+    ToolSpec,
+    TurnFinished,
+    TurnRequest,
+)
 
 TASK = ToolSpec(
     "long_task",
@@ -50,10 +49,10 @@ def turn(
     return TurnRequest("demo", said, tools, choice, tokens)
 
 
-def events_of(request: TurnRequest, **model: float) -> list[tuple[float, Event]]:
+def events_of(request: TurnRequest, **model: float) -> list[tuple[float, ModelEvent]]:
     """Every event with the instant it came at."""
 
-    async def collect() -> list[tuple[float, Event]]:
+    async def collect() -> list[tuple[float, ModelEvent]]:
         settings = {"first_token": 0.0, "per_token": 0.0, **model}
         provider = ScriptedProvider(ScriptedModel(provider="scripted", **settings))
         return [(clock().monotonic(), event) async for event in provider.stream(request)]
@@ -61,12 +60,12 @@ def events_of(request: TurnRequest, **model: float) -> list[tuple[float, Event]]
     return run(collect())
 
 
-def said(request: TurnRequest) -> tuple[str, list[ToolCall], TurnEnded]:
+def said(request: TurnRequest) -> tuple[str, list[ToolCall], TurnFinished]:
     events = [event for _, event in events_of(request)]
     text = "".join(event.text for event in events if isinstance(event, TextDelta))
     ended = events[-1]
-    assert isinstance(ended, TurnEnded)
-    return text, [event.call for event in events if isinstance(event, ToolCallReady)], ended
+    assert isinstance(ended, TurnFinished)
+    return text, [event for event in events if isinstance(event, ToolCall)], ended
 
 
 def answered(request: TurnRequest, *results: str) -> TurnRequest:
@@ -198,7 +197,7 @@ def test_it_writes_at_the_length_it_is_asked_for() -> None:
 def test_the_token_limit_ends_text_in_the_middle() -> None:
     events = [event for _, event in events_of(turn("Write 250 words about deadlines", tokens=7))]
     assert len(events) == 8
-    assert events[-1] == TurnEnded(FinishReason.LENGTH, events[-1].input_tokens, 7)  # type: ignore[union-attr]
+    assert events[-1] == TurnFinished(FinishReason.LENGTH, events[-1].input_tokens, 7)  # type: ignore[union-attr]
 
 
 def test_a_call_that_the_token_limit_would_cut_is_not_made() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deadlinemesh.errors import MOST_VIOLATIONS
-from deadlinemesh.tool_runner.arguments import Arguments
+from deadlinemesh.tool_runner.arguments import ArgumentsReader
 
 ORDER = {
     "type": "object",
@@ -36,17 +36,17 @@ ORDER = {
 
 def wrong(arguments: Any, schema: dict[str, Any] = ORDER) -> list[str]:
     text = arguments if isinstance(arguments, str) else json.dumps(arguments)
-    return Arguments(schema).read(text)[1]
+    return ArgumentsReader(schema).read(text)[1]
 
 
 def test_arguments_that_fit_are_returned() -> None:
     given_ = {"symbol": "ACME", "side": "buy", "items": [{"price": 1.5}], "note": None}
-    assert Arguments(ORDER).read(json.dumps(given_)) == (given_, [])
+    assert ArgumentsReader(ORDER).read(json.dumps(given_)) == (given_, [])
 
 
 @pytest.mark.parametrize("text", ["", "  \n"])
 def test_empty_text_means_no_arguments(text: str) -> None:
-    assert Arguments({"type": "object"}).read(text) == ({}, [])
+    assert ArgumentsReader({"type": "object"}).read(text) == ({}, [])
 
 
 @pytest.mark.parametrize(
@@ -116,13 +116,13 @@ def test_a_schema_cannot_make_the_tool_runner_fetch_a_url(monkeypatch: pytest.Mo
     monkeypatch.setattr("urllib.request.urlopen", fetch)
     schema = {"type": "object", "properties": {"x": {"$ref": "http://example.invalid/schema.json"}}}
     with pytest.raises(ValueError, match=r"example\.invalid"):
-        Arguments(schema)
+        ArgumentsReader(schema)
 
 
 @pytest.mark.parametrize("schema", [{"type": "array"}, {}, {"type": "object", "properties": {"x": {"type": "text"}}}])
 def test_what_is_no_schema_of_an_object_is_refused(schema: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"object|text"):
-        Arguments(schema)
+        ArgumentsReader(schema)
 
 
 @pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan])
@@ -131,7 +131,7 @@ def test_a_schema_with_a_number_that_json_does_not_have_is_refused_with_its_plac
     with pytest.raises(
         ValueError, match=rf"^properties\.x\.anyOf\[1\]\.maximum: {number} is not JSON: .*finite number"
     ):
-        Arguments(schema)
+        ArgumentsReader(schema)
 
 
 @given(
@@ -139,7 +139,7 @@ def test_a_schema_with_a_number_that_json_does_not_have_is_refused_with_its_plac
     | st.recursive(st.none() | st.integers() | st.text(), st.lists, max_leaves=5).map(json.dumps)
 )
 def test_any_text_is_either_usable_or_explained(text: str) -> None:
-    arguments, violations = Arguments(ORDER).read(text)
+    arguments, violations = ArgumentsReader(ORDER).read(text)
     assert violations or {"symbol", "side"} <= set(arguments)
 
 
@@ -168,7 +168,7 @@ def test_a_hostile_text_is_matched_in_linear_time(schema: dict[str, Any], argume
 
 
 def test_nothing_matches_a_model_s_text_with_a_backtracking_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    checks = [Arguments(text_of("^(a+)+$")), Arguments(BY_NAME)]
+    checks = [ArgumentsReader(text_of("^(a+)+$")), ArgumentsReader(BY_NAME)]
 
     def search(*args: Any) -> Any:
         raise AssertionError("Python's re was asked")
@@ -223,7 +223,7 @@ def test_many_long_texts_are_bounded_together() -> None:
 )
 def test_a_pattern_that_cannot_be_held_to_linear_time_is_refused(schema: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        Arguments(schema)
+        ArgumentsReader(schema)
 
 
 def test_an_array_that_may_have_equal_items_is_not_said_to_have_none() -> None:

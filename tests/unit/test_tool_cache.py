@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from typing import Any
 
 import pytest
 from tests.virtual import in_virtual_time, now, with_seconds
 
-from deadlinemesh.deadline import Background, Phase, Scopes, current
+from deadlinemesh.deadline import Background, Scopes, current
 from deadlinemesh.deadline.scope import current_scope
 from deadlinemesh.errors import Cause
 from deadlinemesh.policy import ToolsPolicy
@@ -19,10 +19,11 @@ from deadlinemesh.testing import virtual_time
 from deadlinemesh.tool_runner import ToolError, tool
 from deadlinemesh.tool_runner.cache import MOST_WRITES, CacheKey, KeptResults, MemoryCache, ResultCache
 from deadlinemesh.tool_runner.kinds.python import PythonTool
-from deadlinemesh.tool_runner.outcome import ToolOutcome, ToolSpec, ToolStatus
+from deadlinemesh.tool_runner.outcome import Call, Tool
 from deadlinemesh.tool_runner.registry import Registry
-from deadlinemesh.tool_runner.service import Finished, Started, ToolService
+from deadlinemesh.tool_runner.service import ToolService
 from deadlinemesh.tool_runner.tool import definition_of
+from deadlinemesh.vocabulary import Phase, ToolFinished, ToolResult, ToolSpec, ToolStarted, ToolStatus
 
 
 class Hop:
@@ -74,12 +75,12 @@ class Hop:
 
     async def call(
         self, name: str, arguments: str = "{}", *, tenant_id: str = "acme", run_id: str = "run-1", seconds: float = 30.0
-    ) -> Finished:
-        async def collect() -> Finished:
+    ) -> ToolFinished:
+        async def collect() -> ToolFinished:
             async with aclosing(self.service.call(name, arguments)) as events:
                 self.events = [event async for event in events]
             last = self.events[-1]
-            assert isinstance(last, Finished)
+            assert isinstance(last, ToolFinished)
             return last
 
         return await self.scopes.open(with_seconds(seconds, tenant_id=tenant_id, run_id=run_id)).run(collect())
@@ -127,7 +128,7 @@ async def test_a_second_call_with_the_same_arguments_in_any_order_gets_the_kept_
     second = await hop.call("look", '{ "number":1, "word":"x" }')
     assert second.outcome == first.outcome
     assert (hop.ran, now() - began_at) == (["look"], 0.0)
-    assert not any(isinstance(event, Started) for event in hop.events), "nothing was started"
+    assert not any(isinstance(event, ToolStarted) for event in hop.events), "nothing was started"
     assert [event.hit for event in hop.used()] == [False, True]
 
 
@@ -135,15 +136,15 @@ async def test_a_second_call_with_the_same_arguments_in_any_order_gets_the_kept_
 async def test_other_arguments_are_another_result() -> None:
     hop = Hop()
     await hop.call("look", '{"word": "x"}')
-    assert (await hop.call("look", '{"word": "y"}')).outcome.content == "acme saw y"
+    assert (await hop.call("look", '{"word": "y"}')).result.content == "acme saw y"
 
 
 @in_virtual_time
 async def test_no_tenant_is_given_what_another_caused() -> None:
     hop = Hop()
     await hop.call("look", tenant_id="acme")
-    assert (await hop.call("look", tenant_id="bolt")).outcome.content == "bolt saw "
-    assert (await hop.call("look", tenant_id="acme")).outcome.content == "acme saw "
+    assert (await hop.call("look", tenant_id="bolt")).result.content == "bolt saw "
+    assert (await hop.call("look", tenant_id="acme")).result.content == "acme saw "
     assert hop.ran == ["look", "look"]
 
 
@@ -171,17 +172,25 @@ async def test_failures_wrong_arguments_and_tools_that_did_not_ask_for_it_are_no
     assert len(hop.memory) == 0
 
 
+class Deep(Tool):
+    spec = ToolSpec("deep", "Takes anything.", {"type": "object"}, idempotent=True)
+    cache_for = 60.0
+
+    async def run(self, arguments: Mapping[str, Any], call: Call) -> ToolResult:
+        raise NotImplementedError
+
+
 @in_virtual_time
 async def test_arguments_that_are_nested_too_deeply_to_be_written_are_kept_nowhere_and_fail_no_call() -> None:
     hop = Hop()
-    spec = ToolSpec("deep", "Takes anything.", {"type": "object"}, idempotent=True, cache_for=60.0)
+    tool = Deep()
     deep: dict[str, Any] = {}
     for _ in range(2000):
         deep = {"a": deep}
 
-    async def keep_and_find() -> ToolOutcome | None:
-        hop.kept.keep(spec, deep, ToolOutcome(ToolStatus.OK, "found"))
-        return await hop.kept.find(spec, deep)
+    async def keep_and_find() -> ToolResult | None:
+        hop.kept.keep(tool, deep, ToolResult(ToolStatus.OK, "found"))
+        return await hop.kept.find(tool, deep)
 
     assert await hop.scopes.open(with_seconds(30.0)).run(keep_and_find()) is None
     assert len(hop.memory) == 0
@@ -191,9 +200,9 @@ async def test_arguments_that_are_nested_too_deeply_to_be_written_are_kept_nowhe
 async def test_a_slow_store_is_given_up_in_favour_of_the_tool() -> None:
     hop = Hop(Store(reading=3600.0))
     finished = await hop.call("look")
-    assert finished.outcome.status is ToolStatus.OK
+    assert finished.result.status is ToolStatus.OK
     assert now() == pytest.approx(0.1 + 1.0)
-    assert finished.spent == {Phase.TOOL_QUEUE: pytest.approx(0.1), Phase.TOOL_CALL: pytest.approx(1.0)}
+    assert finished.spend.phases == {Phase.TOOL_QUEUE: pytest.approx(0.1), Phase.TOOL_CALL: pytest.approx(1.0)}
     assert [(event.hit, event.problem) for event in hop.used()] == [(False, "slow")]
 
 
@@ -217,7 +226,7 @@ async def test_a_store_that_holds_on_to_its_cancellation_does_not_hold_the_call(
             return "too late"
 
     hop = Hop(Stubborn())
-    assert (await hop.call("look")).outcome.content == "acme saw "
+    assert (await hop.call("look")).result.content == "acme saw "
     assert now() == pytest.approx(1.1)
 
 
@@ -225,7 +234,7 @@ async def test_a_store_that_holds_on_to_its_cancellation_does_not_hold_the_call(
 @in_virtual_time
 async def test_a_store_that_fails_fails_no_call(error: BaseException) -> None:
     hop = Hop(Store(error=error))
-    assert (await hop.call("look")).outcome.status is ToolStatus.OK
+    assert (await hop.call("look")).result.status is ToolStatus.OK
     await hop.scopes.emptied()
     assert [event.problem for event in hop.used()] == ["failed"]
     assert [event.problem for event in hop.written()] == ["failed"]
@@ -257,7 +266,7 @@ async def test_a_write_is_not_cancelled_with_the_call_that_caused_it() -> None:
     async def call_and_wait() -> None:
         async with aclosing(hop.service.call("look", "{}")) as events:
             async for event in events:
-                if isinstance(event, Finished):
+                if isinstance(event, ToolFinished):
                     await asyncio.sleep(3600.0)  # the result is never read
 
     call = asyncio.create_task(scope.run(call_and_wait()))

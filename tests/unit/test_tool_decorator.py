@@ -56,13 +56,13 @@ def test_name_description_and_schema_come_from_the_function() -> None:
     assert spec.name == "book"
     assert spec.description == "Book a table.\n\nThe second paragraph counts as well."
     assert spec.idempotent
-    Draft202012Validator.check_schema(spec.arguments_schema)
-    properties = spec.arguments_schema["properties"]
+    Draft202012Validator.check_schema(spec.schema)
+    properties = spec.schema["properties"]
     assert list(properties) == ["place", "day", "size", "schema"]
     assert properties["schema"]["description"] == "A name that clashes with pydantic's own"
     assert properties["size"]["default"] == "small"
-    assert spec.arguments_schema["required"] == ["place", "day"]
-    assert spec.arguments_schema["additionalProperties"] is False
+    assert spec.schema["required"] == ["place", "day"]
+    assert spec.schema["additionalProperties"] is False
     assert "title" not in properties["day"]
 
 
@@ -73,7 +73,7 @@ def test_arguments_become_the_annotated_types() -> None:
 
 def test_a_progress_parameter_is_no_argument() -> None:
     assert definition(book).progress == "progress"
-    assert "progress" not in definition(book).spec.arguments_schema["properties"]
+    assert "progress" not in definition(book).spec.schema["properties"]
 
 
 def test_tools_are_not_idempotent_unless_they_say_so() -> None:
@@ -82,7 +82,7 @@ def test_tools_are_not_idempotent_unless_they_say_so() -> None:
         """Pay."""
 
     assert not definition(pay).spec.idempotent
-    assert definition(pay).spec.arguments_schema["properties"] == {}
+    assert definition(pay).spec.schema["properties"] == {}
 
 
 def test_only_idempotent_tools_may_have_their_results_kept_and_for_a_number_of_seconds() -> None:
@@ -93,7 +93,7 @@ def test_only_idempotent_tools_may_have_their_results_kept_and_for_a_number_of_s
     async def pay() -> None:
         """Pay."""
 
-    assert definition(read).spec.cache_for == 300
+    assert definition(read).cache_for == 300
     with pytest.raises(TypeError, match="add idempotent=True, or no cache_for"):
         tool(cache_for=300)(pay)
     with pytest.raises(TypeError, match="a number of seconds, or 0 to keep nothing; not -1"):

@@ -21,10 +21,10 @@ from deadlinemesh.errors import Cause, ClientCancelled, DeadlineSpent
 from deadlinemesh.policy.model import Policy
 from deadlinemesh.tool_runner.kinds.cancelled_once import PATIENCE as CANCELS
 from deadlinemesh.tool_runner.kinds.cancelled_once import cancelled_once
-from deadlinemesh.tool_runner.outcome import ToolOutcome, ToolStatus
 from deadlinemesh.tool_runner.registry import Registry
 from deadlinemesh.transport import http_deadline
 from deadlinemesh.transport.retry_after import retry_after
+from deadlinemesh.vocabulary import ToolResult, ToolStatus
 
 
 @dataclass
@@ -112,7 +112,7 @@ class Begun:
         raise AssertionError("an HTTP tool has no progress")
 
 
-Run = Callable[..., Awaitable[ToolOutcome]]
+Run = Callable[..., Awaitable[ToolResult]]
 
 
 class Tools:
@@ -141,7 +141,7 @@ class Tools:
         now = SYSTEM_CLOCK.monotonic()
         return self.scopes.open(DeadlineContext("acme", now + seconds, "free", "0" * 32, "run-1", now))
 
-    async def call(self, scope: Scope | None = None, begun: Begun | None = None, **arguments: Any) -> ToolOutcome:
+    async def call(self, scope: Scope | None = None, begun: Begun | None = None, **arguments: Any) -> ToolResult:
         tool, _ = self.registry.find("acme", "t")
         return await (scope or self.scope()).run(tool.run(arguments, begun or Begun()))
 
@@ -167,7 +167,7 @@ def answer(status: str, body: bytes = b"", **headers: str) -> bytes:
 async def test_a_get_fills_the_url_percent_encoded_and_sends_the_rest_as_the_query(upstream: Upstream) -> None:
     tools = Tools(upstream.port, "/a/{x}/b?fixed=1&q={q}", arguments=wants("x", "q"))
     found = await tools.call(x="ü?#%2e{q}", q="a&b", tags=["one", "two words"], flag=True, n=1.5, none=None, o={"k": 1})
-    assert found == ToolOutcome(ToolStatus.OK, "ok")
+    assert found == ToolResult(ToolStatus.OK, "ok")
     (request,) = upstream.received
     assert request.method == "GET"
     path, _, query = request.target.partition("?")
@@ -313,7 +313,7 @@ async def test_a_cookie_that_one_call_is_given_does_not_go_out_with_anothers(ups
 async def test_a_redirect_is_not_followed(upstream: Upstream) -> None:
     upstream.answer = answer("302 Found", b"over there", Location="http://169.254.169.254/")
     found = await Tools(upstream.port).call()
-    assert found == ToolOutcome(ToolStatus.FAILED, "t failed: HTTP 302 Found: over there")
+    assert found == ToolResult(ToolStatus.FAILED, "t failed: HTTP 302 Found: over there")
     assert len(upstream.received) == 1
 
 
@@ -333,7 +333,7 @@ async def test_a_failure_is_transient_where_trying_again_may_help(
 ) -> None:
     upstream.answer = answer(status, b"because")
     found = await Tools(upstream.port).call()
-    assert found == ToolOutcome(ToolStatus.FAILED, f"t failed: HTTP {status}: because", transient)
+    assert found == ToolResult(ToolStatus.FAILED, f"t failed: HTTP {status}: because", transient)
     assert len(upstream.received) == 1  # no retry of its own
 
 
@@ -433,7 +433,7 @@ async def test_a_packed_answer_that_breaks_off_is_not_taken_for_a_whole_one(
     found = await Tools(upstream.port).call()
     assert (found.status, "breaks off" in found.content) == (ToolStatus.FAILED, True)
     upstream.answer = answer("200 OK", b"", Content_Encoding=encoding)
-    assert await Tools(upstream.port).call() == ToolOutcome(ToolStatus.OK, "")
+    assert await Tools(upstream.port).call() == ToolResult(ToolStatus.OK, "")
 
 
 async def test_of_several_packed_members_the_first_is_the_answer_and_its_connection_is_used_again(

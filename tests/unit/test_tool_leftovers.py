@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deadlinemesh.tool_runner.workers.leftovers import SHARED_FOR, Leftovers
+from deadlinemesh.tool_runner.workers.inherited import SHARED_FOR, Leftovers
 
 
 def test_what_only_one_worker_can_have_left_holds_up_its_end_for_as_long_as_it_lives() -> None:

@@ -14,24 +14,24 @@ from typing import Any
 import pytest
 from tests.blocking_tools import NoSuchCity, Speechless
 
-from deadlinemesh.conversation import LONGEST_ARGUMENTS
-from deadlinemesh.deadline import SYSTEM_CLOCK, Clock, DeadlineContext, Phase, Scopes, VirtualClock, current
+from deadlinemesh.deadline import SYSTEM_CLOCK, Clock, DeadlineContext, Scopes, VirtualClock, current
 from deadlinemesh.errors import Cause, ClientCancelled, DeadlineSpent, NotFound, Shed, UpstreamFailed
 from deadlinemesh.tool_runner import Progress, ToolError, tool
-from deadlinemesh.tool_runner.arguments import Arguments
+from deadlinemesh.tool_runner.arguments import ArgumentsReader
 from deadlinemesh.tool_runner.kinds.python import PythonTool
-from deadlinemesh.tool_runner.outcome import ToolOutcome, ToolStatus
 from deadlinemesh.tool_runner.registry import Registry
-from deadlinemesh.tool_runner.service import (
-    LONG_ARGUMENTS,
-    UNREAD_PROGRESS,
-    Event,
-    Finished,
-    Progressed,
-    Started,
-    ToolService,
-)
+from deadlinemesh.tool_runner.service import LONG_ARGUMENTS, UNREAD_PROGRESS, ToolService
 from deadlinemesh.tool_runner.tool import definition_of
+from deadlinemesh.vocabulary import (
+    LONGEST_ARGUMENTS,
+    Phase,
+    ToolEvent,
+    ToolFinished,
+    ToolProgress,
+    ToolResult,
+    ToolStarted,
+    ToolStatus,
+)
 
 
 def service(*functions: Callable[..., Any], message_bytes: int = 1_000_000, clock: Clock = SYSTEM_CLOCK) -> ToolService:
@@ -52,18 +52,18 @@ async def scoped(work: Coroutine[Any, Any, Any], seconds: float = 30.0) -> Any:
     return await Scopes("tool-runner").open(context(seconds)).run(work)
 
 
-async def events(of: ToolService, name: str, arguments: str = "") -> list[Event]:
-    async def collect() -> list[Event]:
+async def events(of: ToolService, name: str, arguments: str = "") -> list[ToolEvent]:
+    async def collect() -> list[ToolEvent]:
         async with aclosing(of.call(name, arguments, "call-1")) as stream:
             return [event async for event in stream]
 
-    collected: list[Event] = await scoped(collect())
+    collected: list[ToolEvent] = await scoped(collect())
     return collected
 
 
-async def outcome(of: ToolService, name: str, arguments: str = "") -> ToolOutcome:
+async def outcome(of: ToolService, name: str, arguments: str = "") -> ToolResult:
     last = (await events(of, name, arguments))[-1]
-    assert isinstance(last, Finished)
+    assert isinstance(last, ToolFinished)
     return last.outcome
 
 
@@ -83,10 +83,10 @@ async def test_a_call_tells_that_it_started_how_far_it_is_and_what_came_of_it() 
         return [1, 2]
 
     started, *progress, finished = await events(service(count), "count")
-    assert isinstance(started, Started)
-    assert progress == [Progressed(0.5, "half"), Progressed(1.0, "too far"), Progressed(0.0, "")]
-    assert isinstance(finished, Finished)
-    assert finished.outcome == ToolOutcome(ToolStatus.OK, "[1,2]")
+    assert isinstance(started, ToolStarted)
+    assert progress == [ToolProgress(0.5, "half"), ToolProgress(1.0, "too far"), ToolProgress(0.0, "")]
+    assert isinstance(finished, ToolFinished)
+    assert finished.result == ToolResult(ToolStatus.OK, "[1,2]")
 
 
 async def test_progress_beyond_its_bounds_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,8 +103,8 @@ async def test_progress_beyond_its_bounds_is_dropped(monkeypatch: pytest.MonkeyP
     for length, told in ((0, 5), (5, 3)):
         _, *progress, finished = await events(service(count), "count", json.dumps({"length": length}))
         assert len(progress) == told
-        assert isinstance(finished, Finished)
-        assert finished.outcome.content == "counted"
+        assert isinstance(finished, ToolFinished)
+        assert finished.result.content == "counted"
 
 
 @pytest.mark.parametrize(
@@ -137,17 +137,17 @@ async def test_the_time_is_told_by_phase_and_adds_up() -> None:
         clock.advance(2.5)
         return ""
 
-    async def collect() -> list[Event]:
+    async def collect() -> list[ToolEvent]:
         async with aclosing(service(work, clock=clock).call("work", "")) as stream:
             clock.advance(0.25)  # from the call's arrival to the handler
             return [event async for event in stream]
 
     started, finished = await Scopes("tool-runner").open(context(30, clock)).run(collect())
-    assert isinstance(started, Started)
+    assert isinstance(started, ToolStarted)
     assert started.queue == pytest.approx(0.0)
-    assert isinstance(finished, Finished)
-    assert finished.spent == {Phase.TOOL_CALL: pytest.approx(2.5)}
-    assert finished.elapsed == pytest.approx(2.75)
+    assert isinstance(finished, ToolFinished)
+    assert finished.spend.phases == {Phase.TOOL_CALL: pytest.approx(2.5)}
+    assert finished.spend.elapsed == pytest.approx(2.75)
 
 
 async def test_a_tool_sees_the_callers_deadline_and_tenant() -> None:
@@ -199,7 +199,7 @@ async def test_half_a_character_anywhere_in_a_result_costs_no_more_than_itself(a
         """Find."""
         return answer
 
-    assert await outcome(service(find), "find") == ToolOutcome(ToolStatus.OK, content)
+    assert await outcome(service(find), "find") == ToolResult(ToolStatus.OK, content)
 
 
 async def test_half_a_character_in_what_can_be_read_only_once_is_told() -> None:
@@ -214,11 +214,11 @@ async def test_half_a_character_in_what_can_be_read_only_once_is_told() -> None:
 @pytest.mark.parametrize("arguments", ['{"name": 3}', "{", "[]", '{"nam": "x"}'])
 async def test_wrong_arguments_are_a_result_that_explains_and_the_tool_does_not_start(arguments: str) -> None:
     (finished,) = await events(service(greet), "greet", arguments)
-    assert isinstance(finished, Finished)
-    assert finished.outcome.status is ToolStatus.INVALID_ARGUMENTS
-    assert finished.outcome.content.startswith("greet was not run, because its arguments are not right:\n- ")
-    assert not finished.outcome.transient
-    assert finished.spent == {}
+    assert isinstance(finished, ToolFinished)
+    assert finished.result.status is ToolStatus.INVALID_ARGUMENTS
+    assert finished.result.content.startswith("greet was not run, because its arguments are not right:\n- ")
+    assert not finished.result.transient
+    assert finished.spend.phases == {}
 
 
 async def test_what_only_the_types_know_to_be_wrong_is_explained_as_well() -> None:
@@ -233,17 +233,17 @@ async def test_long_arguments_are_checked_beside_the_event_loop(
 ) -> None:
     threads = []
 
-    def read(self: Arguments, text: str) -> Any:
+    def read(self: ArgumentsReader, text: str) -> Any:
         threads.append(threading.current_thread())
         return {"name": "Ada"}, []
 
-    monkeypatch.setattr(Arguments, "read", read)
+    monkeypatch.setattr(ArgumentsReader, "read", read)
     assert (await outcome(service(greet), "greet", json.dumps({"name": "x" * length}))).content == "hello Ada"
     assert (threads != [threading.main_thread()]) is beside
 
 
 async def test_arguments_beyond_any_size_are_not_even_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Arguments, "read", lambda *_: pytest.fail("they were parsed"))
+    monkeypatch.setattr(ArgumentsReader, "read", lambda *_: pytest.fail("they were parsed"))
     text = '{"a": [' + "[]," * LONGEST_ARGUMENTS + "[]]}"
     result = await outcome(service(greet), "greet", text)
     assert result.status is ToolStatus.INVALID_ARGUMENTS
@@ -265,7 +265,7 @@ async def test_an_exception_is_a_failed_result_and_its_traceback_is_logged_not_t
 
     with caplog.at_level(logging.WARNING, "deadlinemesh.tool_runner"):
         found = await outcome(service(broken), "broken")
-    assert found == ToolOutcome(ToolStatus.FAILED, "broken failed: KeyError: 'secret_line_of_code'")
+    assert found == ToolResult(ToolStatus.FAILED, "broken failed: KeyError: 'secret_line_of_code'")
     (record,) = caplog.records
     assert "call call-1, tenant acme, run run-1" in record.message
     assert record.exc_info is not None
@@ -311,7 +311,7 @@ async def test_a_failure_says_whether_trying_again_may_help(
         """Fail."""
         raise error
 
-    expected = ToolOutcome(ToolStatus.FAILED, f"fail failed: {told}", transient, retry_after)
+    expected = ToolResult(ToolStatus.FAILED, f"fail failed: {told}", transient, retry_after)
     assert await outcome(service(fail), "fail") == expected
 
 
@@ -354,7 +354,7 @@ class Stubborn:
 
 async def test_a_spent_deadline_is_no_result_and_stops_the_tool() -> None:
     stubborn = Stubborn()
-    seen: list[Event] = []
+    seen: list[ToolEvent] = []
 
     async def collect() -> None:
         async with aclosing(service(stubborn.tool).call("wait", "")) as stream:
@@ -368,7 +368,7 @@ async def test_a_spent_deadline_is_no_result_and_stops_the_tool() -> None:
     with pytest.raises(DeadlineSpent):
         await running
     assert stubborn.cancelled.is_set()
-    assert [type(event) for event in seen] == [Started, Progressed]
+    assert [type(event) for event in seen] == [ToolStarted, ToolProgress]
 
 
 async def test_a_caller_that_leaves_stops_the_tool() -> None:
@@ -405,7 +405,7 @@ async def test_a_tool_waits_for_a_reader_that_does_not_read_and_nothing_is_lost(
             told = number + 1
         return "done"
 
-    async def read_slowly() -> list[Event]:
+    async def read_slowly() -> list[ToolEvent]:
         async with aclosing(service(chatter).call("chatter", "")) as stream:
             first = await anext(stream)
             for _ in range(200):
@@ -415,7 +415,7 @@ async def test_a_tool_waits_for_a_reader_that_does_not_read_and_nothing_is_lost(
 
     _, *progress, finished = await scoped(read_slowly())
     assert [event.message for event in progress] == [str(number) for number in range(100)]
-    assert finished.outcome.content == "done"
+    assert finished.result.content == "done"
 
 
 async def test_a_result_that_no_message_could_carry_is_cut_with_a_mark() -> None:

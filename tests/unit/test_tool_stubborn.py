@@ -19,10 +19,11 @@ from deadlinemesh.tool_runner import tool
 from deadlinemesh.tool_runner.kinds.python import PythonTool
 from deadlinemesh.tool_runner.registry import Registry
 from deadlinemesh.tool_runner.service import ToolService
-from deadlinemesh.tool_runner.servicer import HOP, ToolRunnerServicer
+from deadlinemesh.tool_runner.servicer import ToolRunnerServicer
 from deadlinemesh.tool_runner.tool import definition_of
 from deadlinemesh.transport import DeadlineInterceptor, MeshChannel, MeshGate
 from deadlinemesh.v1 import tool_runner_pb2, tool_runner_pb2_grpc
+from deadlinemesh.vocabulary.hops import TOOL_RUNNER
 
 
 class Recorded(CountingSink):
@@ -47,7 +48,7 @@ class ToolRunner:
         clock = virtual_time.clock()
         self.sink = Recorded()
         self.interceptor = DeadlineInterceptor(
-            HOP, MeshGate(HOP, "token", clock), clock=clock, telemetry=Telemetry([self.sink])
+            TOOL_RUNNER, MeshGate(TOOL_RUNNER, "token", clock), clock=clock, telemetry=Telemetry([self.sink])
         )
         server: Any = MemoryServer(self.interceptor)
         servicer = ToolRunnerServicer(ToolService(Registry(tools, {"acme": ()}), 1_000_000, clock))
@@ -119,7 +120,7 @@ async def test_a_tool_that_swallows_cancellation_is_reported_and_its_call_has_it
     assert cause == "DEADLINE_SPENT"
     assert ended_at - deadline == REPORTED_AFTER
     (orphan,) = runner.orphans
-    assert (orphan.hop, orphan.tenant_id, orphan.run_id) == (HOP, "acme", "run-1")
+    assert (orphan.hop, orphan.tenant_id, orphan.run_id) == (TOOL_RUNNER, "acme", "run-1")
     assert orphan.age == REPORTED_AFTER
     assert orphan.task.startswith("tool stubborn ")
     assert "Swallower.__call__" in orphan.task

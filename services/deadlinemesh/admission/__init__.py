@@ -1,20 +1,21 @@
-"""Who may begin: one primitive for everything of which there is not enough.
+"""Admission to everything scarce: a limit, fair shares, and refusal of work that cannot finish.
 
-    times      what recent work took: learned, and forgotten when it changes
-    line       who is next: bands, then tenants by weight, then deadlines
-    bulkhead   slots, held by leases; waits, and refuses what cannot finish
-    breath     lets the event loop see who came, between pieces of work that hold it up
-    quota      how fast, and how many at once, each caller may make calls
-    budget     bytes that all, and each, may hold at once
-    throttle   refuses at home what the other side would refuse anyway
+    bulkhead.py       slots held by leases; waiting, and refusal
+    queue.py          the fair queue: bands, then tenants by weight, then deadlines
+    times.py          recent service times, learned
+    loop_catch_up.py  a pause in which the event loop sees new arrivals
+    quota.py          rate and concurrency of each caller's calls
+    budget.py         bytes held, by each and by all
+    throttle.py       local refusal of calls that would be refused remotely
+    in_use.py         resources that are closed when their last user has left
 
-Nothing here knows what is admitted, or a service time that somebody configured. asyncio only.
+asyncio only. It knows neither what is admitted nor any configured service time.
 """
 
 from deadlinemesh.admission.budget import Budget, Held
 from deadlinemesh.admission.bulkhead import Bulkhead, Lease, Wait, WaitEnd
 from deadlinemesh.admission.in_use import InUse
-from deadlinemesh.admission.line import Share
+from deadlinemesh.admission.queue import Share
 from deadlinemesh.admission.quota import Excess, Quota, Quotas
 from deadlinemesh.admission.throttle import Throttle
 from deadlinemesh.admission.times import RecentTimes

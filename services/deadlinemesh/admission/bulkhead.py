@@ -20,11 +20,11 @@ from enum import StrEnum
 from types import TracebackType
 from typing import Self
 
-from deadlinemesh.admission.breath import Breath
-from deadlinemesh.admission.line import Claim, Line, Share, Tenant
+from deadlinemesh.admission.loop_catch_up import LoopCatchUp
+from deadlinemesh.admission.queue import FairQueue, Share, TenantQueue, Waiter
 from deadlinemesh.admission.times import Kind
 from deadlinemesh.deadline import SYSTEM_CLOCK, Clock, DeadlineContext, current
-from deadlinemesh.deadline.scope import REPORT_ORPHAN_AFTER
+from deadlinemesh.deadline.lowlevel import REPORT_ORPHAN_AFTER
 from deadlinemesh.errors import ClientCancelled, DeadlineSpent, DeadlineSpentUpstream, Doomed, Draining, Shed, Stopped
 
 __all__ = ["Bulkhead", "Lease", "Wait", "WaitEnd"]
@@ -69,10 +69,12 @@ class Wait:
     end: WaitEnd
 
 
-class Lease(Claim):
+class Lease(Waiter):
     """A slot, held until the block of `with` is left; or until a moment after its holder's deadline, lest a lost one wedge it."""
 
-    def __init__(self, owner: Bulkhead, tenant: Tenant, kind: Kind, context: DeadlineContext, asked_at: float) -> None:
+    def __init__(
+        self, owner: Bulkhead, tenant: TenantQueue, kind: Kind, context: DeadlineContext, asked_at: float
+    ) -> None:
         super().__init__(tenant, context.absolute_deadline)
         self.waited = 0.0
         """Seconds from the claim to the slot."""
@@ -145,9 +147,9 @@ class Bulkhead:
         self._told = told or name
         self._clock = clock
         self._on_wait = on_wait
-        self._line = Line(guard)
+        self._line = FairQueue(guard)
         self._leases: set[Lease] = set()
-        self._breath = Breath(self._grant)
+        self._breath = LoopCatchUp(self._grant)
         self._looking: asyncio.TimerHandle | None = None
         self.resize(limit, shares=shares, guard=guard, most_waiting=most_waiting)
 
@@ -284,7 +286,7 @@ class Bulkhead:
             if not self._line.let_next_begin(self._able(), self._begins):
                 return
 
-    def _begins(self, lease: Claim) -> bool:
+    def _begins(self, lease: Waiter) -> bool:
         assert isinstance(lease, Lease)
         granted = lease._granted
         assert granted is not None
@@ -304,11 +306,11 @@ class Bulkhead:
         left = lease.deadline_at - self._now()
         return left <= 0 or left < lease._need()
 
-    def _may_begin(self, tenant: Tenant) -> bool:
+    def _may_begin(self, tenant: TenantQueue) -> bool:
         """What `_able` would say. A tenant's fair part is one slot at least, so of its first the others need not be asked."""
         return self._able()(tenant) if tenant.held else self.held < self.limit
 
-    def _able(self) -> Callable[[Tenant], bool]:
+    def _able(self) -> Callable[[TenantQueue], bool]:
         """Tells of each tenant whether it may have one more of the slots that are free now."""
         now, free = self._now(), self.limit - self.held
         active = self._line.active(now)
@@ -317,14 +319,14 @@ class Bulkhead:
         all_kept = sum(kept.values())
         newcomer = 1 if self.limit > 1 else 0
 
-        def able(tenant: Tenant) -> bool:
+        def able(tenant: TenantQueue) -> bool:
             if tenant.held < fair[tenant]:
                 return free > 0
             return free > max(newcomer, min(all_kept - kept[tenant], self.limit // 2))
 
         return able
 
-    def _fair_parts(self, active: Sequence[Tenant]) -> dict[Tenant, int]:
+    def _fair_parts(self, active: Sequence[TenantQueue]) -> dict[TenantQueue, int]:
         """The slots that are each tenant's by right. One that is alone has to reckon with another like it."""
         weights = sum(one.share.weight for one in active) * (2 if len(active) == 1 else 1)
         return {one: max(1, int(self.limit * one.share.weight / weights + 1e-9)) for one in active}

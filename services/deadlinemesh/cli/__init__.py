@@ -1,27 +1,10 @@
-"""dmesh: starts a mesh, runs agents on it, shows where their time went.
+"""The command `dmesh`: reads arguments, and prints.
 
-app.py          the commands, and nothing else
-settings.py     what is read from the environment
-hops.py         puts each service together
-serve.py        one service in this process
-interpreter.py  its interpreter, set up so that it does not hold deadlines up itself
-tied.py         a module as a process that ends with whoever started it
-supervisor.py   several such processes: ready, restarted, drained
-machine.py      the mesh on one machine, made of those
-folder.py       its folder, cleared away even if it was killed
-up.py           `dmesh up`
-state.py        where `dmesh up` tells `dmesh run` what it started
-running.py      `dmesh run`
-live.py         what a run shows while it runs
-waterfall.py    where its time went: events to rows to text
-demo.py         three tenants on a Tuesday afternoon, first naive and then meshed
-demo_scenes.py  who asks for what, and what turns slow
-demo_naive.py   the platform as it is commonly written
-demo_lanes.py   whose time went where, as a lane for each run
-bench.py        finds and reports the benchmarks of a checkout
-policy_commands.py  `dmesh policy`
-checking.py     what is wrong with a policy file
-output.py       exit codes, JSON, errors as people read them
+app.py       the commands
+up.py        `dmesh up`
+policy.py    `dmesh policy`
+checking.py  the problems of a policy file
+bench.py     `dmesh bench`: the benchmarks of a checkout
 """
 
 from __future__ import annotations

@@ -16,12 +16,13 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from deadlinemesh.cli.output import EXIT_CODES, Exit, WrongUsage, complain
-from deadlinemesh.cli.policy_commands import policy_app
-from deadlinemesh.cli.settings import HOPS, CommandSettings, HopSettings
-from deadlinemesh.errors import InvalidRequest, choices
+from deadlinemesh.cli.policy import policy_app
+from deadlinemesh.errors import InvalidRequest, WrongUsage, choices
+from deadlinemesh.hosting.settings import CommandSettings, HopSettings
 from deadlinemesh.policy import PolicyError
 from deadlinemesh.policy.model import parse_duration
+from deadlinemesh.views.output import EXIT_CODES, Exit, complain
+from deadlinemesh.vocabulary.hops import PORTS
 
 __all__ = ["app"]
 
@@ -61,8 +62,8 @@ def up(
 
     Each service is a process of its own and answers on the loopback address only. `dmesh run` finds the mesh by itself.
     """
-    from deadlinemesh.cli.machine import UpOptions
     from deadlinemesh.cli.up import up as start
+    from deadlinemesh.local.machine import UpOptions
 
     if llm not in ("scripted", "local", "openai"):
         _wrong(f"--llm {llm!r} is not one of scripted, local, openai")
@@ -81,11 +82,11 @@ def serve(
 
     It serves until SIGTERM or SIGINT and then drains; a second signal ends it at once.
     """
-    if service not in HOPS:
-        _wrong(f"{service!r} is no service: {choices(HOPS)}")
+    if service not in PORTS:
+        _wrong(f"{service!r} is no service: {choices(PORTS)}")
     # The kernel keeps from a container's first process every signal that it has no handler for, and importing takes a while.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    from deadlinemesh.cli.serve import serve as run_service
+    from deadlinemesh.hosting.serve import serve as run_service
 
     try:
         run_service(service, HopSettings(), announce=announce)
@@ -117,8 +118,8 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run an agent, watch it, and see where its time went."""
-    from deadlinemesh.cli.running import NoMesh, Order, find_mesh
-    from deadlinemesh.cli.running import run as start
+    from deadlinemesh.views.run import NoMesh, Order, find_mesh
+    from deadlinemesh.views.run import run as start
 
     try:
         order = Order(prompt, _seconds(deadline), model, tuple(tool or ()), request_id)
@@ -139,7 +140,7 @@ def demo(
     B's provider turns slow while A and C share the pool with it. Shows whose budget was eaten by whom, and where time
     went. Needs no key and no network, and takes about half a minute.
     """
-    from deadlinemesh.cli.demo import demo as play
+    from deadlinemesh.demo.play import demo as play
 
     _exit(lambda: play(seed, as_json=as_json, save=save))
 

@@ -17,9 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 import deadlinemesh
-from deadlinemesh.cli.interpreter import spare_the_event_loop
-from deadlinemesh.cli.output import WrongUsage
-from deadlinemesh.errors import choices
+from deadlinemesh.errors import WrongUsage, choices
+from deadlinemesh.hosting.interpreter import spare_the_event_loop
 
 __all__ = ["NoBenchmarks", "benchmark_names", "run_bench", "show"]
 

@@ -16,19 +16,18 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from deadlinemesh.cli import state as states
-from deadlinemesh.cli.machine import RunningMesh, UpOptions, child_environment, running_mesh, tied
-from deadlinemesh.cli.output import Exit, complain
-from deadlinemesh.cli.process import Process
-from deadlinemesh.cli.settings import CommandSettings
-from deadlinemesh.cli.state import MeshState
-from deadlinemesh.cli.supervisor import ProgramFailed
+from deadlinemesh.hosting.settings import CommandSettings
+from deadlinemesh.local import state as states
+from deadlinemesh.local.machine import RunningMesh, UpOptions, child_environment, running_mesh, tied
+from deadlinemesh.local.process import ChildProcess
+from deadlinemesh.local.state import MeshState
+from deadlinemesh.local.supervisor import ProgramFailed
 from deadlinemesh.policy import GoOver, Policy, PolicyError, PolicyFile, Problem
 from deadlinemesh.telemetry.logs import Lines
+from deadlinemesh.views.output import Exit, complain
+from deadlinemesh.vocabulary.hops import EDGE, GRPC_SERVICES, LLM_PROXY, ORCHESTRATOR
 
 __all__ = ["up"]
-
-ORCHESTRATOR = "deadlinemesh.v1.OrchestratorService"
 
 
 async def up(policy_file: Path | None, options: UpOptions, settings: CommandSettings, *, as_json: bool) -> Exit:
@@ -87,7 +86,7 @@ async def _refuse_what_no_tool_runner_has(policy_file: Path) -> None:
             said.append(piece)
 
     command = tied("deadlinemesh.cli", "policy", "check", "--json", "--", str(policy_file))
-    process = await Process.start(command, child_environment({}), stderr=None)
+    process = await ChildProcess.start(command, child_environment({}), stderr=None)
     process.read_by(listen())
     try:
         await process.ended()
@@ -190,7 +189,7 @@ def _print_panel(state: MeshState) -> None:
 
 def _addresses(state: MeshState) -> Table:
     table = Table.grid(padding=(0, 2))
-    outermost = "edge" if "edge" in state.processes else "orchestrator"
+    outermost = EDGE if EDGE in state.processes else ORCHESTRATOR
     table.add_row(Text(outermost, style="bold"), state.address, Text("for clients", style="dim"))
     for name, address in state.inner.items():
         table.add_row(Text(name, style="bold"), address, Text("internal: wants the mesh token", style="dim"))
@@ -213,10 +212,11 @@ def _tenants(state: MeshState) -> Table:
 
 def _examples(state: MeshState) -> dict[str, list[str]]:
     name, tenant = next(iter(state.tenants.items()))
-    proxy = state.inner["llm-proxy"]
+    proxy = state.inner[LLM_PROXY]
     key = f"-H 'authorization: Bearer {tenant.api_key}'"
     identity = f"token={state.mesh_token};tenant={name};tier={tenant.tier};run=by-hand;trace="
     inside = f"-H 'mesh-identity: {identity}'"
+    service = GRPC_SERVICES[ORCHESTRATOR]
     return {
         "Run an agent": [
             f"""dmesh run 'Look up the customer "northwind" and calculate 1299 * 12' --tenant {name} --deadline 20s""",
@@ -224,10 +224,10 @@ def _examples(state: MeshState) -> dict[str, list[str]]:
         ],
         "Inspect it with grpcurl": [
             f"grpcurl -plaintext {state.address} list",
-            f"grpcurl -plaintext {state.address} describe {ORCHESTRATOR}",
+            f"grpcurl -plaintext {state.address} describe {service}",
             f"grpcurl -plaintext {state.address} grpc.health.v1.Health/Check",
-            f"""grpcurl -plaintext -max-time 20 {key} -d '{{"prompt": "hello"}}' {state.address} {ORCHESTRATOR}/Run""",
-            f"grpcurl -plaintext -max-time 5 {inside} {proxy} deadlinemesh.v1.LlmProxyService/ListModels",
+            f"""grpcurl -plaintext -max-time 20 {key} -d '{{"prompt": "hello"}}' {state.address} {service}/Run""",
+            f"grpcurl -plaintext -max-time 5 {inside} {proxy} {GRPC_SERVICES[LLM_PROXY]}/ListModels",
         ],
         "For the example clients": [f"export DMESH_ADDR={state.address} DMESH_API_KEY={tenant.api_key}"],
     }

@@ -18,10 +18,9 @@ from deadlinemesh.client.address import is_loopback
 from deadlinemesh.errors import ClientCancelled, UpstreamFailed
 from deadlinemesh.transport import StreamingCall, error_from, open_channel, wire
 from deadlinemesh.v1 import common_pb2, orchestrator_pb2, orchestrator_pb2_grpc
+from deadlinemesh.vocabulary.hops import ORCHESTRATOR
 
 __all__ = ["DeadlineMesh", "checked_key"]
-
-ORCHESTRATOR = "orchestrator"
 
 MESSAGE_BYTES = 4 * 1024 * 1024
 """The largest message that is accepted, gRPC's own default and that of the embedded policy."""

@@ -1,62 +1,62 @@
-"""Deadlines without I/O: what time is left, who may spend it, and how work ends when it is gone.
+"""Deadlines: the time left, its owner, and the end of work when it is spent.
 
-    clock.py        `Clock`, the real one and one that only moves when told
-    context.py      `DeadlineContext` and the ContextVar that carries it; narrowing, never extending
-    scope.py        `Scope` owns a task tree, ends it at the exact instant, and tells why
-    rounds.py       when what is being ended is told again
-    lookout.py      what watches deadlines that are far away, so that the event loop needs no timers for them
-    threads.py      what runs in the event loop's threads has an owner too
-    lag.py          how late the event loop is, and whose work made it so
-    narrowed.py     `narrowed_at` / `narrowed_after`: a share of the current time for one block
-    deferred.py     what can wait until the event loop has nothing more urgent
-    background.py   work that outlives its caller, with its owner's tenant and a deadline of its own
-    allotment.py    how much of what remains a model turn may have
-    ledger.py       where the time went, by phase, without overlap
-    retry.py        attempts that fit into what remains
-    retry_budget.py how many of them one upstream may be given
-    patience.py     when to give up one that seems to hang
+For services that embed deadlines:
 
-Standard library only. Instants are on the local monotonic clock, in seconds; names that end in `_at` take one. Names that
-end in `_after` take a duration in seconds.
+    clock.py            `Clock`, the system's, and one that moves by hand
+    context.py          `DeadlineContext` and the current one; it narrows and never extends
+    scope.py            `Scope` owns a task tree and ends it at the exact instant, with a cause
+    narrowed.py         `narrowed_at`, `narrowed_after`: less time for one block
+    background.py       work that outlives its caller, with a deadline of its own
+    ledger.py           time by phase, without overlap
+    retry.py            attempts that fit into the time left
+    retry_budget.py     the retries that one upstream may get
+    silence_timeout.py  the end of an attempt that is silent for too long
+
+For this project's transport and hosts, through `lowlevel.py`:
+
+    cancel_rounds.py    repeated cancellation of work that does not end
+    coarse_timers.py    far deadlines without timers in the event loop
+    threads.py          threads of the event loop have owners too
+    processes.py        processes that async work starts have owners too
+    lag.py              the event loop's lateness, and the work that caused it
+    deferred.py         work for an idle event loop
+
+Standard library only. Instants are on the local monotonic clock, in seconds; names that end in `_at`
+take one. Names that end in `_after` take a duration in seconds.
 """
 
-from deadlinemesh.deadline.allotment import Allotment, Pace, allot
 from deadlinemesh.deadline.background import Background, BackgroundTask
 from deadlinemesh.deadline.clock import SYSTEM_CLOCK, Clock, SystemClock, VirtualClock
 from deadlinemesh.deadline.context import DeadlineContext, current, current_or_none, entered
 from deadlinemesh.deadline.deferred import Deferred
-from deadlinemesh.deadline.ledger import Ledger, Phase, Successive
+from deadlinemesh.deadline.ledger import Ledger, PhaseTrack
 from deadlinemesh.deadline.narrowed import Narrowed, narrowed_after, narrowed_at
-from deadlinemesh.deadline.patience import GivenUp, Patience
 from deadlinemesh.deadline.retry import Attempt, Retry, RetryPolicy, retried
 from deadlinemesh.deadline.retry_budget import RetryBudget
 from deadlinemesh.deadline.scope import Orphan, Scope, Scopes
+from deadlinemesh.deadline.silence_timeout import AttemptHung, SilenceTimeout
 
 __all__ = [
     "SYSTEM_CLOCK",
-    "Allotment",
     "Attempt",
+    "AttemptHung",
     "Background",
     "BackgroundTask",
     "Clock",
     "DeadlineContext",
     "Deferred",
-    "GivenUp",
     "Ledger",
     "Narrowed",
     "Orphan",
-    "Pace",
-    "Patience",
-    "Phase",
+    "PhaseTrack",
     "Retry",
     "RetryBudget",
     "RetryPolicy",
     "Scope",
     "Scopes",
-    "Successive",
+    "SilenceTimeout",
     "SystemClock",
     "VirtualClock",
-    "allot",
     "current",
     "current_or_none",
     "entered",

@@ -87,15 +87,15 @@ class DeadlineContext:
 
 _SETTERS: Any = tuple(getattr(DeadlineContext, one.name).__set__ for one in fields(DeadlineContext))
 
-_NOWHERE: tuple[None, None] = (None, None)
+NOWHERE: tuple[None, None] = (None, None)
 
 # The current context, and the scope that owns what the running task starts: one variable, as every call sets and resets both.
-_HERE: ContextVar[tuple[DeadlineContext | None, Scope | None]] = ContextVar("deadline", default=_NOWHERE)
+HERE: ContextVar[tuple[DeadlineContext | None, Scope | None]] = ContextVar("deadline", default=NOWHERE)
 
 
 def current() -> DeadlineContext:
     """The context of the running task. Raises NoDeadline where there is none."""
-    context = _HERE.get()[0]
+    context = HERE.get()[0]
     if context is None:
         raise NoDeadline(
             "no DeadlineContext is current: call from a mesh handler, or enter one with deadlinemesh.deadline.entered(...)"
@@ -105,14 +105,14 @@ def current() -> DeadlineContext:
 
 def current_or_none() -> DeadlineContext | None:
     """The context of the running task, or None."""
-    return _HERE.get()[0]
+    return HERE.get()[0]
 
 
 @contextmanager
 def entered(context: DeadlineContext) -> Iterator[DeadlineContext]:
     """Make `context` current for the block. It enforces nothing by itself: scopes and `narrowed_*` do."""
-    token = _HERE.set((context, _HERE.get()[1]))
+    token = HERE.set((context, HERE.get()[1]))
     try:
         yield context
     finally:
-        _HERE.reset(token)
+        HERE.reset(token)

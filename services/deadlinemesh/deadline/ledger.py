@@ -3,62 +3,50 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from enum import StrEnum
+from typing import Generic, TypeVar
 
 from deadlinemesh.deadline.clock import Clock
 
-__all__ = ["Ledger", "Phase", "Successive"]
+__all__ = ["Ledger", "PhaseTrack"]
 
 
-class Phase(StrEnum):
-    """A named part of a run. The names are those of the `Phase` enum in `protos/`, in lower case without its prefix.
-
-    In order of precedence: where two overlap, as when a tool already works while the model still streams, the earlier of this
-    list is charged.
-    """
-
-    WRAP_UP = "wrap_up"
-    LLM_STREAM = "llm_stream"
-    LLM_FIRST_TOKEN = "llm_first_token"
-    LLM_QUEUE = "llm_queue"
-    TOOL_CALL = "tool_call"
-    TOOL_QUEUE = "tool_queue"
-    RETRY_BACKOFF = "retry_backoff"
-    RESPONSE = "response"
-    PROCESSING = "processing"
-    ADMISSION = "admission"
+P = TypeVar("P", bound=str)
 
 
-_PRECEDENCE = {phase: rank for rank, phase in enumerate(Phase)}
-
-
-class Ledger:
+class Ledger(Generic[P]):
     """Charges every instant since `started_at` to at most one phase.
 
-    It begins in `opening`, where one is given. `on_change` is called with the phase in force each time that another one comes
-    into force.
+    `ranks` has all phases: where several are active, the lowest rank is charged. `opening` is active
+    from the start. `on_change` is called with each phase that comes into force.
+
+        ledger = Ledger({"work": 0, "wait": 1}, clock, clock.monotonic())
+        with ledger.phase("wait"):
+            ...
+        ledger.spent()  # {'wait': 0.25}
     """
 
     def __init__(
         self,
+        ranks: Mapping[P, int],
         clock: Clock,
         started_at: float,
         *,
-        opening: Phase | None = None,
-        on_change: Callable[[Phase], None] | None = None,
+        opening: P | None = None,
+        on_change: Callable[[P], None] | None = None,
     ) -> None:
+        self._ranks = ranks
         self._clock = clock
         self._started_at = started_at
         self._charged_until = started_at
         self._on_change = on_change
-        self._active: Counter[Phase] = Counter([opening] if opening else ())
+        self._active: Counter[P] = Counter([opening] if opening else ())
         self._in_force = opening
-        self._spent: dict[Phase, float] = {}
+        self._spent: dict[P, float] = {}
 
     @contextmanager
-    def phase(self, phase: Phase) -> Iterator[None]:
+    def phase(self, phase: P) -> Iterator[None]:
         """Be in `phase` for the block. Phases may overlap, in one task or in several."""
         self.enter(phase)
         try:
@@ -66,25 +54,25 @@ class Ledger:
         finally:
             self.leave(phase)
 
-    def enter(self, phase: Phase) -> None:
+    def enter(self, phase: P) -> None:
         """Be in `phase` until `leave`; for where a block does not fit."""
         self._active[phase] += 1
         self._switch()
 
-    def leave(self, phase: Phase) -> None:
+    def leave(self, phase: P) -> None:
         """Undo one `enter`."""
         self._active[phase] -= 1
         if self._active[phase] <= 0:
             del self._active[phase]
         self._switch()
 
-    def spent(self) -> dict[Phase, float]:
+    def spent(self) -> dict[P, float]:
         """Seconds charged to each phase until now; phases without any are left out."""
         self._charge()
         spent = self._spent
-        return {phase: spent[phase] for phase in _PRECEDENCE if spent.get(phase, 0.0) > 0}
+        return {phase: spent[phase] for phase in self._ranks if spent.get(phase, 0.0) > 0}
 
-    def balance(self) -> tuple[float, dict[Phase, float]]:
+    def balance(self) -> tuple[float, dict[P, float]]:
         """Seconds since the start, and those charged to each phase: as of one instant, so that these never add up to more."""
         spent = self.spent()
         return self._charged_until - self._started_at, spent
@@ -102,7 +90,7 @@ class Ledger:
         return self._clock.monotonic() - self._started_at
 
     def _switch(self) -> None:
-        in_force = min(self._active, key=_PRECEDENCE.__getitem__, default=None)
+        in_force = min(self._active, key=self._ranks.__getitem__, default=None)
         if in_force is not self._in_force:
             self._charge()
             self._in_force = in_force
@@ -116,15 +104,15 @@ class Ledger:
         self._charged_until = now
 
 
-class Successive:
+class PhaseTrack(Generic[P]):
     """The phases of one activity, one after the other; `now` is the present one, None once it was left."""
 
-    def __init__(self, ledger: Ledger, first: Phase) -> None:
-        self.now: Phase | None = first
+    def __init__(self, ledger: Ledger[P], first: P) -> None:
+        self.now: P | None = first
         self._ledger = ledger
         ledger.enter(first)
 
-    def enter(self, phase: Phase) -> None:
+    def enter(self, phase: P) -> None:
         """The next one, or the same again."""
         if phase is not self.now and self.now is not None:
             self._ledger.enter(phase)

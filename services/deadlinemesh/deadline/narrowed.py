@@ -11,16 +11,16 @@ from contextvars import Token
 from types import TracebackType
 from typing import Any, Self
 
-from deadlinemesh.deadline.context import _HERE, DeadlineContext, current
-from deadlinemesh.deadline.lookout import Lookout, lookout_of
-from deadlinemesh.deadline.rounds import CANCEL_AGAIN_AFTER
+from deadlinemesh.deadline.cancel_rounds import CANCEL_AGAIN_AFTER
+from deadlinemesh.deadline.coarse_timers import CoarseTimers, coarse_timers_of
+from deadlinemesh.deadline.context import HERE, DeadlineContext, current
 from deadlinemesh.deadline.scope import Scope, current_scope
 from deadlinemesh.errors import DeadlineSpent
 
-__all__ = ["Cutting", "Narrowed", "narrowed_after", "narrowed_at"]
+__all__ = ["Narrowed", "RepeatedCancel", "narrowed_after", "narrowed_at"]
 
 
-class Cutting:
+class RepeatedCancel:
     """Cancels the running task, and again until the block that it is in is left; and takes that back in the end."""
 
     def __init__(self) -> None:
@@ -69,15 +69,15 @@ class Narrowed:
         self.expired = False
         """Whether this block's own deadline passed while it ran."""
         self._phase = phase
-        self._cutting: Cutting
+        self._cutting: RepeatedCancel
         self._timer: asyncio.TimerHandle | None = None
-        self._lookout: Lookout
+        self._lookout: CoarseTimers
         self._token: Token[tuple[DeadlineContext | None, Scope | None]] | None = None
 
     async def __aenter__(self) -> Self:
-        self._cutting = Cutting()
-        self._token = _HERE.set((self.context, current_scope()))
-        self._lookout = lookout_of(asyncio.get_running_loop())
+        self._cutting = RepeatedCancel()
+        self._token = HERE.set((self.context, current_scope()))
+        self._lookout = coarse_timers_of(asyncio.get_running_loop())
         self._lookout.watch(self, self.context.remaining, self.context.clock)
         return self
 
@@ -97,7 +97,7 @@ class Narrowed:
             self._lookout.forget(self)
         else:
             self._timer.cancel()
-        _HERE.reset(self._token)
+        HERE.reset(self._token)
         del traceback
         if self._cutting.is_why(kind):
             if isinstance(error, asyncio.CancelledError):

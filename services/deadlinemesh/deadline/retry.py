@@ -18,8 +18,8 @@ from itertools import count
 from typing import TypeVar
 
 from deadlinemesh.deadline.context import current
-from deadlinemesh.deadline.patience import Patience
 from deadlinemesh.deadline.retry_budget import RetryBudget
+from deadlinemesh.deadline.silence_timeout import SilenceTimeout
 
 __all__ = ["Attempt", "Retry", "RetryPolicy", "retried"]
 
@@ -70,7 +70,7 @@ class Retry:
 class Attempt:
     """One attempt, as its work sees it."""
 
-    def __init__(self, policy: RetryPolicy, patience: Patience, impatient: bool) -> None:
+    def __init__(self, policy: RetryPolicy, patience: SilenceTimeout, impatient: bool) -> None:
         self._policy = policy
         self._patience = patience
         self._impatient = impatient
@@ -110,7 +110,7 @@ async def retried(
         budget.call()
     for number in count(1):
         following = _Following(policy, number, budget, tell, draw)
-        patience = Patience(following.instead if relief is None else partial(following.left_to, relief))
+        patience = SilenceTimeout(following.instead if relief is None else partial(following.left_to, relief))
         impatient = relief is not None or number <= policy.retries
         try:
             async with patience:

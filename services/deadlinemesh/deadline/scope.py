@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
-from deadlinemesh.deadline.context import _HERE, _NOWHERE, DeadlineContext
+from deadlinemesh.deadline.cancel_rounds import CANCEL_AGAIN_AFTER, CancelRound, CancelRounds
+from deadlinemesh.deadline.coarse_timers import CoarseTimers, coarse_timers_of
+from deadlinemesh.deadline.context import HERE, NOWHERE, DeadlineContext
 from deadlinemesh.deadline.deferred import Deferred
-from deadlinemesh.deadline.lookout import Lookout, lookout_of
-from deadlinemesh.deadline.rounds import CANCEL_AGAIN_AFTER, Round, Rounds
 from deadlinemesh.errors import Cause, ClientCancelled, DeadlineSpent, Draining, InternalFailure, Stopped
 
 __all__ = ["CANCEL_AGAIN_AFTER", "REPORT_ORPHAN_AFTER", "Orphan", "Scope", "Scopes", "current_scope", "own_tasks"]
@@ -105,7 +105,7 @@ class Scope:
         self._tasks: set[asyncio.Task[Any]] = _NOTHING
         self._closers: set[Callable[[], object]] = _NOTHING
         self._timer: asyncio.TimerHandle | None = None
-        self._round: Round | None = None
+        self._round: CancelRound | None = None
         self._emptied: asyncio.Future[None] | None = None
         self._ending_since: float | None = None
         self._overdue = False
@@ -136,14 +136,14 @@ class Scope:
             owner._live_on(asyncio.get_running_loop())
             task = asyncio.current_task()
             assert task is not None
-        outer = _HERE.get()[1]
+        outer = HERE.get()[1]
         if outer is not None and outer._task is task:
             self._outer, self._outermost = outer, outer._outermost or outer
             self.backlog = self.backlog or outer.backlog
         self._task, self._cancels_before = task, task.cancelling()
         task.cancel = self._cancel  # type: ignore[method-assign]
         owner._lookout.watch(self, remaining, context.clock)
-        self._token = _HERE.set((context, self))
+        self._token = HERE.set((context, self))
         return self
 
     async def __aexit__(
@@ -162,7 +162,7 @@ class Scope:
         if not self._tasks:
             self._untime()
             self._owner._closed(self)
-        _HERE.reset(self._token)
+        HERE.reset(self._token)
         if self._outer is None:
             del task.cancel
         else:
@@ -396,8 +396,8 @@ class Scopes:
         """Set when a scope is live no longer, or is overdue."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._when_idle = Deferred()
-        self._lookout: Lookout
-        self._rounds: Rounds
+        self._lookout: CoarseTimers
+        self._rounds: CancelRounds
 
     def open(self, context: DeadlineContext) -> Scope:
         """A new scope for `context`. It counts as live until all its tasks are gone."""
@@ -433,7 +433,7 @@ class Scopes:
 
     def _live_on(self, loop: asyncio.AbstractEventLoop) -> None:
         own_tasks(loop)
-        self._loop, self._lookout, self._rounds = loop, lookout_of(loop), Rounds(loop)
+        self._loop, self._lookout, self._rounds = loop, coarse_timers_of(loop), CancelRounds(loop)
 
     def _report(self, orphan: Orphan) -> None:
         self._on_orphan(orphan)
@@ -461,13 +461,13 @@ class Scopes:
 
 def current_scope() -> Scope | None:
     """The scope that owns what the running task starts; None outside any."""
-    return _HERE.get()[1]
+    return HERE.get()[1]
 
 
 def outside_any_scope(*, but_threads: bool = False) -> Context:
     """A copy of the current context in which no scope adopts what is started; `but_threads`, the current one still owns those."""
     outside = copy_context()
-    outside.run(_HERE.set, (_HERE.get()[0], None))
+    outside.run(HERE.set, (HERE.get()[0], None))
     if but_threads:
         outside.run(_OWNS_THREADS.set, current_scope())
     return outside
@@ -498,10 +498,10 @@ def _adopting_factory(
 ) -> asyncio.Task[Any]:
     if context is None and not options:  # as for every call that is served
         task = asyncio.Task(coroutine, loop=loop)
-        scope = _HERE.get()[1]
+        scope = HERE.get()[1]
     else:
         task = asyncio.Task(coroutine, loop=loop, context=context, **options)
-        scope = (_HERE.get() if context is None else context.get(_HERE, _NOWHERE))[1]
+        scope = (HERE.get() if context is None else context.get(HERE, NOWHERE))[1]
     if scope is not None:
         scope.adopt(task)
     return task

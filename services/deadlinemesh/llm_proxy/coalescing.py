@@ -7,8 +7,7 @@ from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from deadlinemesh.llm_proxy.conversation import TextDelta, ToolCallReady
-from deadlinemesh.llm_proxy.service import TurnProgress
+from deadlinemesh.vocabulary import TextDelta, ToolCall, TurnEvent
 
 __all__ = ["LARGEST_BACKLOG", "coalesced"]
 
@@ -16,7 +15,7 @@ LARGEST_BACKLOG = 4096
 """Characters that may wait for the reader. The turn is not read on while there are more."""
 
 
-async def coalesced(events: AsyncGenerator[TurnProgress, None]) -> AsyncGenerator[TurnProgress, None]:
+async def coalesced(events: AsyncGenerator[TurnEvent, None]) -> AsyncGenerator[TurnEvent, None]:
     """Yield `events` in order. Text deltas that arrive while the caller is at work become one.
 
     No event waits while the caller is ready for it. Closing the generator closes `events` before it returns.
@@ -40,12 +39,12 @@ class _Backlog:
     """The events that wait for the reader."""
 
     def __init__(self) -> None:
-        self._events: deque[TurnProgress] = deque()
+        self._events: deque[TurnEvent] = deque()
         self._size = 0
         self._over = False
         self._arrived, self._taken = asyncio.Event(), asyncio.Event()
 
-    async def fill(self, events: AsyncGenerator[TurnProgress, None]) -> None:
+    async def fill(self, events: AsyncGenerator[TurnEvent, None]) -> None:
         """Add `events` until their end, waiting for the reader where it is far behind."""
         try:
             async with aclosing(events):
@@ -60,7 +59,7 @@ class _Backlog:
             self._over = True
             self._arrived.set()
 
-    async def take(self) -> TurnProgress | None:
+    async def take(self) -> TurnEvent | None:
         """Wait for an event and take it, with all the text behind it if it is text. None at their end."""
         while not self._events:
             if self._over:
@@ -80,10 +79,10 @@ class _Backlog:
         return event
 
 
-def _size(event: TurnProgress) -> int:
+def _size(event: TurnEvent) -> int:
     match event:
         case TextDelta(text):
             return 1 + len(text)
-        case ToolCallReady(call):
-            return 1 + len(call.arguments_json)
+        case ToolCall():
+            return 1 + len(event.arguments_json)
     return 1

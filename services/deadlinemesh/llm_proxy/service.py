@@ -5,46 +5,35 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 
 from deadlinemesh.admission import Bulkhead, InUse
-from deadlinemesh.deadline import Clock, Ledger, Phase, Successive, current
-from deadlinemesh.deadline.scope import REPORT_ORPHAN_AFTER
+from deadlinemesh.deadline import Clock, PhaseTrack, current
+from deadlinemesh.deadline.lowlevel import REPORT_ORPHAN_AFTER
 from deadlinemesh.errors import MeshError, NotFound, UpstreamFailed, Violation, choices, shown
-from deadlinemesh.llm_proxy.conversation import TextDelta, ToolCallReady, TurnEnded, TurnRequest, Writing, check
+from deadlinemesh.llm_proxy.checking import check
 from deadlinemesh.llm_proxy.providers import Provider
 from deadlinemesh.llm_proxy.providers.unusable import UnusableProvider
 from deadlinemesh.policy import Past, Rest
 from deadlinemesh.policy.model import ModelPolicy, Policy
 from deadlinemesh.telemetry import Telemetry
+from deadlinemesh.vocabulary import (
+    HopSpend,
+    Phase,
+    TurnEvent,
+    TurnFinished,
+    TurnRequest,
+    TurnStarted,
+    Writing,
+    phase_ledger,
+)
+from deadlinemesh.vocabulary.hops import LLM_PROXY
 
-__all__ = ["HOP", "ModelService", "TurnFinished", "TurnProgress", "TurnStarted"]
-
-HOP = "llm-proxy"
+__all__ = ["ModelService"]
 
 WRITING_EVERY = 0.2
 """Seconds between two signs of life of a model that says nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class TurnStarted:
-    """A slot was obtained after `queued` seconds."""
-
-    model: str
-    queued: float
-
-
-@dataclass(frozen=True, slots=True)
-class TurnFinished:
-    """How the turn ended, and where this hop's time went, in seconds."""
-
-    ended: TurnEnded
-    elapsed: float
-    spent: Mapping[Phase, float]
-
-
-TurnProgress = TurnStarted | TextDelta | Writing | ToolCallReady | TurnFinished
 
 
 class ModelService:
@@ -83,7 +72,7 @@ class ModelService:
         for models in chain((self._now,), self._past):
             if tenant in models.policy.tenants:
                 return {name: models.policy.models[name] for name in models.policy.models_of(tenant)}
-        raise NotFound([Violation("tenant", f"this llm-proxy's policy has no tenant {shown(tenant)}")], hop=HOP)
+        raise NotFound([Violation("tenant", f"this llm-proxy's policy has no tenant {shown(tenant)}")], hop=LLM_PROXY)
 
     def is_usable(self, model: str) -> bool:
         """False for a model that takes no turns, because its key is missing or its proxy cannot be used."""
@@ -96,9 +85,9 @@ class ModelService:
             if tenant in models.policy.tenants and model in models.policy.models_of(tenant):
                 return self._now if model in self._now.slots else models  # it may be only the tenant's no more
         known = choices(self.models())
-        raise NotFound([Violation("model", f"{shown(model)} is unknown or not yours: {known}")], hop=HOP)
+        raise NotFound([Violation("model", f"{shown(model)} is unknown or not yours: {known}")], hop=LLM_PROXY)
 
-    async def generate(self, turn: TurnRequest) -> AsyncGenerator[TurnProgress, None]:
+    async def generate(self, turn: TurnRequest) -> AsyncGenerator[TurnEvent, None]:
         """Run one turn for the current tenant. Errors are those of the contract, with the phase they happened in.
 
         Closing the generator stops the provider and frees the slot before it returns.
@@ -107,8 +96,8 @@ class ModelService:
         check(turn, longest_arguments=models.policy.limits.longest_arguments)
         limit = models.policy.models[turn.model].max_output_tokens
         turn = replace(turn, max_output_tokens=min(turn.max_output_tokens or limit, limit))
-        ledger = Ledger(self._clock, current().started_at)
-        phases = Successive(ledger, Phase.LLM_QUEUE)
+        ledger = phase_ledger(self._clock, current().started_at)
+        phases = PhaseTrack(ledger, Phase.LLM_QUEUE)
         try:
             with models.in_use:
                 async with models.slots[turn.model].slot() as slot:
@@ -125,15 +114,15 @@ class ModelService:
                                 told_at = now
                             else:
                                 slot.useful()  # what is said so far can be answered with, if the rest must be cut
-                            if isinstance(event, TurnEnded):
+                            if isinstance(event, TurnFinished):
                                 break
                             yield event
                         else:
                             raise UpstreamFailed(f"the provider of {turn.model} ended its stream without saying why")
             phases.leave()
-            yield TurnFinished(event, *ledger.balance())
+            yield replace(event, spend=HopSpend(LLM_PROXY, *ledger.balance()))
         except MeshError as error:
-            error.hop, error.phase = error.hop or HOP, error.phase or phases.now or ""
+            error.hop, error.phase = error.hop or LLM_PROXY, error.phase or phases.now or ""
             raise
 
     async def aclose(self) -> None:

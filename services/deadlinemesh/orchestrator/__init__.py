@@ -1,27 +1,51 @@
-"""The orchestrator: the mesh's edge. A run goes edge → servicer → runs → agent → ports → adapters → next hop, forward only.
+"""The orchestrator: the mesh's edge and its agent loop.
 
-Where tenants have processes of their own it is edge → forwarding, and in another process granted → servicer and so on.
+A run goes forward only: edge → servicer → service → execution → agent → ports → adapters → next hop.
+Tenants with processes of their own come through edge → forwarding, and in another process through
+granted → servicer and so on.
 
-edge.py       who is calling and how much time is granted
-stagger.py    ends of runs, a little apart
-forwarding.py a process that only grants and passes on
-granted.py    a grant that comes from there
-servicer.py   messages to the domain and back
-runs.py       a run from its registration to its oblivion; who watches it
-catalog.py    which tools a tenant has
-agent.py      the agent loop
-shortening.py what the model is given of a long result
-answers.py    what to say when there was no time to finish
-upstreams.py  what is known of models and tools, and how many retries they may have
-ports.py      what the loop needs of models and tools
-adapters.py   those over gRPC
-events.py     what a run tells
+    edge.py        authentication, and the grant of time
+    spreader.py    ends of runs, spread a little apart
+    forwarding.py  the edge as a process of its own
+    granted.py     the gate behind that edge
+    servicer.py    messages to the vocabulary and back
+    service.py     start, get, list and cancel runs
+    planning.py    a tenant's order to an agent's assignment
+    execution.py   a run from its admission to its outcome
+    run.py         one run: state, events, watchers
+    log.py         a run's events, by number
+    store.py       the known runs
+    packing.py     finished runs as compressed bytes
+    memory.py      the memory that tenants may hold
+    catalog.py     each tenant's tools
+    assignment.py  the work of one agent, and its limits
+    agent.py       the agent loop
+    turn.py        model turns: time, retries, fallbacks, the stream
+    tool_calls.py  tool calls, from the model's wish to a result
+    allotment.py   the part of the time left that a model turn may have
+    tracking.py    what an attempt tells ledger, retry logic and statistics
+    failures.py    errors of the hops below
+    shortening.py  long results of tools, shortened or cut
+    answers.py     partial answers
+    upstreams.py   what is learned of models and tools, and their retries
+    ports.py       the loop's view of the other hops
+    adapters.py    the ports over gRPC
+    events.py      the events of a run
 """
 
 from deadlinemesh.orchestrator.adapters import GrpcModels, GrpcTools
-from deadlinemesh.orchestrator.edge import HOP, EdgeGate
-from deadlinemesh.orchestrator.forwarding import EDGE, Forwarder
+from deadlinemesh.orchestrator.edge import EdgeGate
+from deadlinemesh.orchestrator.forwarding import Forwarder
 from deadlinemesh.orchestrator.granted import GrantedGate
+from deadlinemesh.orchestrator.service import Orchestrator
 from deadlinemesh.orchestrator.servicer import OrchestratorServicer
 
-__all__ = ["EDGE", "HOP", "EdgeGate", "Forwarder", "GrantedGate", "GrpcModels", "GrpcTools", "OrchestratorServicer"]
+__all__ = [
+    "EdgeGate",
+    "Forwarder",
+    "GrantedGate",
+    "GrpcModels",
+    "GrpcTools",
+    "Orchestrator",
+    "OrchestratorServicer",
+]

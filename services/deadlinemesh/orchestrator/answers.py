@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from deadlinemesh.orchestrator.agent import Agent
-from deadlinemesh.orchestrator.ports import ToolStatus
+from deadlinemesh.vocabulary import ToolStatus
 
 __all__ = ["NO_ANSWER", "partial_answer"]
 

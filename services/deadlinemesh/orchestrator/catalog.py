@@ -9,11 +9,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 
-from deadlinemesh.conversation import ToolSpec
 from deadlinemesh.deadline import Attempt, current, narrowed_after
 from deadlinemesh.errors import Stopped
 from deadlinemesh.orchestrator.ports import ToolPort
-from deadlinemesh.orchestrator.upstreams import FirstTimed, Upstream, Upstreams
+from deadlinemesh.orchestrator.upstreams import Stopwatch, Upstreams, UpstreamStats
+from deadlinemesh.vocabulary import ToolSpec
 
 __all__ = ["Catalog", "Listed"]
 
@@ -74,8 +74,8 @@ class Catalog:
             self._last.popitem(last=False)
         return Listed(specs, now=True)
 
-    async def _asked_for(self, upstream: Upstream, attempt: Attempt) -> tuple[ToolSpec, ...]:
-        timed = FirstTimed(upstream)
+    async def _asked_for(self, upstream: UpstreamStats, attempt: Attempt) -> tuple[ToolSpec, ...]:
+        timed = Stopwatch(upstream)
         timed.begin()
         attempt.alive()  # so that its patience is what is known of the upstream
         specs = await self._tools.specs()

@@ -15,14 +15,13 @@ from uuid import uuid4
 from deadlinemesh.admission import Quota, Quotas
 from deadlinemesh.deadline import SYSTEM_CLOCK, Clock, DeadlineContext
 from deadlinemesh.errors import Doomed, InvalidRequest, Shed, Unauthenticated, Violation
-from deadlinemesh.orchestrator.stagger import Place, Stagger
+from deadlinemesh.orchestrator.spreader import DeadlineSpreader, Place
 from deadlinemesh.policy import Credentials, GoOver, Policy, Tenant
 from deadlinemesh.telemetry import LimitHit, Telemetry
 from deadlinemesh.transport import Arrival, wire
+from deadlinemesh.vocabulary.hops import ORCHESTRATOR
 
-__all__ = ["HOP", "EdgeGate", "Grant", "current_grant", "set_grant"]
-
-HOP = "orchestrator"
+__all__ = ["EdgeGate", "Grant", "current_grant", "set_grant"]
 
 C_CORE_STRETCH = 1.045
 """A `grpc-timeout` from the C core may be this much longer than the caller's own timer: it is rounded up to three digits and then
@@ -97,12 +96,12 @@ class EdgeGate:
     """The gate that clients come to: authenticates by API key and grants the earlier of the caller's deadline and its tier's."""
 
     def __init__(
-        self, policy: Policy, clock: Clock = SYSTEM_CLOCK, telemetry: Telemetry | None = None, hop: str = HOP
+        self, policy: Policy, clock: Clock = SYSTEM_CLOCK, telemetry: Telemetry | None = None, hop: str = ORCHESTRATOR
     ) -> None:
         self._clock = clock
         self._telemetry = telemetry or Telemetry()
         self._hop = hop
-        self._ends = Stagger(APART)
+        self._ends = DeadlineSpreader(APART)
         self._calls = Quotas()
         self.prepared(policy)()
 

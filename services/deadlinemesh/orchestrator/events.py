@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from deadlinemesh.conversation import ToolCall
-from deadlinemesh.deadline import Phase
 from deadlinemesh.errors import Cause
-from deadlinemesh.orchestrator.ports import Spend, TextDelta, ToolStatus
+from deadlinemesh.vocabulary import HopSpend, Phase, TextDelta, ToolCall, ToolStatus
 
 __all__ = [
     "Outcome",
@@ -16,7 +14,6 @@ __all__ = [
     "RunEvent",
     "RunFinished",
     "RunStarted",
-    "TextDelta",
     "Timed",
     "ToolCallFinished",
     "ToolCallProgress",
@@ -85,7 +82,7 @@ class ToolCallFinished:
     status: ToolStatus
     content: str
     elapsed: float
-    spend: Spend | None
+    spend: HopSpend | None
 
 
 @dataclass(frozen=True, slots=True)

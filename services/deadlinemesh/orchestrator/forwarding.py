@@ -16,18 +16,16 @@ import grpc
 from deadlinemesh.admission import Held
 from deadlinemesh.deadline import SYSTEM_CLOCK, Clock, current, narrowed_at
 from deadlinemesh.errors import DeadlineSpent
-from deadlinemesh.orchestrator.edge import HOP, current_grant
+from deadlinemesh.orchestrator.edge import current_grant
 from deadlinemesh.orchestrator.granted import encode_grant
 from deadlinemesh.orchestrator.memory import COPIES, Memory
 from deadlinemesh.policy import GoOver, Past, Policy
 from deadlinemesh.telemetry import Telemetry
 from deadlinemesh.transport import MeshChannel, error_from
 from deadlinemesh.v1 import orchestrator_pb2
+from deadlinemesh.vocabulary.hops import EDGE, ORCHESTRATOR
 
-__all__ = ["EDGE", "Forwarder"]
-
-EDGE = "edge"
-"""The hop's name."""
+__all__ = ["Forwarder"]
 
 LAST_WORD = 0.25
 """The part of the response reserve, or of a shorter call, before the deadline, in which the edge no longer waits but says that
@@ -148,8 +146,8 @@ class _Pool:
 async def _pass_on(error: DeadlineSpent | grpc.aio.AioRpcError, context: Any) -> None:
     """End the call as the one behind it has ended: with its very status where it is the mesh's, else with what it means."""
     if isinstance(error, DeadlineSpent):
-        raise DeadlineSpent(f"the {HOP} did not answer in time", hop=HOP, phase="response") from None
+        raise DeadlineSpent(f"the {ORCHESTRATOR} did not answer in time", hop=ORCHESTRATOR, phase="response") from None
     trailing = tuple(error.trailing_metadata() or ())
     if not any(key == _RICH_STATUS for key, _ in trailing):
-        raise error_from(error, HOP)
+        raise error_from(error, ORCHESTRATOR)
     await context.abort(error.code(), error.details() or "", trailing)

@@ -12,9 +12,10 @@ from dataclasses import replace
 
 from deadlinemesh.deadline import SYSTEM_CLOCK, Clock, DeadlineContext
 from deadlinemesh.errors import InvalidRequest, UpstreamFailed, Violation, shown
-from deadlinemesh.orchestrator.edge import HOP, Grant, set_grant
+from deadlinemesh.orchestrator.edge import Grant, set_grant
 from deadlinemesh.policy import GoOver, Past, Policy, Tenant
 from deadlinemesh.transport import Arrival, MeshGate
+from deadlinemesh.vocabulary.hops import ORCHESTRATOR
 
 __all__ = ["MESH_GRANT", "GrantedGate", "encode_grant"]
 
@@ -42,7 +43,7 @@ class GrantedGate:
     """
 
     def __init__(self, policy: Policy, pool: str, mesh_token: str, clock: Clock = SYSTEM_CLOCK) -> None:
-        self._peers = MeshGate(HOP, mesh_token, clock)
+        self._peers = MeshGate(ORCHESTRATOR, mesh_token, clock)
         self._pool = pool
         self._policy = policy
         self._tenants: Mapping[str, Tenant] = {}

@@ -6,8 +6,8 @@ import pickle
 import zlib
 from collections.abc import Sequence
 
-from deadlinemesh.conversation import Message
 from deadlinemesh.orchestrator.events import Timed
+from deadlinemesh.vocabulary import Message
 
 __all__ = ["pack", "unpack"]
 

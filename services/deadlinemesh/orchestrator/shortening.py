@@ -5,12 +5,22 @@ from __future__ import annotations
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from deadlinemesh.conversation import Message, Role, ToolCall
-from deadlinemesh.deadline import allot, current, narrowed_after
+from deadlinemesh.deadline import current, narrowed_after
 from deadlinemesh.errors import MeshError
+from deadlinemesh.orchestrator.allotment import allot
 from deadlinemesh.orchestrator.events import Usage
-from deadlinemesh.orchestrator.ports import ModelPort, TextDelta, TurnFinished, TurnStarted
-from deadlinemesh.orchestrator.upstreams import FirstTimed, Upstreams
+from deadlinemesh.orchestrator.ports import ModelPort
+from deadlinemesh.orchestrator.upstreams import Stopwatch, Upstreams
+from deadlinemesh.vocabulary import (
+    Message,
+    Role,
+    TextDelta,
+    ToolCall,
+    ToolChoice,
+    TurnFinished,
+    TurnRequest,
+    TurnStarted,
+)
 
 __all__ = ["Bounds", "Shortener", "cut"]
 
@@ -73,13 +83,14 @@ class Shortener:
             f"identifiers as they are, leave out what repeats, add nothing. At most {tokens // 2} words."
         )
         messages = (Message(Role.SYSTEM, task), Message(Role.USER, content[: MOST_READ * self._bounds.longest]))
+        turn = TurnRequest(model, messages, tool_choice=ToolChoice.NONE, max_output_tokens=tokens)
         said: list[str] = []
         finished = False
-        timed = FirstTimed(upstream)
+        timed = Stopwatch(upstream)
         self._usage.model_calls += 1
         try:
             async with narrowed_after(window, "shortening"):
-                async with aclosing(self._models.generate(model, messages, (), tokens)) as events:
+                async with aclosing(self._models.generate(turn)) as events:
                     async for event in events:
                         match event:
                             case TurnStarted():

@@ -13,20 +13,11 @@ from contextlib import AbstractContextManager
 from typing import TypeVar
 
 from deadlinemesh.admission import RecentTimes
-from deadlinemesh.deadline import (
-    Attempt,
-    Clock,
-    DeadlineContext,
-    Pace,
-    Retry,
-    RetryBudget,
-    RetryPolicy,
-    current,
-    retried,
-)
+from deadlinemesh.deadline import Attempt, Clock, DeadlineContext, Retry, RetryBudget, RetryPolicy, current, retried
+from deadlinemesh.orchestrator.allotment import Pace
 from deadlinemesh.telemetry import FellBack, Retried, RetryRefused, Telemetry
 
-__all__ = ["FirstTimed", "Upstream", "Upstreams"]
+__all__ = ["Stopwatch", "UpstreamStats", "Upstreams"]
 
 T = TypeVar("T")
 
@@ -49,7 +40,7 @@ PATIENCE, PATIENCE_FLOOR = 3.0, 0.5
 """An attempt seems to hang when it has been silent for so many times what is usual, and so many seconds more."""
 
 
-class Upstream:
+class UpstreamStats:
     """One upstream of one tenant: how many retries it may have, and how long its successes took."""
 
     def __init__(self, name: str, clock: Clock, telemetry: Telemetry, hop: str) -> None:
@@ -151,10 +142,10 @@ class Upstream:
         self._telemetry.record(FellBack(self._hop, caller.tenant_id, caller.run_id, self.name, fallback, why))
 
 
-class FirstTimed:
+class Stopwatch:
     """Has an upstream remember how long it took to come from the beginning to what was waited for first, and from there."""
 
-    def __init__(self, upstream: Upstream) -> None:
+    def __init__(self, upstream: UpstreamStats) -> None:
         self._upstream = upstream
         self._began_at: float | None = None
         self._speaks_since: float | None = None
@@ -184,15 +175,15 @@ class Upstreams:
     def __init__(self, telemetry: Telemetry, hop: str) -> None:
         self._telemetry = telemetry
         self._hop = hop
-        self._known: OrderedDict[tuple[str, str], Upstream] = OrderedDict()
+        self._known: OrderedDict[tuple[str, str], UpstreamStats] = OrderedDict()
 
-    def of(self, name: str) -> Upstream:
+    def of(self, name: str) -> UpstreamStats:
         """The current tenant's upstream of this name, such as `tool crm_lookup` or `model demo`."""
         caller = current()
         key = (caller.tenant_id, name)
         upstream = self._known.get(key)
         if upstream is None:
-            upstream = Upstream(name, caller.clock, self._telemetry, self._hop)
+            upstream = UpstreamStats(name, caller.clock, self._telemetry, self._hop)
             self._known[key] = upstream
             if len(self._known) > MOST_KNOWN:
                 self._known.popitem(last=False)

@@ -4,8 +4,8 @@
     file.py         `load` and `parse`: a policy, or a `PolicyError` with everything that is wrong and where
     problems.py     `Problem` and `PolicyError`
     source.py       YAML as plain values that remember their lines
-    sentences.py    pydantic's errors in plain words
-    references.py   what the parts of a policy say about one another
+    pydantic_errors.py  pydantic's errors in plain words
+    cross_checks.py     what the parts of a policy say about one another
     patterns.py     the regular expressions of tools' schemas, matched in bounded time
     follow.py       a file that changes while a process runs
     past.py         what a reload takes away, for the runs that began with it
@@ -23,7 +23,7 @@ from deadlinemesh.policy.follow import PolicyFile, PolicyStatus, Prepare, refuse
 from deadlinemesh.policy.model import (
     SHARED,
     AdmissionPolicy,
-    HttpTool,
+    HttpToolPolicy,
     Limits,
     ModelPolicy,
     OpenAIModel,
@@ -42,7 +42,7 @@ __all__ = [
     "AdmissionPolicy",
     "Credentials",
     "GoOver",
-    "HttpTool",
+    "HttpToolPolicy",
     "Limits",
     "ModelPolicy",
     "OpenAIModel",

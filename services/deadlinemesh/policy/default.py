@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import resources
 
 from deadlinemesh.policy.file import parse
-from deadlinemesh.policy.model import HttpTool, Policy
+from deadlinemesh.policy.model import HttpToolPolicy, Policy
 
 __all__ = ["default_policy", "with_http_base"]
 
@@ -23,11 +23,11 @@ def with_http_base(policy: Policy, old: str, new: str) -> Policy:
     """
     old, new = old.rstrip("/"), new.rstrip("/")
 
-    def moved(tool: HttpTool) -> HttpTool:
+    def moved(tool: HttpToolPolicy) -> HttpToolPolicy:
         rest = tool.url.removeprefix(old)
         if not tool.url.startswith(old) or (rest and rest[0] not in "/?"):
             return tool
-        return HttpTool.model_validate(tool.model_dump() | {"url": new + rest})
+        return HttpToolPolicy.model_validate(tool.model_dump() | {"url": new + rest})
 
     http = {name: moved(tool) for name, tool in policy.tools.http.items()}
     return policy.model_copy(update={"tools": policy.tools.model_copy(update={"http": http})})

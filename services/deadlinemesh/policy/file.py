@@ -8,11 +8,11 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from deadlinemesh.policy.cross_checks import contradictions
 from deadlinemesh.policy.environment import unset_variables
 from deadlinemesh.policy.model import Policy
 from deadlinemesh.policy.problems import MOST_PROBLEMS, Fault, PolicyError, Problem, dotted
-from deadlinemesh.policy.references import contradictions
-from deadlinemesh.policy.sentences import faults_of
+from deadlinemesh.policy.pydantic_errors import faults_of
 from deadlinemesh.policy.source import MAX_SIZE, read
 
 __all__ = ["load", "located", "parse", "text_in", "unset"]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from deadlinemesh.deadline.scope import REPORT_ORPHAN_AFTER
+from deadlinemesh.deadline.lowlevel import REPORT_ORPHAN_AFTER
 from deadlinemesh.errors import MeshError, choices
 from deadlinemesh.policy.file import parse, text_in
 from deadlinemesh.policy.model import Policy

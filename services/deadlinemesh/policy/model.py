@@ -22,7 +22,7 @@ __all__ = [
     "PLACEHOLDER",
     "SHARED",
     "AdmissionPolicy",
-    "HttpTool",
+    "HttpToolPolicy",
     "Limits",
     "ModelPolicy",
     "OpenAIModel",
@@ -289,7 +289,7 @@ class OpenAIModel(_Model):
 ModelPolicy = Annotated[ScriptedModel | OpenAIModel, Field(discriminator="provider")]
 
 
-class HttpTool(_Frozen):
+class HttpToolPolicy(_Frozen):
     """A tool that is an HTTP endpoint."""
 
     url: HttpTemplate
@@ -318,7 +318,7 @@ class ToolsPolicy(_Frozen):
 
     modules: tuple[str, ...] = ("deadlinemesh.tool_runner.builtin",)
     """Python modules whose functions decorated with `@tool` are offered."""
-    http: dict[ToolName, HttpTool] = Field(default_factory=dict)
+    http: dict[ToolName, HttpToolPolicy] = Field(default_factory=dict)
     """Tools that are HTTP endpoints, by name."""
     connections_per_host: Annotated[WholeNumber, Field(ge=1)] = 100
     """HTTP connections that one tool-runner opens to one host."""

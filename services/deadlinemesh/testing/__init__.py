@@ -3,5 +3,5 @@
 virtual_time.py  an event loop whose time jumps from timer to timer: a 300 s run takes milliseconds
 memory.py        a channel and a server without sockets, for real stubs and real servicers
 mesh.py          the three services wired together in memory
-demo_world/      the upstreams of the demo, over real HTTP
+
 """

@@ -1,26 +1,31 @@
-"""The three services wired together in memory, on whatever clock the event loop has: real servicers, real stubs, no sockets."""
+"""The mesh in memory, on the event loop's clock: real servicers, real stubs, no sockets."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import httpx
 
-from deadlinemesh import orchestrator
 from deadlinemesh.deadline import Clock
-from deadlinemesh.llm_proxy import servicer as llm_proxy
+from deadlinemesh.hosting.services import (
+    Parts,
+    Service,
+    edge_service,
+    llm_proxy_service,
+    orchestrator_service,
+    tool_runner_service,
+)
 from deadlinemesh.llm_proxy.providers import Provider
-from deadlinemesh.policy import SHARED, Policy, Prepare, Rest, with_fresh_keys
+from deadlinemesh.orchestrator import EdgeGate, GrantedGate, Orchestrator
+from deadlinemesh.policy import SHARED, Policy, Rest, with_fresh_keys
 from deadlinemesh.policy.model import ToolsPolicy
 from deadlinemesh.telemetry import CountingSink, Telemetry
 from deadlinemesh.testing.memory import MemoryChannel, MemoryServer
-from deadlinemesh.tool_runner import servicer as tool_runner
 from deadlinemesh.tool_runner.cache import ResultCache
 from deadlinemesh.tool_runner.kinds.connections import pooled_client
 from deadlinemesh.tool_runner.workers.keeper import Keeper
-from deadlinemesh.transport import DeadlineInterceptor, Gate, MeshChannel, MeshGate
-from deadlinemesh.v1 import llm_proxy_pb2_grpc, tool_runner_pb2_grpc
+from deadlinemesh.transport import DeadlineInterceptor, MeshChannel
+from deadlinemesh.vocabulary.hops import EDGE, LLM_PROXY, ORCHESTRATOR, TOOL_RUNNER
 
 __all__ = ["MemoryMesh"]
 
@@ -52,66 +57,51 @@ class MemoryMesh:
         telemetry = Telemetry([self.events])
         self.hops: dict[str, DeadlineInterceptor] = {}
         """By name; those of a dedicated pool are called `orchestrator:POOL` and `tool-runner:POOL`."""
-        channels: dict[str, MemoryChannel] = {}
-        self._prepare: list[Prepare] = []
+        self.channels: dict[str, MemoryChannel] = {}
+        """To each hop, without the mesh's token."""
+        self._transit = transit
+        self._rounding = rounding
+        self._services: list[Service] = []
         self._rests: list[Rest] = []
-        self._servicers: list[orchestrator.OrchestratorServicer] = []
+        parts = Parts(self.policy, telemetry, clock, _TOKEN)
 
-        def serve(name: str, hop: str, gate: Gate) -> tuple[DeadlineInterceptor, Any]:
-            interceptor = self.hops[name] = DeadlineInterceptor(hop, gate, clock=clock, telemetry=telemetry)
-            server = MemoryServer(interceptor)
-            channels[name] = MemoryChannel(server, transit=transit, rounding=rounding)
-            return interceptor, server
+        def serve_pool(pool: str, gate: EdgeGate | GrantedGate) -> str:
+            runner, name = (hop if pool == SHARED else f"{hop}:{pool}" for hop in (TOOL_RUNNER, ORCHESTRATOR))
+            self._serve(runner, tool_runner_service(parts, cache, http_client, keeper))
+            service = orchestrator_service(parts, gate, self._to(LLM_PROXY), self._to(runner))
+            return self._serve(name, service)
 
-        def to(name: str) -> MeshChannel:
-            return MeshChannel(channels[name], _TOKEN)
-
-        def serve_pool(pool: str, gate: orchestrator.EdgeGate | orchestrator.GrantedGate) -> str:
-            runner, name = (hop if pool == SHARED else f"{hop}:{pool}" for hop in (tool_runner.HOP, orchestrator.HOP))
-            interceptor, server = serve(runner, tool_runner.HOP, MeshGate(tool_runner.HOP, _TOKEN, clock))
-            tools = tool_runner.build(self.policy, clock, telemetry, interceptor.background, cache, http_client, keeper)
-            tool_runner_pb2_grpc.add_ToolRunnerServiceServicer_to_server(tools, server)
-            self._prepare += [tools.prepared, gate.prepared]
-            interceptor, server = serve(name, orchestrator.HOP, gate)
-            servicer = orchestrator.OrchestratorServicer(
-                self.policy,
-                interceptor.background,
-                orchestrator.GrpcModels(to(llm_proxy.HOP)),
-                orchestrator.GrpcTools(to(runner)),
-                telemetry,
-                clock,
-            )
-            servicer.register(server)
-            self._servicers.append(servicer)
-            self._prepare.append(servicer.prepared)
-            return name
-
-        _, server = serve(llm_proxy.HOP, llm_proxy.HOP, MeshGate(llm_proxy.HOP, _TOKEN, clock))
-        models = llm_proxy.build(self.policy, clock, providers, telemetry)
-        llm_proxy_pb2_grpc.add_LlmProxyServiceServicer_to_server(models, server)
-        self._prepare.append(models.prepared)
-        edge = orchestrator.EdgeGate(self.policy, clock, telemetry)
-        if self.policy.pools() == (SHARED,):
-            outermost = serve_pool(SHARED, edge)
+        self._serve(LLM_PROXY, llm_proxy_service(parts, providers))
+        pools = self.policy.pools()
+        if pools == (SHARED,):
+            outermost = serve_pool(SHARED, EdgeGate(self.policy, clock, telemetry))
         else:
-            found = {
-                pool: to(serve_pool(pool, orchestrator.GrantedGate(self.policy, pool, _TOKEN, clock)))
-                for pool in self.policy.pools()
-            }
-            outermost = orchestrator.EDGE
-            _, server = serve(outermost, orchestrator.EDGE, edge)
-            forwarder = orchestrator.Forwarder(self.policy, found, telemetry, clock)
-            forwarder.register(server)
-            self._prepare += [edge.prepared, forwarder.prepared]
-        self.channels = channels
-        """What each hop is dialled by, without the mesh's token."""
-        self.channel = channels[outermost]
+            gates = {pool: GrantedGate(self.policy, pool, _TOKEN, clock) for pool in pools}
+            orchestrators = {pool: self._to(serve_pool(pool, gate)) for pool, gate in gates.items()}
+            outermost = self._serve(EDGE, edge_service(parts, orchestrators))
+        self.channel = self.channels[outermost]
         """What a client dials."""
+
+    def _serve(self, name: str, service: Service) -> str:
+        server = MemoryServer(service.interceptor)
+        service.register(server)
+        self.hops[name] = service.interceptor
+        self.channels[name] = MemoryChannel(server, transit=self._transit, rounding=self._rounding)
+        self._services.append(service)
+        return name
+
+    def _to(self, name: str) -> MeshChannel:
+        return MeshChannel(self.channels[name], _TOKEN)
+
+    @property
+    def orchestrators(self) -> list[Orchestrator]:
+        """The orchestrators of all pools."""
+        return [service.core for service in self._services if isinstance(service.core, Orchestrator)]
 
     def use(self, policy: Policy) -> None:
         """Go over to `policy` at every hop, at once; tenants keep their keys. What earlier ones used is not closed."""
         policy, self.keys = with_fresh_keys(policy, self.keys)
-        for go_over in [prepare(policy) for prepare in self._prepare]:
+        for go_over in [service.prepare(policy) for service in self._services]:
             if (rest := go_over()) is not None:
                 self._rests.append(rest)
         self.policy = policy
@@ -129,5 +119,5 @@ class MemoryMesh:
 
     def flush(self) -> None:
         """Tell now of every run that has ended."""
-        for servicer in self._servicers:
-            servicer.flush()
+        for service in self._services:
+            service.flush()

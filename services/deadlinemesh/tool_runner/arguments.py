@@ -23,7 +23,7 @@ from deadlinemesh.policy.patterns import TooLong, pattern_of
 from deadlinemesh.tool_runner.keywords import FormatsInTime, ValidatorInTime, bounded, refuse_patterns
 from deadlinemesh.tool_runner.outcome import located
 
-__all__ = ["Arguments"]
+__all__ = ["ArgumentsReader"]
 
 LONGEST_VALUE = 80
 """Characters of a wrong value, or of a name, that are repeated to the model."""
@@ -36,7 +36,7 @@ _NAMES = {"object": "a JSON object", "array": "an array", "integer": "an integer
 _NAMES |= {"string": "a string", "boolean": "true or false", "null": "null"}
 
 
-class Arguments:
+class ArgumentsReader:
     """Checks the arguments of one tool. Compiled once.
 
     Raises ValueError for something that is no JSON, as one such schema would fail every request to a model, or not a JSON

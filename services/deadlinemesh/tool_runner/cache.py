@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from deadlinemesh.deadline import SYSTEM_CLOCK, Background, Clock, DeadlineContext, current, narrowed_after
-from deadlinemesh.deadline.scope import current_scope
+from deadlinemesh.deadline.lowlevel import current_scope
 from deadlinemesh.errors import DeadlineSpent
 from deadlinemesh.policy.model import ToolsPolicy
 from deadlinemesh.telemetry import CacheUsed, CacheWritten, Telemetry
-from deadlinemesh.tool_runner.outcome import ToolOutcome, ToolSpec, ToolStatus
+from deadlinemesh.tool_runner.outcome import Tool
+from deadlinemesh.vocabulary import ToolResult, ToolStatus
 
 __all__ = ["CacheKey", "KeptResults", "MemoryCache", "ResultCache"]
 
@@ -140,17 +141,17 @@ class KeptResults:
         self._hop = hop
         self._writing: Counter[str] = Counter()
 
-    async def find(self, spec: ToolSpec, arguments: Mapping[str, Any]) -> ToolOutcome | None:
+    async def find(self, tool: Tool, arguments: Mapping[str, Any]) -> ToolResult | None:
         """The current tenant's kept result of this call; None where there is none, or none in time."""
-        if not _may_be_kept(spec):
+        if not _may_be_kept(tool):
             return None
         context = current()
-        if (key := _key(context.tenant_id, spec.name, arguments)) is None:
+        if (key := _key(context.tenant_id, tool.spec.name, arguments)) is None:
             return None
         began_at = context.clock.monotonic()
         patience = min(self._read_budget, context.remaining * READ_SHARE)
         # A task of its own, as a store that holds on to its cancellation must not hold the call. The scope ends what is left of it.
-        read = asyncio.get_running_loop().create_task(self._read(key, patience), name=f"cache read {spec.name}")
+        read = asyncio.get_running_loop().create_task(self._read(key, patience), name=f"cache read {tool.spec.name}")
         try:
             await asyncio.wait([read], timeout=patience)
             content, problem = read.result() if read.done() else (None, "slow")
@@ -158,30 +159,30 @@ class KeptResults:
             read.cancel()
         hit, seconds = content is not None, context.clock.monotonic() - began_at
         self._telemetry.record(
-            CacheUsed(self._hop, context.tenant_id, context.run_id, spec.name, hit, seconds, problem)
+            CacheUsed(self._hop, context.tenant_id, context.run_id, tool.spec.name, hit, seconds, problem)
         )
-        return None if content is None else ToolOutcome(ToolStatus.OK, content)
+        return None if content is None else ToolResult(ToolStatus.OK, content)
 
-    def keep(self, spec: ToolSpec, arguments: Mapping[str, Any], outcome: ToolOutcome) -> None:
-        """Have the outcome of the current tenant's call written, if it is one to keep. Waits for nothing."""
-        if outcome.status is not ToolStatus.OK or not _may_be_kept(spec):
+    def keep(self, tool: Tool, arguments: Mapping[str, Any], result: ToolResult) -> None:
+        """Have the result of the current tenant's call written, if it is one to keep. Waits for nothing."""
+        if result.status is not ToolStatus.OK or not _may_be_kept(tool):
             return
         owner = current()
         tenant_id, asked_at = owner.tenant_id, owner.clock.monotonic()
-        if (key := _key(tenant_id, spec.name, arguments)) is None:
+        if (key := _key(tenant_id, tool.spec.name, arguments)) is None:
             return
         if self._writing[tenant_id] >= MOST_WRITES:
-            self._tell(owner, spec.name, asked_at, "crowded")
+            self._tell(owner, tool.spec.name, asked_at, "crowded")
             return
 
         async def write() -> None:
             problem = ""
             try:
-                problem = await self._written(key, outcome.content, spec.cache_for)
+                problem = await self._written(key, result.content, tool.cache_for)
             finally:
                 scope = current_scope()
                 stopped = None if scope is None else scope.cause
-                self._tell(owner, spec.name, asked_at, problem if stopped is None else stopped.value)
+                self._tell(owner, tool.spec.name, asked_at, problem if stopped is None else stopped.value)
 
         def over() -> None:
             self._writing[tenant_id] -= 1
@@ -189,9 +190,9 @@ class KeptResults:
                 del self._writing[tenant_id]
 
         self._writing[tenant_id] += 1
-        self._background.spawn(write, until=asked_at + self._write_budget, name=f"cache write {spec.name}").when_over(
-            over
-        )
+        self._background.spawn(
+            write, until=asked_at + self._write_budget, name=f"cache write {tool.spec.name}"
+        ).when_over(over)
 
     def _tell(self, owner: DeadlineContext, tool: str, asked_at: float, problem: str) -> None:
         seconds = owner.clock.monotonic() - asked_at
@@ -225,8 +226,8 @@ def _pass_on_a_cancel(error: BaseException) -> None:
         raise error
 
 
-def _may_be_kept(spec: ToolSpec) -> bool:
-    return spec.idempotent and spec.cache_for > 0
+def _may_be_kept(tool: Tool) -> bool:
+    return tool.spec.idempotent and tool.cache_for > 0
 
 
 def _key(tenant_id: str, tool: str, arguments: Mapping[str, Any]) -> CacheKey | None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any, Protocol
 
 from deadlinemesh.errors import UpstreamFailed, shortened, without_addresses
+from deadlinemesh.vocabulary import ToolResult, ToolSpec, ToolStatus
 
-__all__ = ["Call", "Tool", "ToolError", "ToolOutcome", "ToolSpec", "ToolStatus", "located", "sound"]
+__all__ = ["Call", "Tool", "ToolError", "failure", "invalid_arguments", "located", "sound"]
 
 
 LONGEST_PLACE = 160
@@ -18,55 +17,6 @@ LONGEST_PLACE = 160
 
 LONGEST_FAILURE = 4000
 """Characters of the text of an exception that was not raised for a model to read."""
-
-
-class ToolStatus(StrEnum):
-    """How a call ended. The names are those of the `ToolStatus` enum in `protos/`, without its prefix."""
-
-    OK = "OK"
-    FAILED = "FAILED"
-    INVALID_ARGUMENTS = "INVALID_ARGUMENTS"
-
-
-@dataclass(frozen=True, slots=True)
-class ToolOutcome:
-    """What came of a call, as the model will read it."""
-
-    status: ToolStatus
-    content: str
-    transient: bool = False
-    """For a failure: whether trying again may help."""
-    retry_after: float | None = None
-    """For a transient failure: seconds that the upstream asks to be left alone; None where it does not say."""
-
-    @classmethod
-    def invalid(cls, tool: str, violations: Sequence[str]) -> ToolOutcome:
-        """The outcome of a call that was not made, each violation on a line of its own."""
-        listed = "\n".join(f"- {violation}" for violation in violations)
-        return cls(
-            ToolStatus.INVALID_ARGUMENTS,
-            f"{tool} was not run, because its arguments are not right:\n{listed}\nCorrect them and call it again.",
-        )
-
-    @classmethod
-    def failed(cls, tool: str, error: BaseException) -> ToolOutcome:
-        """The outcome of a call that raised `error`: of a `ToolError` its text as it is, of others the type and the text without
-        addresses.
-        """
-        try:
-            text = str(error)
-        except Exception as broken:  # the text is made by the tool's own code, as the error was
-            text = f"its text cannot be told: {type(broken).__name__}"
-        if isinstance(error, ToolError):
-            return cls(ToolStatus.FAILED, f"{tool} failed: {text}", error.transient, error.retry_after)
-        transient = isinstance(error, (UpstreamFailed, ConnectionError, TimeoutError))
-        wait = error.retry_after if isinstance(error, UpstreamFailed) else None
-        return cls(
-            ToolStatus.FAILED,
-            f"{tool} failed: {type(error).__name__}: {without_addresses(text, LONGEST_FAILURE)}",
-            transient,
-            wait,
-        )
 
 
 class ToolError(Exception):
@@ -85,20 +35,6 @@ class ToolError(Exception):
         self.retry_after = retry_after
 
 
-@dataclass(frozen=True, slots=True)
-class ToolSpec:
-    """A tool as it is described to those who may call it."""
-
-    name: str
-    description: str
-    arguments_schema: Mapping[str, Any]
-    """JSON Schema (2020-12) of the arguments object."""
-    idempotent: bool
-    """Whether a second identical call does no harm."""
-    cache_for: float = 0.0
-    """Seconds that its results may be kept for the same tenant and the same arguments; 0: they are not."""
-
-
 class Call(Protocol):
     """A call as the tool's kind sees it."""
 
@@ -115,10 +51,41 @@ class Tool(ABC):
     spec: ToolSpec
     origin: str
     """Where it is defined, for people: a function's module and name, or a place in the policy file."""
+    cache_for: float = 0.0
+    """Seconds for which a result is kept for the same tenant and arguments; 0 keeps none."""
 
     @abstractmethod
-    async def run(self, arguments: Mapping[str, Any], call: Call) -> ToolOutcome:
+    async def run(self, arguments: Mapping[str, Any], call: Call) -> ToolResult:
         """Run with arguments that fit the schema. What it raises becomes a failure, except a cancellation."""
+
+
+def invalid_arguments(tool: str, violations: Sequence[str]) -> ToolResult:
+    """The result of a call that was not made, with each violation on a line of its own."""
+    listed = "\n".join(f"- {violation}" for violation in violations)
+    return ToolResult(
+        ToolStatus.INVALID_ARGUMENTS,
+        f"{tool} was not run, because its arguments are not right:\n{listed}\nCorrect them and call it again.",
+    )
+
+
+def failure(tool: str, error: BaseException) -> ToolResult:
+    """The result of a call that raised `error`. It has a `ToolError`'s text unchanged, of others the type and the text without
+    addresses.
+    """
+    try:
+        text = str(error)
+    except Exception as broken:  # the tool's own code makes the text
+        text = f"its text cannot be told: {type(broken).__name__}"
+    if isinstance(error, ToolError):
+        return ToolResult(ToolStatus.FAILED, f"{tool} failed: {text}", error.transient, error.retry_after)
+    transient = isinstance(error, (UpstreamFailed, ConnectionError, TimeoutError))
+    wait = error.retry_after if isinstance(error, UpstreamFailed) else None
+    return ToolResult(
+        ToolStatus.FAILED,
+        f"{tool} failed: {type(error).__name__}: {without_addresses(text, LONGEST_FAILURE)}",
+        transient,
+        wait,
+    )
 
 
 def located(path: Iterable[str | int]) -> str:

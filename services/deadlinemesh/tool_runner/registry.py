@@ -15,19 +15,19 @@ from deadlinemesh.admission import Bulkhead, InUse, Share
 from deadlinemesh.deadline import SYSTEM_CLOCK, Clock
 from deadlinemesh.errors import InvalidRequest, NotFound, Violation, choices, shown
 from deadlinemesh.policy.environment import secret
-from deadlinemesh.policy.model import HttpTool as HttpToolPolicy
-from deadlinemesh.policy.model import Policy, ToolsPolicy
+from deadlinemesh.policy.model import HttpToolPolicy, Policy, ToolsPolicy
 from deadlinemesh.telemetry import Telemetry
-from deadlinemesh.tool_runner.arguments import Arguments
-from deadlinemesh.tool_runner.kinds.connections import Connections, pooled_client
+from deadlinemesh.tool_runner.arguments import ArgumentsReader
+from deadlinemesh.tool_runner.kinds.connections import OriginConnections, pooled_client
 from deadlinemesh.tool_runner.kinds.http import HttpTool
 from deadlinemesh.tool_runner.kinds.process import ProcessTool
 from deadlinemesh.tool_runner.kinds.python import PythonTool
 from deadlinemesh.tool_runner.kinds.url import UrlTemplate
-from deadlinemesh.tool_runner.outcome import Tool, ToolSpec
+from deadlinemesh.tool_runner.outcome import Tool
 from deadlinemesh.tool_runner.tool import definition_of
 from deadlinemesh.tool_runner.workers.keeper import Keeper
 from deadlinemesh.tool_runner.workers.pool import Workers
+from deadlinemesh.vocabulary import ToolSpec
 
 __all__ = ["NotHere", "Registry"]
 
@@ -42,7 +42,7 @@ class NotHere(Violation):
 class _Places:
     """What calls wait for. A tool-runner has them once, whatever its policy: else it would have twice as many during a change."""
 
-    connections: Connections
+    connections: OriginConnections
     workers: Workers
 
 
@@ -73,7 +73,7 @@ class Registry:
         places = None if before is None else before._places
         if places is None:
             bulkhead = partial(Bulkhead, clock=clock, on_wait=None if telemetry is None else telemetry.record)
-            places = _Places(Connections(policy, bulkhead), Workers(policy, bulkhead, keeper, environ))
+            places = _Places(OriginConnections(policy, bulkhead), Workers(policy, bulkhead, keeper, environ))
         violations: list[Violation] = []
         found: dict[str, Tool] = {}
         for field, tool in _candidates(policy.tools, client, places, environ, violations):
@@ -133,11 +133,11 @@ class Registry:
         """Whether there is such a tool, whoever may use it."""
         return name in self._tools
 
-    def tool(self, name: str) -> tuple[Tool, Arguments]:
+    def tool(self, name: str) -> tuple[Tool, ArgumentsReader]:
         """The tool of this name, and its arguments' check."""
         return self._tools[name]
 
-    def find(self, tenant_id: str, name: str) -> tuple[Tool, Arguments]:
+    def find(self, tenant_id: str, name: str) -> tuple[Tool, ArgumentsReader]:
         """A tool and its arguments' check. Raises NotFound, naming the tools that the tenant may use."""
         names = [spec.name for spec in self.specs(tenant_id)]
         if name not in names:
@@ -202,9 +202,9 @@ def _candidates(
             yield field, HttpTool(name, http, url, headers, client, places.connections)
 
 
-def _arguments_of(tool: Tool) -> Arguments:
+def _arguments_of(tool: Tool) -> ArgumentsReader:
     try:
-        return Arguments(tool.spec.arguments_schema)
+        return ArgumentsReader(tool.spec.schema)
     except ValueError as error:
         raise ValueError(f"the arguments of {tool.spec.name} ({tool.origin}): {error}") from error
 
@@ -221,7 +221,7 @@ def _offered(module: ModuleType, workers: Workers) -> Iterator[Tool]:
 def _wrong(http: HttpToolPolicy, url: UrlTemplate) -> Iterator[tuple[str, str]]:
     """What a policy file's own checks find too, for policies that were not made from a file."""
     try:
-        Arguments(http.arguments)
+        ArgumentsReader(http.arguments)
     except ValueError as error:
         yield "arguments", str(error)
     if http.cache_for and not http.idempotent:

@@ -5,23 +5,36 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import AbstractContextManager, aclosing
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
-from deadlinemesh.conversation import LONGEST_ARGUMENTS, LONGEST_CALL_ID
-from deadlinemesh.deadline import SYSTEM_CLOCK, Clock, DeadlineContext, Ledger, Phase, current
-from deadlinemesh.deadline.scope import REPORT_ORPHAN_AFTER
+from deadlinemesh.deadline import SYSTEM_CLOCK, Clock, DeadlineContext, Ledger, current
+from deadlinemesh.deadline.lowlevel import REPORT_ORPHAN_AFTER
 from deadlinemesh.errors import Doomed, NotFound, Shed, Violation, choices, shortened, shown
 from deadlinemesh.policy import Past, Rest
-from deadlinemesh.tool_runner.arguments import Arguments
+from deadlinemesh.tool_runner.arguments import ArgumentsReader
 from deadlinemesh.tool_runner.cache import KeptResults
-from deadlinemesh.tool_runner.outcome import Tool, ToolError, ToolOutcome, ToolSpec, sound
+from deadlinemesh.tool_runner.outcome import Tool, ToolError, failure, invalid_arguments, sound
 from deadlinemesh.tool_runner.registry import Registry
+from deadlinemesh.vocabulary import (
+    LONGEST_ARGUMENTS,
+    LONGEST_CALL_ID,
+    HopSpend,
+    Phase,
+    ToolEvent,
+    ToolFinished,
+    ToolProgress,
+    ToolResult,
+    ToolSpec,
+    ToolStarted,
+    phase_ledger,
+)
+from deadlinemesh.vocabulary.hops import TOOL_RUNNER
 
-__all__ = ["Event", "Finished", "Progressed", "Started", "ToolService"]
+__all__ = ["ToolService"]
 
 _LOG = logging.getLogger("deadlinemesh.tool_runner")
 
@@ -41,34 +54,6 @@ LONG_ARGUMENTS = 8192
 
 MESSAGE_OVERHEAD = 512
 """Bytes of a result message that are not its content, with room to spare."""
-
-
-@dataclass(frozen=True, slots=True)
-class Started:
-    """The wait is over and the tool has begun."""
-
-    queue: float
-    """The wait, in seconds."""
-
-
-@dataclass(frozen=True, slots=True)
-class Progressed:
-    """How far the tool is."""
-
-    fraction: float
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """What came of the call, and where its time went, in seconds."""
-
-    outcome: ToolOutcome
-    elapsed: float
-    spent: Mapping[Phase, float]
-
-
-Event = Started | Progressed | Finished
 
 
 class ToolService:
@@ -100,7 +85,7 @@ class ToolService:
         known = (one for one in chain((self.registry,), self._past) if one.knows(tenant_id))
         return next(known, self.registry).specs(tenant_id)
 
-    def _find(self, name: str) -> tuple[Registry, Tool, Arguments]:
+    def _find(self, name: str) -> tuple[Registry, Tool, ArgumentsReader]:
         """The current tenant's tool, its arguments' check, and the registry that holds it. Raises NotFound."""
         tenant_id = current().tenant_id
         for registry in chain((self.registry,), self._past):
@@ -110,40 +95,40 @@ class ToolService:
         known = choices(one.name for one in self.specs())
         raise NotFound([Violation("name", f"there is no tool {shown(name)}; {known}")])
 
-    async def call(self, name: str, arguments_json: str, call_id: str = "") -> AsyncGenerator[Event, None]:
-        """Run a tool: `Started`, any number of `Progressed`, `Finished`; only `Finished` if its arguments are wrong, or if it
-        was not run because its result was kept.
+    async def call(self, name: str, arguments_json: str, call_id: str = "") -> AsyncGenerator[ToolEvent, None]:
+        """Run a tool: `ToolStarted`, any number of `ToolProgress`, then `ToolFinished`. A call with
+        wrong arguments, or with a kept result, yields only `ToolFinished`.
 
-        A tool's failure is a result. Raises NotFound for an unknown tool, Shed and Doomed where there is no place for it in time; a
-        spent deadline and a cancel pass through.
-        The tool is gone when the generator is closed: use `contextlib.aclosing`.
+        A tool's failure is a result. Raises NotFound for an unknown tool, and Shed or Doomed where no slot
+        comes free in time. A spent deadline and a cancellation pass through. Close the generator, with
+        `contextlib.aclosing`, to end the tool.
         """
         context, call_id = current(), shortened(call_id, LONGEST_CALL_ID)
         most_bytes, kept, longest = self._most_bytes, self._kept, self._longest_arguments
         registry, tool, arguments = self._find(name)
         with registry.in_use:
-            running = _Running(Ledger(self._clock, context.started_at))
+            running = _Running(phase_ledger(self._clock, context.started_at))
             given, violations = await _read(arguments, arguments_json, longest, running)
             found = None
             if kept is not None and not violations:
                 with running.waiting():
-                    found = await kept.find(tool.spec, given)
+                    found = await kept.find(tool, given)
             if violations:
-                outcome = _fitting(ToolOutcome.invalid(name, violations), most_bytes)
+                result = _fitting(invalid_arguments(name, violations), most_bytes)
             elif found is not None:
-                outcome = found
+                result = found
             else:
                 task = asyncio.get_running_loop().create_task(tool.run(given, running), name=f"tool {name} {call_id}")
                 try:
                     async with aclosing(running.events_until(task)) as events:
                         async for event in events:
                             yield event
-                    outcome = _fitting(_outcome_of(task, tool, context, call_id), most_bytes)
+                    result = _fitting(_result_of(task, tool, context, call_id), most_bytes)
                 finally:
                     await _ended(task)
                 if kept is not None:
-                    kept.keep(tool.spec, given, outcome)
-            yield running.finished(outcome)
+                    kept.keep(tool, given, result)
+            yield running.finished(result)
 
     def replace(
         self,
@@ -174,8 +159,10 @@ class ToolService:
         await self.registry.aclose(REPORT_ORPHAN_AFTER)
 
 
-async def _read(arguments: Arguments, text: str, longest: int, running: _Running) -> tuple[dict[str, Any], list[str]]:
-    """As `Arguments.read`, and long ones beside the event loop: a thread that works in Python lets others have their turns."""
+async def _read(
+    arguments: ArgumentsReader, text: str, longest: int, running: _Running
+) -> tuple[dict[str, Any], list[str]]:
+    """Like `ArgumentsReader.read`; long arguments are read in a thread, which shares the interpreter with the event loop."""
     if len(text) > longest:
         return {}, [f"arguments: they have {len(text)} characters; give at most {longest}"]
     if len(text) <= LONG_ARGUMENTS:
@@ -187,19 +174,19 @@ async def _read(arguments: Arguments, text: str, longest: int, running: _Running
 class _Running:
     """The `Call` that a tool sees: what it says of itself becomes events."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger[Phase]) -> None:
         self._ledger = ledger
         self._begun = False
         self._told = 0
         self._told_bytes = 0
         # Room for one more than progress may fill, so that neither `begun` nor the end ever has to wait.
-        self._events: asyncio.Queue[Event | None] = asyncio.Queue(UNREAD_PROGRESS + 1)
+        self._events: asyncio.Queue[ToolEvent | None] = asyncio.Queue(UNREAD_PROGRESS + 1)
 
     def begun(self) -> None:
         if not self._begun:
             self._begun = True
             self._ledger.enter(Phase.TOOL_CALL)  # takes precedence over the queue
-            self._events.put_nowait(Started(self._ledger.spent().get(Phase.TOOL_QUEUE, 0.0)))
+            self._events.put_nowait(ToolStarted(self._ledger.spent().get(Phase.TOOL_QUEUE, 0.0)))
 
     async def progress(self, fraction: float, message: str = "") -> None:
         self.begun()
@@ -210,13 +197,13 @@ class _Running:
             await asyncio.sleep(0)  # no tool waits any longer for it than for what is told
             return
         within = 0.0 if math.isnan(fraction) else min(1.0, max(0.0, fraction))
-        await self._events.put(Progressed(within, text))
+        await self._events.put(ToolProgress(within, text))
 
     def waiting(self) -> AbstractContextManager[None]:
         """The block is part of the wait for the tool to begin."""
         return self._ledger.phase(Phase.TOOL_QUEUE)
 
-    async def events_until(self, task: asyncio.Task[ToolOutcome]) -> AsyncGenerator[Event, None]:
+    async def events_until(self, task: asyncio.Task[ToolResult]) -> AsyncGenerator[ToolEvent, None]:
         """What happens until the tool's task is done."""
         task.add_done_callback(self._wake)
         with self.waiting():
@@ -225,17 +212,17 @@ class _Running:
                 if event is not None:
                     yield event
 
-    def _wake(self, task: asyncio.Task[ToolOutcome]) -> None:
+    def _wake(self, task: asyncio.Task[ToolResult]) -> None:
         # A full queue needs none: its reader is not waiting, and sees that the task is done once it has read all.
         if not self._events.full():
             self._events.put_nowait(None)
 
-    def finished(self, outcome: ToolOutcome) -> Finished:
-        return Finished(outcome, *self._ledger.balance())
+    def finished(self, result: ToolResult) -> ToolFinished:
+        return ToolFinished(result, HopSpend(TOOL_RUNNER, *self._ledger.balance()))
 
 
-def _outcome_of(task: asyncio.Task[ToolOutcome], tool: Tool, context: DeadlineContext, call_id: str) -> ToolOutcome:
-    """The outcome of a task that is done: its own, or a failure's."""
+def _result_of(task: asyncio.Task[ToolResult], tool: Tool, context: DeadlineContext, call_id: str) -> ToolResult:
+    """The result of a task that is done: its own, or a failure's."""
     if task.cancelled():
         own = asyncio.current_task()
         if own is not None and own.cancelling():
@@ -257,10 +244,10 @@ def _outcome_of(task: asyncio.Task[ToolOutcome], tool: Tool, context: DeadlineCo
             context.run_id,
             exc_info=error,
         )
-    return ToolOutcome.failed(tool.spec.name, error)
+    return failure(tool.spec.name, error)
 
 
-async def _ended(task: asyncio.Task[ToolOutcome]) -> None:
+async def _ended(task: asyncio.Task[ToolResult]) -> None:
     """End the tool's task. A cancel that arrives meanwhile goes on at once; the scope still owns the task then."""
     if not task.done():
         if not task.cancelling():  # by its scope: a second time at once would only disturb its closing
@@ -270,11 +257,11 @@ async def _ended(task: asyncio.Task[ToolOutcome]) -> None:
         task.exception()  # seen, so that asyncio does not complain: the caller left and wants no result
 
 
-def _fitting(outcome: ToolOutcome, most_bytes: int) -> ToolOutcome:
-    """The outcome with content that a message can carry."""
-    content = sound(outcome.content)
+def _fitting(result: ToolResult, most_bytes: int) -> ToolResult:
+    """The result with content that a message can carry."""
+    content = sound(result.content)
     encoded = content.encode()
     if len(encoded) > most_bytes:
         mark = f"\n[cut: the result is longer than {most_bytes} bytes]"
         content = encoded[: most_bytes - len(mark)].decode(errors="ignore") + mark
-    return ToolOutcome(outcome.status, content, outcome.transient, outcome.retry_after)
+    return replace(result, content=content)

@@ -1,8 +1,7 @@
-"""`ToolRunnerService`: messages to the domain and back, nothing else."""
+"""The tool-runner behind gRPC: maps messages to the vocabulary and back."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, suppress
 from functools import partial
@@ -16,16 +15,14 @@ from deadlinemesh.policy.model import Policy, ToolsPolicy
 from deadlinemesh.telemetry import Telemetry
 from deadlinemesh.tool_runner.cache import KeptResults, MemoryCache, ResultCache
 from deadlinemesh.tool_runner.kinds.connections import pooled_client
-from deadlinemesh.tool_runner.outcome import ToolSpec
 from deadlinemesh.tool_runner.registry import Registry
-from deadlinemesh.tool_runner.service import Event, Finished, Progressed, Started, ToolService
+from deadlinemesh.tool_runner.service import ToolService
 from deadlinemesh.tool_runner.workers.keeper import Keeper
-from deadlinemesh.transport.messages import hop_spend, microseconds
-from deadlinemesh.v1 import common_pb2, tool_runner_pb2, tool_runner_pb2_grpc
+from deadlinemesh.transport.codec import tool_event_to_wire, tool_spec_to_wire
+from deadlinemesh.v1 import tool_runner_pb2, tool_runner_pb2_grpc
+from deadlinemesh.vocabulary.hops import TOOL_RUNNER
 
-__all__ = ["HOP", "ToolRunnerServicer", "build"]
-
-HOP = "tool-runner"
+__all__ = ["ToolRunnerServicer", "build"]
 
 
 class ToolRunnerServicer(tool_runner_pb2_grpc.ToolRunnerServiceServicer):
@@ -47,12 +44,12 @@ class ToolRunnerServicer(tool_runner_pb2_grpc.ToolRunnerServiceServicer):
     ) -> AsyncIterator[tool_runner_pb2.CallToolResponse]:
         async with aclosing(self.service.call(request.name, request.arguments_json, request.call_id)) as events:
             async for event in events:
-                yield _response(event)
+                yield tool_event_to_wire(event)
 
     async def ListTools(
         self, request: tool_runner_pb2.ListToolsRequest, context: Any
     ) -> tool_runner_pb2.ListToolsResponse:
-        return tool_runner_pb2.ListToolsResponse(tools=[_spec(spec) for spec in self.service.specs()])
+        return tool_runner_pb2.ListToolsResponse(tools=[tool_spec_to_wire(spec) for spec in self.service.specs()])
 
     def prepared(self, policy: Policy) -> GoOver:
         """Make the tools of `policy`. The rest closes the old one's connections. Raises InvalidRequest if they are not right."""
@@ -96,7 +93,7 @@ def build(
         if background is None or (cache is None and not policy.tools.cache_bytes):
             return None
         store = MemoryCache(policy.tools.cache_bytes, clock) if cache is None else cache
-        return KeptResults(store, background, policy.tools, telemetry or Telemetry(), HOP)
+        return KeptResults(store, background, policy.tools, telemetry or Telemetry(), TOOL_RUNNER)
 
     registry_of = partial(
         Registry.from_policy, http_client=http_client, clock=clock, telemetry=telemetry, keeper=keeper
@@ -105,35 +102,3 @@ def build(
         registry_of(policy), policy.limits.message_bytes, clock, keeping(policy), policy.limits.longest_arguments
     )
     return ToolRunnerServicer(service, registry_of, keeping)
-
-
-def _response(event: Event) -> tool_runner_pb2.CallToolResponse:
-    match event:
-        case Started():
-            return tool_runner_pb2.CallToolResponse(
-                started=tool_runner_pb2.ToolStarted(queue_us=microseconds(event.queue))
-            )
-        case Progressed():
-            progress = tool_runner_pb2.ToolProgress(message=event.message, fraction=event.fraction)
-            return tool_runner_pb2.CallToolResponse(progress=progress)
-        case Finished():
-            return tool_runner_pb2.CallToolResponse(result=_result(event))
-
-
-def _result(event: Finished) -> tool_runner_pb2.ToolResult:
-    return tool_runner_pb2.ToolResult(
-        status=f"TOOL_STATUS_{event.outcome.status.name}",
-        content=event.outcome.content,
-        spend=hop_spend(HOP, event.elapsed, event.spent),
-        transient=event.outcome.transient,
-        retry_after_us=microseconds(event.outcome.retry_after or 0.0),
-    )
-
-
-def _spec(spec: ToolSpec) -> common_pb2.ToolSpec:
-    return common_pb2.ToolSpec(
-        name=spec.name,
-        description=spec.description,
-        arguments_schema_json=json.dumps(spec.arguments_schema, ensure_ascii=False),
-        idempotent=spec.idempotent,
-    )

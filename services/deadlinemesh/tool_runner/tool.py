@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import SchemaError
 
-from deadlinemesh.tool_runner.outcome import ToolSpec
+from deadlinemesh.vocabulary import ToolSpec
 
 __all__ = ["Definition", "Progress", "definition_of", "tool"]
 
@@ -47,6 +47,8 @@ class Definition:
     """Validates arguments and converts them to the annotated types. A field's alias is the parameter's name."""
     progress: str | None
     """The parameter that wants a `Progress`; None without one."""
+    cache_for: float = 0.0
+    """Seconds for which a result is kept; 0 keeps none."""
 
     @property
     def blocks(self) -> bool:
@@ -135,7 +137,7 @@ def _define(function: Callable[..., Any], idempotent: bool, cache_for: float) ->
     schema.pop("title", None)
     schema.setdefault("properties", {})
     return Definition(
-        function, ToolSpec(function.__name__, description, schema, idempotent, cache_for), origin, arguments, progress
+        function, ToolSpec(function.__name__, description, schema, idempotent), origin, arguments, progress, cache_for
     )
 
 

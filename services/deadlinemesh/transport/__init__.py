@@ -8,13 +8,13 @@ gates.py          who may enter: what a call says of itself, and the gate of an 
 inbound.py        `DeadlineInterceptor`: context, scope and status of every call
 requests.py       a call's request: read, and refused where it is none
 backlog.py        how late calls are taken up, and so their deadlines here
-answer.py         the context a handler sees: what is sent first is never cut in the middle
+guarded_context.py  a handler's context, whose first sending is never cut
 stragglers.py     calls whose peer does not send, or does not read, and their end
 open_calls.py     calls that need no credential, and how many of them there may be
 peers.py          which connections have shown a known credential
 connections.py    the inbound connections of a server, and which of them are closed
 health.py         the health service
-messages.py       messages that several services speak, to the domain's words and back
+codec/            the vocabulary on the wire
 status.py         errors to gRPC statuses and back
 throttling.py     calls that would be shed over there are shed here
 ended.py          what became of a call, for callbacks

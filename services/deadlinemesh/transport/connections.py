@@ -19,7 +19,7 @@ from urllib.parse import unquote
 from deadlinemesh.deadline import Clock
 from deadlinemesh.transport.peers import Peers
 
-__all__ = ["ConnectionLimits", "Connections"]
+__all__ = ["ConnectionLimits", "ServerConnections"]
 
 LOOK_EVERY_S = 1.0
 """Seconds between two looks at all connections."""
@@ -44,7 +44,7 @@ class ConnectionLimits:
     """How long a stranger's may go without a call, unless it has a `Health/Watch`, where its address has more than FEW."""
 
 
-class Connections:
+class ServerConnections:
     """Closes connections at `port` beyond `limits`, strangers' first. `on_closed(address, why)` is told of each.
 
     Knows only connections on systems with `/proc`; elsewhere it closes none.

@@ -17,8 +17,7 @@ import grpc
 from opentelemetry import trace
 
 from deadlinemesh.deadline import SYSTEM_CLOCK, Background, Clock, DeadlineContext, Orphan, Scope, Scopes
-from deadlinemesh.deadline.lag import Lag, LagWatch
-from deadlinemesh.deadline.scope import outside_any_scope, own_tasks
+from deadlinemesh.deadline.lowlevel import Lag, LagWatch, outside_any_scope, own_tasks
 from deadlinemesh.errors import (
     Draining,
     InternalFailure,
@@ -39,9 +38,9 @@ from deadlinemesh.telemetry import (
     Telemetry,
 )
 from deadlinemesh.transport import wire
-from deadlinemesh.transport.answer import Answer
 from deadlinemesh.transport.connections import plain
 from deadlinemesh.transport.gates import Arrival, Gate
+from deadlinemesh.transport.guarded_context import GuardedContext
 from deadlinemesh.transport.open_calls import OpenCalls, OpenMethod
 from deadlinemesh.transport.peers import REFUSED_CALL, Peers
 from deadlinemesh.transport.requests import Readings, late_request, parser_of, received
@@ -303,7 +302,7 @@ class _Method:
         exchange = Exchange(task, self._name)
         if self._reads:
             hop.stragglers.expect(exchange, Stage.REQUEST, at + hop._request_seconds)
-        answer = Answer(context, exchange, hop.stragglers)
+        answer = GuardedContext(context, exchange, hop.stragglers)
         deadline: DeadlineContext | None = None
         scope: Scope | None = None
         error: MeshError | None = None
@@ -453,7 +452,7 @@ class _Method:
                 )
             )
 
-    async def _refuse(self, error: MeshError, scope: Scope | None, answer: Answer) -> None:
+    async def _refuse(self, error: MeshError, scope: Scope | None, answer: GuardedContext) -> None:
         """End the call with the status of `error`."""
         if scope is not None and scope.caller_left:
             raise asyncio.CancelledError from error  # nobody is there to read a status: grpc.aio lets the call go
@@ -461,7 +460,7 @@ class _Method:
             error.hop = error.hop or self._hop.hop
             await answer.end_with(status_of(error, None if scope is None else scope.context))
 
-    def _answer_for(self, answer: Answer, scope: Scope) -> None:
+    def _answer_for(self, answer: GuardedContext, scope: Scope) -> None:
         """Send the status of a call whose handler will not end: its client must not wait for that."""
         if not answer.done():
             answers = self._hop._answers

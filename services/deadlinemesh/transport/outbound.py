@@ -17,8 +17,7 @@ import grpc
 from opentelemetry import trace
 
 from deadlinemesh.deadline import current
-from deadlinemesh.deadline.context import _HERE
-from deadlinemesh.deadline.scope import current_scope
+from deadlinemesh.deadline.lowlevel import HERE, current_scope
 from deadlinemesh.errors import DeadlineSpent
 from deadlinemesh.transport import wire
 from deadlinemesh.transport.spans import ClientSpans
@@ -138,7 +137,7 @@ class _Multicallable:
             stamped = (*stamped, *span.carrier.items())
         # The tasks that grpc.aio has at work for a call end with the call. Cancelled instead, they would never free what the core
         # has given them: it is the call that the scope owns.
-        token = _HERE.set((context, None))
+        token = HERE.set((context, None))
         try:
             call = self._invoke(
                 request,
@@ -153,7 +152,7 @@ class _Multicallable:
                 span.end_unsent(error)
             raise
         finally:
-            _HERE.reset(token)
+            HERE.reset(token)
         if span is not None:
             span.end_with(call)
         if watch is not None:

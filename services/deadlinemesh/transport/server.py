@@ -14,12 +14,10 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from deadlinemesh.deadline import SYSTEM_CLOCK
-from deadlinemesh.deadline.lag import LagWatch
-from deadlinemesh.deadline.scope import outside_any_scope, own_tasks
-from deadlinemesh.deadline.threads import own_threads
+from deadlinemesh.deadline.lowlevel import LagWatch, outside_any_scope, own_tasks, own_threads
 from deadlinemesh.errors import Cause
 from deadlinemesh.transport.channels import KEEPALIVE, open_channel
-from deadlinemesh.transport.connections import ConnectionLimits, Connections
+from deadlinemesh.transport.connections import ConnectionLimits, ServerConnections
 from deadlinemesh.transport.health import Health
 from deadlinemesh.transport.inbound import DeadlineInterceptor
 from deadlinemesh.transport.stragglers import LAST_MESSAGE_S
@@ -127,7 +125,7 @@ class MeshServer:
         await server.start()
         self._lag = self.interceptor.watch_lag()
         self._guard = asyncio.get_running_loop().create_task(
-            Connections(
+            ServerConnections(
                 self.port, settings.connection_limits, self.interceptor.peers, SYSTEM_CLOCK, self.interceptor.closed
             ).guard()
         )

@@ -37,7 +37,7 @@ from deadlinemesh.errors import (
     Violation,
 )
 from deadlinemesh.telemetry.logs import cut
-from deadlinemesh.transport.messages import microseconds
+from deadlinemesh.transport.codec import microseconds
 
 __all__ = ["DOMAIN", "NO_METHOD", "code_of", "error_from", "status_of"]
 

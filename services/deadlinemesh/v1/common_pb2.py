@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x64\x65\x61\x64linemesh/v1/common.proto\x12\x0f\x64\x65\x61\x64linemesh.v1\"E\n\nPhaseSpend\x12%\n\x05phase\x18\x01 \x01(\x0e\x32\x16.deadlinemesh.v1.Phase\x12\x10\n\x08spent_us\x18\x02 \x01(\x03\"X\n\x08HopSpend\x12\x0b\n\x03hop\x18\x01 \x01(\t\x12\x12\n\nelapsed_us\x18\x02 \x01(\x03\x12+\n\x06phases\x18\x03 \x03(\x0b\x32\x1b.deadlinemesh.v1.PhaseSpend\"v\n\x06Ledger\x12\x12\n\ngranted_us\x18\x01 \x01(\x03\x12\x12\n\nelapsed_us\x18\x02 \x01(\x03\x12+\n\x06phases\x18\x03 \x03(\x0b\x32\x1b.deadlinemesh.v1.PhaseSpend\x12\x17\n\x0funattributed_us\x18\x04 \x01(\x03\"]\n\x05Usage\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x03\x12\x15\n\routput_tokens\x18\x02 \x01(\x03\x12\x13\n\x0bmodel_calls\x18\x03 \x01(\x05\x12\x12\n\ntool_calls\x18\x04 \x01(\x05\"<\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x03 \x01(\t\"\x84\x01\n\x07Message\x12#\n\x04role\x18\x01 \x01(\x0e\x32\x15.deadlinemesh.v1.Role\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12-\n\ntool_calls\x18\x03 \x03(\x0b\x32\x19.deadlinemesh.v1.ToolCall\x12\x14\n\x0ctool_call_id\x18\x04 \x01(\t\"`\n\x08ToolSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x1d\n\x15\x61rguments_schema_json\x18\x03 \x01(\t\x12\x12\n\nidempotent\x18\x04 \x01(\x08*\xfa\x01\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\x13\n\x0fPHASE_ADMISSION\x10\x01\x12\x13\n\x0fPHASE_LLM_QUEUE\x10\x02\x12\x19\n\x15PHASE_LLM_FIRST_TOKEN\x10\x03\x12\x14\n\x10PHASE_LLM_STREAM\x10\x04\x12\x14\n\x10PHASE_TOOL_QUEUE\x10\x05\x12\x13\n\x0fPHASE_TOOL_CALL\x10\x06\x12\x17\n\x13PHASE_RETRY_BACKOFF\x10\x07\x12\x14\n\x10PHASE_PROCESSING\x10\x08\x12\x11\n\rPHASE_WRAP_UP\x10\t\x12\x12\n\x0ePHASE_RESPONSE\x10\n*\xdc\x01\n\x05\x43\x61use\x12\x15\n\x11\x43\x41USE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43\x41USE_DEADLINE_SPENT\x10\x01\x12!\n\x1d\x43\x41USE_DEADLINE_SPENT_UPSTREAM\x10\x02\x12\x1a\n\x16\x43\x41USE_CLIENT_CANCELLED\x10\x03\x12\x0e\n\nCAUSE_SHED\x10\x04\x12\x10\n\x0c\x43\x41USE_DOOMED\x10\x05\x12\x12\n\x0e\x43\x41USE_DRAINING\x10\x06\x12\x19\n\x15\x43\x41USE_UPSTREAM_FAILED\x10\x07\x12\x12\n\x0e\x43\x41USE_INTERNAL\x10\x08*_\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03\x12\r\n\tROLE_TOOL\x10\x04*\xab\x01\n\nToolStatus\x12\x1b\n\x17TOOL_STATUS_UNSPECIFIED\x10\x00\x12\x12\n\x0eTOOL_STATUS_OK\x10\x01\x12\x16\n\x12TOOL_STATUS_FAILED\x10\x02\x12!\n\x1dTOOL_STATUS_INVALID_ARGUMENTS\x10\x03\x12\x1c\n\x18TOOL_STATUS_UNKNOWN_TOOL\x10\x04\x12\x13\n\x0fTOOL_STATUS_CUT\x10\x05\x42W\n\x13\x64\x65v.deadlinemesh.v1P\x01Z>deadlinemesh.dev/clients/go/gen/deadlinemesh/v1;deadlinemeshv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x64\x65\x61\x64linemesh/v1/common.proto\x12\x0f\x64\x65\x61\x64linemesh.v1\"E\n\nPhaseSpend\x12%\n\x05phase\x18\x01 \x01(\x0e\x32\x16.deadlinemesh.v1.Phase\x12\x10\n\x08spent_us\x18\x02 \x01(\x03\"X\n\x08HopSpend\x12\x0b\n\x03hop\x18\x01 \x01(\t\x12\x12\n\nelapsed_us\x18\x02 \x01(\x03\x12+\n\x06phases\x18\x03 \x03(\x0b\x32\x1b.deadlinemesh.v1.PhaseSpend\"v\n\x06Ledger\x12\x12\n\ngranted_us\x18\x01 \x01(\x03\x12\x12\n\nelapsed_us\x18\x02 \x01(\x03\x12+\n\x06phases\x18\x03 \x03(\x0b\x32\x1b.deadlinemesh.v1.PhaseSpend\x12\x17\n\x0funattributed_us\x18\x04 \x01(\x03\"]\n\x05Usage\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x03\x12\x15\n\routput_tokens\x18\x02 \x01(\x03\x12\x13\n\x0bmodel_calls\x18\x03 \x01(\x05\x12\x12\n\ntool_calls\x18\x04 \x01(\x05\".\n\x0cProviderData\x12\x10\n\x08provider\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"r\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x03 \x01(\t\x12\x34\n\rprovider_data\x18\x04 \x01(\x0b\x32\x1d.deadlinemesh.v1.ProviderData\"\xba\x01\n\x07Message\x12#\n\x04role\x18\x01 \x01(\x0e\x32\x15.deadlinemesh.v1.Role\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12-\n\ntool_calls\x18\x03 \x03(\x0b\x32\x19.deadlinemesh.v1.ToolCall\x12\x14\n\x0ctool_call_id\x18\x04 \x01(\t\x12\x34\n\rprovider_data\x18\x05 \x01(\x0b\x32\x1d.deadlinemesh.v1.ProviderData\"`\n\x08ToolSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x1d\n\x15\x61rguments_schema_json\x18\x03 \x01(\t\x12\x12\n\nidempotent\x18\x04 \x01(\x08*\xfa\x01\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\x13\n\x0fPHASE_ADMISSION\x10\x01\x12\x13\n\x0fPHASE_LLM_QUEUE\x10\x02\x12\x19\n\x15PHASE_LLM_FIRST_TOKEN\x10\x03\x12\x14\n\x10PHASE_LLM_STREAM\x10\x04\x12\x14\n\x10PHASE_TOOL_QUEUE\x10\x05\x12\x13\n\x0fPHASE_TOOL_CALL\x10\x06\x12\x17\n\x13PHASE_RETRY_BACKOFF\x10\x07\x12\x14\n\x10PHASE_PROCESSING\x10\x08\x12\x11\n\rPHASE_WRAP_UP\x10\t\x12\x12\n\x0ePHASE_RESPONSE\x10\n*\xdc\x01\n\x05\x43\x61use\x12\x15\n\x11\x43\x41USE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43\x41USE_DEADLINE_SPENT\x10\x01\x12!\n\x1d\x43\x41USE_DEADLINE_SPENT_UPSTREAM\x10\x02\x12\x1a\n\x16\x43\x41USE_CLIENT_CANCELLED\x10\x03\x12\x0e\n\nCAUSE_SHED\x10\x04\x12\x10\n\x0c\x43\x41USE_DOOMED\x10\x05\x12\x12\n\x0e\x43\x41USE_DRAINING\x10\x06\x12\x19\n\x15\x43\x41USE_UPSTREAM_FAILED\x10\x07\x12\x12\n\x0e\x43\x41USE_INTERNAL\x10\x08*_\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03\x12\r\n\tROLE_TOOL\x10\x04*\xab\x01\n\nToolStatus\x12\x1b\n\x17TOOL_STATUS_UNSPECIFIED\x10\x00\x12\x12\n\x0eTOOL_STATUS_OK\x10\x01\x12\x16\n\x12TOOL_STATUS_FAILED\x10\x02\x12!\n\x1dTOOL_STATUS_INVALID_ARGUMENTS\x10\x03\x12\x1c\n\x18TOOL_STATUS_UNKNOWN_TOOL\x10\x04\x12\x13\n\x0fTOOL_STATUS_CUT\x10\x05\x42W\n\x13\x64\x65v.deadlinemesh.v1P\x01Z>deadlinemesh.dev/clients/go/gen/deadlinemesh/v1;deadlinemeshv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,14 +32,14 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'deadlinemesh.v1.common_pb2'
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\023dev.deadlinemesh.v1P\001Z>deadlinemesh.dev/clients/go/gen/deadlinemesh/v1;deadlinemeshv1'
-  _globals['_PHASE']._serialized_start=721
-  _globals['_PHASE']._serialized_end=971
-  _globals['_CAUSE']._serialized_start=974
-  _globals['_CAUSE']._serialized_end=1194
-  _globals['_ROLE']._serialized_start=1196
-  _globals['_ROLE']._serialized_end=1291
-  _globals['_TOOLSTATUS']._serialized_start=1294
-  _globals['_TOOLSTATUS']._serialized_end=1465
+  _globals['_PHASE']._serialized_start=877
+  _globals['_PHASE']._serialized_end=1127
+  _globals['_CAUSE']._serialized_start=1130
+  _globals['_CAUSE']._serialized_end=1350
+  _globals['_ROLE']._serialized_start=1352
+  _globals['_ROLE']._serialized_end=1447
+  _globals['_TOOLSTATUS']._serialized_start=1450
+  _globals['_TOOLSTATUS']._serialized_end=1621
   _globals['_PHASESPEND']._serialized_start=49
   _globals['_PHASESPEND']._serialized_end=118
   _globals['_HOPSPEND']._serialized_start=120
@@ -48,10 +48,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LEDGER']._serialized_end=328
   _globals['_USAGE']._serialized_start=330
   _globals['_USAGE']._serialized_end=423
-  _globals['_TOOLCALL']._serialized_start=425
-  _globals['_TOOLCALL']._serialized_end=485
-  _globals['_MESSAGE']._serialized_start=488
-  _globals['_MESSAGE']._serialized_end=620
-  _globals['_TOOLSPEC']._serialized_start=622
-  _globals['_TOOLSPEC']._serialized_end=718
+  _globals['_PROVIDERDATA']._serialized_start=425
+  _globals['_PROVIDERDATA']._serialized_end=471
+  _globals['_TOOLCALL']._serialized_start=473
+  _globals['_TOOLCALL']._serialized_end=587
+  _globals['_MESSAGE']._serialized_start=590
+  _globals['_MESSAGE']._serialized_end=776
+  _globals['_TOOLSPEC']._serialized_start=778
+  _globals['_TOOLSPEC']._serialized_end=874
 # @@protoc_insertion_point(module_scope)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from deadlinemesh.v1 import common_pb2 as deadlinemesh_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x64\x65\x61\x64linemesh/v1/llm_proxy.proto\x12\x0f\x64\x65\x61\x64linemesh.v1\x1a\x1c\x64\x65\x61\x64linemesh/v1/common.proto\"\xc3\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12*\n\x08messages\x18\x02 \x03(\x0b\x32\x18.deadlinemesh.v1.Message\x12(\n\x05tools\x18\x03 \x03(\x0b\x32\x19.deadlinemesh.v1.ToolSpec\x12\x30\n\x0btool_choice\x18\x04 \x01(\x0e\x32\x1b.deadlinemesh.v1.ToolChoice\x12\x19\n\x11max_output_tokens\x18\x05 \x01(\x05\"\x90\x02\n\x10GenerateResponse\x12\x33\n\x07started\x18\x01 \x01(\x0b\x32 .deadlinemesh.v1.GenerateStartedH\x00\x12*\n\x04text\x18\x02 \x01(\x0b\x32\x1a.deadlinemesh.v1.TextDeltaH\x00\x12.\n\ttool_call\x18\x03 \x01(\x0b\x32\x19.deadlinemesh.v1.ToolCallH\x00\x12\x35\n\x08\x66inished\x18\x04 \x01(\x0b\x32!.deadlinemesh.v1.GenerateFinishedH\x00\x12+\n\x07writing\x18\x05 \x01(\x0b\x32\x18.deadlinemesh.v1.WritingH\x00\x42\x07\n\x05\x65vent\"2\n\x0fGenerateStarted\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08queue_us\x18\x02 \x01(\x03\"\x19\n\tTextDelta\x12\x0c\n\x04text\x18\x01 \x01(\t\"\t\n\x07Writing\"\x92\x01\n\x10GenerateFinished\x12-\n\x06reason\x18\x01 \x01(\x0e\x32\x1d.deadlinemesh.v1.FinishReason\x12%\n\x05usage\x18\x02 \x01(\x0b\x32\x16.deadlinemesh.v1.Usage\x12(\n\x05spend\x18\x03 \x01(\x0b\x32\x19.deadlinemesh.v1.HopSpend\"\x13\n\x11ListModelsRequest\"<\n\x12ListModelsResponse\x12&\n\x06models\x18\x01 \x03(\x0b\x32\x16.deadlinemesh.v1.Model\"Q\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\r\n\x05slots\x18\x03 \x01(\x05\x12\x19\n\x11max_output_tokens\x18\x04 \x01(\x05*o\n\nToolChoice\x12\x1b\n\x17TOOL_CHOICE_UNSPECIFIED\x10\x00\x12\x14\n\x10TOOL_CHOICE_AUTO\x10\x01\x12\x14\n\x10TOOL_CHOICE_NONE\x10\x02\x12\x18\n\x14TOOL_CHOICE_REQUIRED\x10\x03*\x9f\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x1c\n\x18\x46INISH_REASON_TOOL_CALLS\x10\x02\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x03\x12 \n\x1c\x46INISH_REASON_CONTENT_FILTER\x10\x04\x32\xbb\x01\n\x0fLlmProxyService\x12Q\n\x08Generate\x12 .deadlinemesh.v1.GenerateRequest\x1a!.deadlinemesh.v1.GenerateResponse0\x01\x12U\n\nListModels\x12\".deadlinemesh.v1.ListModelsRequest\x1a#.deadlinemesh.v1.ListModelsResponseBW\n\x13\x64\x65v.deadlinemesh.v1P\x01Z>deadlinemesh.dev/clients/go/gen/deadlinemesh/v1;deadlinemeshv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x64\x65\x61\x64linemesh/v1/llm_proxy.proto\x12\x0f\x64\x65\x61\x64linemesh.v1\x1a\x1c\x64\x65\x61\x64linemesh/v1/common.proto\"\xc3\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12*\n\x08messages\x18\x02 \x03(\x0b\x32\x18.deadlinemesh.v1.Message\x12(\n\x05tools\x18\x03 \x03(\x0b\x32\x19.deadlinemesh.v1.ToolSpec\x12\x30\n\x0btool_choice\x18\x04 \x01(\x0e\x32\x1b.deadlinemesh.v1.ToolChoice\x12\x19\n\x11max_output_tokens\x18\x05 \x01(\x05\"\x90\x02\n\x10GenerateResponse\x12\x33\n\x07started\x18\x01 \x01(\x0b\x32 .deadlinemesh.v1.GenerateStartedH\x00\x12*\n\x04text\x18\x02 \x01(\x0b\x32\x1a.deadlinemesh.v1.TextDeltaH\x00\x12.\n\ttool_call\x18\x03 \x01(\x0b\x32\x19.deadlinemesh.v1.ToolCallH\x00\x12\x35\n\x08\x66inished\x18\x04 \x01(\x0b\x32!.deadlinemesh.v1.GenerateFinishedH\x00\x12+\n\x07writing\x18\x05 \x01(\x0b\x32\x18.deadlinemesh.v1.WritingH\x00\x42\x07\n\x05\x65vent\"2\n\x0fGenerateStarted\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08queue_us\x18\x02 \x01(\x03\"\x19\n\tTextDelta\x12\x0c\n\x04text\x18\x01 \x01(\t\"\t\n\x07Writing\"\xc8\x01\n\x10GenerateFinished\x12-\n\x06reason\x18\x01 \x01(\x0e\x32\x1d.deadlinemesh.v1.FinishReason\x12%\n\x05usage\x18\x02 \x01(\x0b\x32\x16.deadlinemesh.v1.Usage\x12(\n\x05spend\x18\x03 \x01(\x0b\x32\x19.deadlinemesh.v1.HopSpend\x12\x34\n\rprovider_data\x18\x04 \x01(\x0b\x32\x1d.deadlinemesh.v1.ProviderData\"\x13\n\x11ListModelsRequest\"<\n\x12ListModelsResponse\x12&\n\x06models\x18\x01 \x03(\x0b\x32\x16.deadlinemesh.v1.Model\"Q\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\r\n\x05slots\x18\x03 \x01(\x05\x12\x19\n\x11max_output_tokens\x18\x04 \x01(\x05*o\n\nToolChoice\x12\x1b\n\x17TOOL_CHOICE_UNSPECIFIED\x10\x00\x12\x14\n\x10TOOL_CHOICE_AUTO\x10\x01\x12\x14\n\x10TOOL_CHOICE_NONE\x10\x02\x12\x18\n\x14TOOL_CHOICE_REQUIRED\x10\x03*\x9f\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x1c\n\x18\x46INISH_REASON_TOOL_CALLS\x10\x02\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x03\x12 \n\x1c\x46INISH_REASON_CONTENT_FILTER\x10\x04\x32\xbb\x01\n\x0fLlmProxyService\x12Q\n\x08Generate\x12 .deadlinemesh.v1.GenerateRequest\x1a!.deadlinemesh.v1.GenerateResponse0\x01\x12U\n\nListModels\x12\".deadlinemesh.v1.ListModelsRequest\x1a#.deadlinemesh.v1.ListModelsResponseBW\n\x13\x64\x65v.deadlinemesh.v1P\x01Z>deadlinemesh.dev/clients/go/gen/deadlinemesh/v1;deadlinemeshv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,10 +33,10 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'deadlinemesh.v1.llm_proxy_p
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\023dev.deadlinemesh.v1P\001Z>deadlinemesh.dev/clients/go/gen/deadlinemesh/v1;deadlinemeshv1'
-  _globals['_TOOLCHOICE']._serialized_start=960
-  _globals['_TOOLCHOICE']._serialized_end=1071
-  _globals['_FINISHREASON']._serialized_start=1074
-  _globals['_FINISHREASON']._serialized_end=1233
+  _globals['_TOOLCHOICE']._serialized_start=1014
+  _globals['_TOOLCHOICE']._serialized_end=1125
+  _globals['_FINISHREASON']._serialized_start=1128
+  _globals['_FINISHREASON']._serialized_end=1287
   _globals['_GENERATEREQUEST']._serialized_start=83
   _globals['_GENERATEREQUEST']._serialized_end=278
   _globals['_GENERATERESPONSE']._serialized_start=281
@@ -48,13 +48,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WRITING']._serialized_start=634
   _globals['_WRITING']._serialized_end=643
   _globals['_GENERATEFINISHED']._serialized_start=646
-  _globals['_GENERATEFINISHED']._serialized_end=792
-  _globals['_LISTMODELSREQUEST']._serialized_start=794
-  _globals['_LISTMODELSREQUEST']._serialized_end=813
-  _globals['_LISTMODELSRESPONSE']._serialized_start=815
-  _globals['_LISTMODELSRESPONSE']._serialized_end=875
-  _globals['_MODEL']._serialized_start=877
-  _globals['_MODEL']._serialized_end=958
-  _globals['_LLMPROXYSERVICE']._serialized_start=1236
-  _globals['_LLMPROXYSERVICE']._serialized_end=1423
+  _globals['_GENERATEFINISHED']._serialized_end=846
+  _globals['_LISTMODELSREQUEST']._serialized_start=848
+  _globals['_LISTMODELSREQUEST']._serialized_end=867
+  _globals['_LISTMODELSRESPONSE']._serialized_start=869
+  _globals['_LISTMODELSRESPONSE']._serialized_end=929
+  _globals['_MODEL']._serialized_start=931
+  _globals['_MODEL']._serialized_end=1012
+  _globals['_LLMPROXYSERVICE']._serialized_start=1290
+  _globals['_LLMPROXYSERVICE']._serialized_end=1477
 # @@protoc_insertion_point(module_scope)

@@ -79,14 +79,16 @@ class Writing(_message.Message):
     def __init__(self) -> None: ...
 
 class GenerateFinished(_message.Message):
-    __slots__ = ("reason", "usage", "spend")
+    __slots__ = ("reason", "usage", "spend", "provider_data")
     REASON_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
     SPEND_FIELD_NUMBER: _ClassVar[int]
+    PROVIDER_DATA_FIELD_NUMBER: _ClassVar[int]
     reason: FinishReason
     usage: _common_pb2.Usage
     spend: _common_pb2.HopSpend
-    def __init__(self, reason: _Optional[_Union[FinishReason, str]] = ..., usage: _Optional[_Union[_common_pb2.Usage, _Mapping]] = ..., spend: _Optional[_Union[_common_pb2.HopSpend, _Mapping]] = ...) -> None: ...
+    provider_data: _common_pb2.ProviderData
+    def __init__(self, reason: _Optional[_Union[FinishReason, str]] = ..., usage: _Optional[_Union[_common_pb2.Usage, _Mapping]] = ..., spend: _Optional[_Union[_common_pb2.HopSpend, _Mapping]] = ..., provider_data: _Optional[_Union[_common_pb2.ProviderData, _Mapping]] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
     __slots__ = ()

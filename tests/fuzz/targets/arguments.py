@@ -8,8 +8,8 @@ from functools import lru_cache
 from tests.fuzz.reading import json_lines
 
 from deadlinemesh.errors import MOST_VIOLATIONS
-from deadlinemesh.tool_runner.arguments import LONGEST_VIOLATION, Arguments
-from deadlinemesh.tool_runner.outcome import ToolOutcome
+from deadlinemesh.tool_runner.arguments import LONGEST_VIOLATION, ArgumentsReader
+from deadlinemesh.tool_runner.outcome import invalid_arguments
 
 JSON_LINES = True
 MOST_CHARACTERS = LONGEST_VIOLATION + 100
@@ -26,7 +26,7 @@ def target(data: bytes) -> None:
     assert isinstance(given, dict)
     assert len(violations) <= MOST_VIOLATIONS + 1, len(violations)
     assert all(len(one) <= MOST_CHARACTERS for one in violations)
-    ToolOutcome.invalid("look", violations)
+    invalid_arguments("look", violations)
     if not violations:
         # As the worker is told them, they are as good.
         assert arguments.read(json.dumps(given, allow_nan=False)) == (given, [])
@@ -34,9 +34,9 @@ def target(data: bytes) -> None:
 
 
 @lru_cache(maxsize=64)
-def _compiled(schema: str) -> Arguments | None:
+def _compiled(schema: str) -> ArgumentsReader | None:
     try:
         read = json.loads(schema)
-        return Arguments(read) if isinstance(read, dict) else None
+        return ArgumentsReader(read) if isinstance(read, dict) else None
     except (ValueError, RecursionError):
         return None

@@ -8,15 +8,15 @@ from tests.fuzz.reading import json_lines
 from tests.fuzz.targets.sse import PROVIDERS, check
 
 from deadlinemesh.errors import UpstreamFailed
-from deadlinemesh.llm_proxy.conversation import Event, TextDelta, TurnEnded
 from deadlinemesh.llm_proxy.providers.deltas import Completion
+from deadlinemesh.vocabulary import ModelEvent, TextDelta, TurnFinished
 
 JSON_LINES = True
 
 
 def target(data: bytes) -> None:
     completion = Completion(7)
-    events: list[Event] = []
+    events: list[ModelEvent] = []
     sent = 0
     try:
         with PROVIDERS["native"]._failures():
@@ -29,5 +29,5 @@ def target(data: bytes) -> None:
         assert len(str(failed)) < 2000, len(str(failed))
     check(events)
     assert sum(len(event.text) for event in events if isinstance(event, TextDelta)) <= len(data)
-    if events and isinstance(events[-1], TurnEnded):
+    if events and isinstance(events[-1], TurnFinished):
         assert completion.is_answered

@@ -9,7 +9,15 @@ from typing import Any
 from google.protobuf import json_format
 from tests.fuzz.reading import json_lines
 
-from deadlinemesh.conversation import (
+from deadlinemesh.errors import InvalidRequest
+from deadlinemesh.llm_proxy.checking import check
+from deadlinemesh.llm_proxy.providers.choosing import spelled_out
+from deadlinemesh.llm_proxy.providers.fitting import fitted
+from deadlinemesh.llm_proxy.servicer import _turn
+from deadlinemesh.transport.codec import add_message, message_from_wire, tool_spec_from_wire, tool_spec_to_wire
+from deadlinemesh.transport.status import status_of
+from deadlinemesh.v1 import common_pb2, llm_proxy_pb2
+from deadlinemesh.vocabulary import (
     LONGEST_ARGUMENTS,
     LONGEST_CALL_ID,
     LONGEST_TOOL_NAME,
@@ -17,19 +25,6 @@ from deadlinemesh.conversation import (
     Role,
     history_violations,
 )
-from deadlinemesh.errors import InvalidRequest
-from deadlinemesh.llm_proxy.conversation import check
-from deadlinemesh.llm_proxy.providers.choosing import spelled_out
-from deadlinemesh.llm_proxy.providers.fitting import fitted
-from deadlinemesh.llm_proxy.servicer import _turn
-from deadlinemesh.transport.messages import (
-    add_message,
-    message_from_wire,
-    tool_spec_from_wire,
-    tool_spec_to_wire,
-)
-from deadlinemesh.transport.status import status_of
-from deadlinemesh.v1 import common_pb2, llm_proxy_pb2
 
 JSON_LINES = True
 ROOM_TOKENS = 200

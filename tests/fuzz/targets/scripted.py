@@ -10,10 +10,10 @@ import random
 
 from tests.fuzz.reading import json_lines
 
-from deadlinemesh.llm_proxy.conversation import Message, Role, ToolCall, ToolChoice, ToolSpec, TurnRequest
 from deadlinemesh.llm_proxy.providers.choosing import asking, choice_schema
 from deadlinemesh.llm_proxy.providers.scripted import _LONGEST_READ, _fingerprint, _say
-from deadlinemesh.tool_runner.arguments import Arguments
+from deadlinemesh.tool_runner.arguments import ArgumentsReader
+from deadlinemesh.vocabulary import Message, Role, ToolCall, ToolChoice, ToolSpec, TurnRequest
 
 JSON_LINES = True
 NAMES = ("search_documents", "wait", "calculate", "lookup_customer")
@@ -34,7 +34,7 @@ def target(data: bytes) -> None:
 
 def _is_offered(schema: dict[str, object]) -> bool:
     try:
-        Arguments(schema)
+        ArgumentsReader(schema)
     except (ValueError, RecursionError):
         return False
     return isinstance(schema.get("properties", {}), dict)

@@ -18,20 +18,20 @@ import httpx2
 from tests.fuzz.reading import run
 
 from deadlinemesh.errors import Shed, UpstreamFailed
-from deadlinemesh.llm_proxy.conversation import (
-    Event,
+from deadlinemesh.llm_proxy.providers import openai
+from deadlinemesh.policy.model import OpenAIModel
+from deadlinemesh.transport.codec import turn_event_to_wire
+from deadlinemesh.vocabulary import (
     Message,
+    ModelEvent,
     Role,
     TextDelta,
-    ToolCallReady,
+    ToolCall,
     ToolChoice,
     ToolSpec,
-    TurnEnded,
+    TurnFinished,
     TurnRequest,
 )
-from deadlinemesh.llm_proxy.providers import openai
-from deadlinemesh.llm_proxy.servicer import _response
-from deadlinemesh.policy.model import OpenAIModel
 
 MOST_CHARACTERS = 2000
 """Of what is said of a provider's failure, whatever it has written itself."""
@@ -86,7 +86,7 @@ def target(data: bytes) -> None:
 
 
 async def _read(provider: openai.OpenAIProvider) -> None:
-    events: list[Event] = []
+    events: list[ModelEvent] = []
     try:
         async with aclosing(provider.stream(HELLO)) as stream:
             async for event in stream:
@@ -95,23 +95,23 @@ async def _read(provider: openai.OpenAIProvider) -> None:
         assert len(str(failed)) <= MOST_CHARACTERS, len(str(failed))
         assert failed.retry_after is None or failed.retry_after >= 0
     else:
-        assert isinstance(events[-1], TurnEnded)
+        assert isinstance(events[-1], TurnFinished)
     check(events)
 
 
-def check(events: list[Event]) -> None:
+def check(events: list[ModelEvent]) -> None:
     """The events are such as a turn may have, and can be sent."""
-    assert not any(isinstance(event, TurnEnded) for event in events[:-1])
+    assert not any(isinstance(event, TurnFinished) for event in events[:-1])
     for event in events:
         match event:
             case TextDelta(text):
                 assert text
-            case ToolCallReady(call):
-                assert call.id
-                assert call.name
-                assert isinstance(json.loads(call.arguments_json), dict)
-        if not isinstance(event, TurnEnded):
-            _response(event).SerializeToString()
+            case ToolCall():
+                assert event.id
+                assert event.name
+                assert isinstance(json.loads(event.arguments_json), dict)
+        if not isinstance(event, TurnFinished):
+            turn_event_to_wire(event).SerializeToString()
         else:
             assert 0 <= event.input_tokens < 2**63
             assert 0 <= event.output_tokens < 2**63

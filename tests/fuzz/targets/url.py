@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 from pydantic import ValidationError
 from tests.fuzz.reading import json_lines
 
-from deadlinemesh.policy.model import PLACEHOLDER, HttpTool
+from deadlinemesh.policy.model import PLACEHOLDER, HttpToolPolicy
 from deadlinemesh.tool_runner.kinds.url import UnfitArgument, UrlTemplate
 
 JSON_LINES = True
@@ -24,7 +24,7 @@ _LEADS_ELSEWHERE = re.compile(r"[/\\\x00-\x1f\x7f-\x9f]")
 def target(data: bytes) -> None:
     written, given = (*json_lines(data), None, None)[:2]
     try:
-        url = HttpTool(url=written, description="Looks.").url
+        url = HttpToolPolicy(url=written, description="Looks.").url
     except ValidationError:
         return
     template = UrlTemplate(url)

@@ -10,13 +10,14 @@ from typing import Any
 
 from tests.fuzz.reading import json_lines, run
 
-from deadlinemesh.deadline import DeadlineContext, Ledger, entered
+from deadlinemesh.deadline import DeadlineContext, entered
 from deadlinemesh.deadline.clock import SYSTEM_CLOCK
-from deadlinemesh.tool_runner.outcome import ToolError, ToolOutcome, ToolStatus
-from deadlinemesh.tool_runner.service import Finished, _fitting, _Running
-from deadlinemesh.tool_runner.servicer import _response
+from deadlinemesh.tool_runner.outcome import ToolError, failure
+from deadlinemesh.tool_runner.service import _fitting, _Running
 from deadlinemesh.tool_runner.workers.frames import packed
-from deadlinemesh.tool_runner.workers.worker import Question, Worker
+from deadlinemesh.tool_runner.workers.worker import Worker, WorkerCall
+from deadlinemesh.transport.codec import tool_event_to_wire
+from deadlinemesh.vocabulary import ToolFinished, ToolStatus, phase_ledger
 
 JSON_LINES = True
 MOST_BYTES = 500
@@ -30,16 +31,16 @@ def target(data: bytes) -> None:
 async def _ask(heads: list[dict[str, Any]]) -> None:
     ours, theirs = socket.socketpair()
     worker = Worker(1, "acme", ours, lambda number: worker.gone(-9))
-    call = _Running(Ledger(SYSTEM_CLOCK, 0.0))
+    call = _Running(phase_ledger(SYSTEM_CLOCK, 0.0))
     for head in heads:
         body = head.pop("body", "")
         theirs.sendall(packed(head, str(body).encode(errors="replace")))
     theirs.shutdown(socket.SHUT_WR)
     with theirs, entered(CONTEXT):
         try:
-            answer = await worker.ask(Question("look", "m", "f", {}), call, MOST_BYTES)
+            answer = await worker.ask(WorkerCall("look", "m", "f", {}), call, MOST_BYTES)
         except ToolError as failed:
-            outcome = ToolOutcome.failed("look", failed)
+            outcome = failure("look", failed)
         else:
             outcome = answer.outcome
             assert len(answer.outcome.content.encode()) <= 3 * MOST_BYTES
@@ -49,5 +50,5 @@ async def _ask(heads: list[dict[str, Any]]) -> None:
     while not call._events.empty():
         event = call._events.get_nowait()
         assert event is not None
-        _response(event).SerializeToString()
-    _response(Finished(_fitting(outcome, 10_000), 0.0, {})).SerializeToString()
+        tool_event_to_wire(event).SerializeToString()
+    tool_event_to_wire(ToolFinished(_fitting(outcome, 10_000))).SerializeToString()

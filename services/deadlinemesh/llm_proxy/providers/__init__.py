@@ -8,8 +8,10 @@
       words.py        how words are compared
       wording.py      what is said
     openai.py       any endpoint that speaks OpenAI's chat completions
+      deltas.py       its chunks, put together
       choosing.py     tools for models that ignore `tools`
       fitting.py      histories for models with a small context
+    tokens.py      token counts where a provider gives none
     proxies.py     the proxy that the environment names for an endpoint
     unusable.py    what stands in for a model whose key or proxy cannot be used
 
@@ -22,9 +24,9 @@ import logging
 from collections.abc import AsyncGenerator, Mapping
 from typing import Protocol
 
-from deadlinemesh.llm_proxy.conversation import Event, TurnRequest
 from deadlinemesh.llm_proxy.providers.unusable import Unusable, UnusableProvider
 from deadlinemesh.policy.model import ModelPolicy, ScriptedModel
+from deadlinemesh.vocabulary import ModelEvent, TurnRequest
 
 __all__ = ["Provider", "provider_of", "providers_of"]
 
@@ -34,8 +36,8 @@ _LOG = logging.getLogger("deadlinemesh.llm_proxy")
 class Provider(Protocol):
     """Streams model turns."""
 
-    def stream(self, turn: TurnRequest) -> AsyncGenerator[Event, None]:
-        """One turn, as it is written; the last event is TurnEnded. `turn.max_output_tokens` is positive.
+    def stream(self, turn: TurnRequest) -> AsyncGenerator[ModelEvent, None]:
+        """One turn, as it is written; the last event is TurnFinished, without `spend`. `turn.max_output_tokens` is positive.
 
         Closing the generator, or cancelling the task that iterates it, closes the connection behind it before it
         returns, so that generation stops there too. Raises Shed where the provider refused for load, UpstreamFailed

@@ -9,13 +9,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from deadlinemesh.llm_proxy.conversation import ToolSpec
 from deadlinemesh.llm_proxy.providers import forms
 from deadlinemesh.llm_proxy.providers.names import SOMEBODY, asked_about, called, looked_up
 from deadlinemesh.llm_proxy.providers.words import ACRONYMS, COMMON, name_words, terms
 from deadlinemesh.policy.patterns import TooLong, pattern_of
+from deadlinemesh.vocabulary import ToolSpec
 
-__all__ = ["Arguments", "arguments_of"]
+__all__ = ["PromptArguments", "arguments_of"]
 
 _MOST_ITEMS = 16
 _LED_IN = re.compile(r"\b(?:for|of|in|about|to|from|at|on|by)\s+(?:the\s+)?$", re.IGNORECASE)
@@ -23,14 +23,14 @@ _LED_IN_SMALL = re.compile(r"\b(?:for|of|in|about|from|at)\s+([a-z][\w-]+)")
 
 
 @dataclass(frozen=True, slots=True)
-class Arguments:
+class PromptArguments:
     """`evident` where every required value stood in the clause itself and none was guessed."""
 
     values: dict[str, Any]
     evident: bool
 
 
-def arguments_of(tool: ToolSpec, clause: str, prompt: str, *, must: bool = False) -> Arguments | None:
+def arguments_of(tool: ToolSpec, clause: str, prompt: str, *, must: bool = False) -> PromptArguments | None:
     """The arguments of `tool` as `clause`, a part of `prompt`, gives them: the required ones first.
 
     None where a required one is not to be found; with `must` it is made up.
@@ -53,7 +53,7 @@ def arguments_of(tool: ToolSpec, clause: str, prompt: str, *, must: bool = False
     for name in properties:
         if name not in required and (value := near.value(name, properties[name], required=False)) is not None:
             values[name] = value
-    return Arguments(values, evident and not near.guessed)
+    return PromptArguments(values, evident and not near.guessed)
 
 
 def _assumed(name: str, declared: Mapping[str, Any], clause: str, must: bool) -> Any:

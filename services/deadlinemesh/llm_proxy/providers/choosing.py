@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from deadlinemesh.llm_proxy.conversation import Message, Role, ToolCall, ToolChoice, ToolSpec, TurnRequest
 from deadlinemesh.llm_proxy.providers.deltas import new_call_id
+from deadlinemesh.vocabulary import Message, Role, ToolCall, ToolChoice, ToolSpec, TurnRequest
 
 __all__ = ["asking", "choice_schema", "chosen", "spelled_out"]
 

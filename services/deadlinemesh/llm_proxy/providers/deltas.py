@@ -9,17 +9,17 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
-from deadlinemesh.conversation import LONGEST_ARGUMENTS, LONGEST_TOOL_NAME
 from deadlinemesh.errors import UpstreamFailed, shortened
-from deadlinemesh.llm_proxy.conversation import (
-    Event,
+from deadlinemesh.llm_proxy.providers.tokens import estimated_tokens
+from deadlinemesh.vocabulary import (
+    LONGEST_ARGUMENTS,
+    LONGEST_TOOL_NAME,
     FinishReason,
+    ModelEvent,
     TextDelta,
     ToolCall,
-    ToolCallReady,
-    TurnEnded,
+    TurnFinished,
     Writing,
-    estimated_tokens,
 )
 
 __all__ = ["Completion", "new_call_id"]
@@ -76,7 +76,7 @@ class Completion:
         # Some servers send the halves of a surrogate pair in two chunks. Alone no message can hold them.
         self._pairs = codecs.getincrementaldecoder("utf-16-le")("replace")
 
-    def feed(self, chunk: Any) -> Iterator[Event]:
+    def feed(self, chunk: Any) -> Iterator[ModelEvent]:
         """What `chunk`, a ChatCompletionChunk, makes complete. The SDK does not validate chunks, so it may be anything:
         raises AttributeError, TypeError or the like where it is not what it should be.
         """
@@ -97,7 +97,7 @@ class Completion:
         """Whether the model has said all; its provider may have yet to say what that took."""
         return self._reason is not None
 
-    def end(self) -> TurnEnded:
+    def end(self) -> TurnFinished:
         """How it ended. Raises UpstreamFailed where the stream broke off."""
         if self._reason is None or self._reason in _BROKEN_OFF:
             why = f", by its own word {shortened(self._reason, LONGEST_TOOL_NAME)}," if self._reason else ""
@@ -106,16 +106,16 @@ class Completion:
         if self._called and reason is FinishReason.STOP:
             reason = FinishReason.TOOL_CALLS  # several servers say `stop` after tool calls
         counted = self._usage or (self._input_estimate, estimated_tokens("".join(self._written)))
-        return TurnEnded(reason, *counted)
+        return TurnFinished(reason, *counted)
 
-    def _feed_text(self, text: str) -> Iterator[Event]:
+    def _feed_text(self, text: str) -> Iterator[ModelEvent]:
         sound = self._pairs.decode(text.encode("utf-16-le", "surrogatepass"))
         if sound:
             self._written.append(sound)
         for start in range(0, len(sound), _PIECE):
             yield TextDelta(sound[start : start + _PIECE])
 
-    def _feed_call(self, delta: Any) -> Iterator[Event]:
+    def _feed_call(self, delta: Any) -> Iterator[ModelEvent]:
         call = self._open
         # Some servers number every call 0 and tell them apart by their ids only.
         if call is None or delta.index != call.index or (delta.id and call.id and delta.id != call.id):
@@ -134,7 +134,7 @@ class Completion:
                     f"the model asked for {name} with more than {LONGEST_WRITTEN} characters of arguments"
                 )
 
-    def _close_call(self) -> Iterator[Event]:
+    def _close_call(self) -> Iterator[ModelEvent]:
         call, self._open = self._open, None
         if call is None:
             return
@@ -147,7 +147,7 @@ class Completion:
         if complete:
             self._called = True
             self._written += (call.name, arguments)
-            yield ToolCallReady(ToolCall(call.id or new_call_id(), call.name, arguments))
+            yield ToolCall(call.id or new_call_id(), call.name, arguments)
         elif self._reason not in _CUT | _BROKEN_OFF:  # else it is no call, and the reason says so already
             name = shortened(call.name, LONGEST_TOOL_NAME) or "a tool"
             raise UpstreamFailed(f"the model asked for {name} with arguments that are not a JSON object")

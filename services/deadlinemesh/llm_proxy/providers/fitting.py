@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from deadlinemesh.llm_proxy.conversation import Message, Role
+from deadlinemesh.vocabulary import Message, Role
 
 __all__ = ["fitted", "room_for_input", "room_for_output", "tokens_at_most"]
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from deadlinemesh.llm_proxy.conversation import ToolSpec
 from deadlinemesh.llm_proxy.providers.arguments import arguments_of
 from deadlinemesh.llm_proxy.providers.forms import bare, has_its_form, kind_of, plain
 from deadlinemesh.llm_proxy.providers.names import SOMEBODY, asked_about
 from deadlinemesh.llm_proxy.providers.words import GENERIC, name_words, terms
+from deadlinemesh.vocabulary import ToolSpec
 
 __all__ = ["Wish", "wishes"]
 

@@ -20,29 +20,28 @@ from openai import DEFAULT_CONNECTION_LIMITS, AsyncOpenAI, DefaultAsyncHttpxClie
 from openai._streaming import ServerSentEvent, SSEDecoder
 
 from deadlinemesh.errors import Shed, UpstreamFailed, UpstreamRefused, without_addresses
-from deadlinemesh.llm_proxy.conversation import (
-    Event,
-    FinishReason,
-    Message,
-    Role,
-    TextDelta,
-    ToolCallReady,
-    ToolChoice,
-    ToolSpec,
-    TurnEnded,
-    TurnRequest,
-    Writing,
-    estimated_tokens,
-)
 from deadlinemesh.llm_proxy.providers.choosing import asking, choice_schema, chosen, spelled_out
 from deadlinemesh.llm_proxy.providers.deltas import Completion
 from deadlinemesh.llm_proxy.providers.fitting import fitted, room_for_input, room_for_output, tokens_at_most
 from deadlinemesh.llm_proxy.providers.proxies import transport_to
+from deadlinemesh.llm_proxy.providers.tokens import estimated_tokens
 from deadlinemesh.llm_proxy.providers.unusable import MissingKey
 from deadlinemesh.policy.environment import secret
 from deadlinemesh.policy.model import OpenAIModel
 from deadlinemesh.telemetry.logs import cut
 from deadlinemesh.transport.retry_after import retry_after
+from deadlinemesh.vocabulary import (
+    FinishReason,
+    Message,
+    ModelEvent,
+    Role,
+    TextDelta,
+    ToolChoice,
+    ToolSpec,
+    TurnFinished,
+    TurnRequest,
+    Writing,
+)
 
 __all__ = ["OpenAIProvider"]
 
@@ -115,7 +114,7 @@ class OpenAIProvider:
             )
         return cls(model, key)
 
-    async def stream(self, turn: TurnRequest) -> AsyncGenerator[Event, None]:
+    async def stream(self, turn: TurnRequest) -> AsyncGenerator[ModelEvent, None]:
         offers = bool(turn.tools) and turn.tool_choice is not ToolChoice.NONE
         tools = _native(turn) if offers else {}
         room = room_for_input(self._model.context_tokens, turn.max_output_tokens)
@@ -134,25 +133,25 @@ class OpenAIProvider:
     async def aclose(self) -> None:
         await self._client.close()
 
-    async def _choose(self, turn: TurnRequest, messages: Sequence[Message]) -> AsyncGenerator[Event, None]:
+    async def _choose(self, turn: TurnRequest, messages: Sequence[Message]) -> AsyncGenerator[ModelEvent, None]:
         """A choice among the tools, then an answer if it falls on none. `messages` are those of `turn`, made to fit."""
         schema = {"type": "json_schema", "json_schema": {"name": "choice", "schema": choice_schema(turn)}}
         options = {"response_format": schema, "temperature": 0, **_TELL_PROGRESS}
         written: list[str] = []
-        choice: TurnEnded | None = None
+        choice: TurnFinished | None = None
         async with aclosing(self._complete(asking(turn, messages), turn.max_output_tokens, options)) as events:
             async for event in events:
                 match event:
                     case TextDelta(text):
                         yield Writing()
                         written.append(text)
-                    case TurnEnded():
+                    case TurnFinished():
                         choice = event
         assert choice is not None
         call = chosen("".join(written), turn)
         if call is not None:
-            yield ToolCallReady(call)
-            yield TurnEnded(FinishReason.TOOL_CALLS, choice.input_tokens, choice.output_tokens)
+            yield call
+            yield TurnFinished(FinishReason.TOOL_CALLS, choice.input_tokens, choice.output_tokens)
             return
         if turn.tool_choice is ToolChoice.REQUIRED:
             raise UpstreamFailed(f"{self._model.model} was required to choose a tool and chose none")
@@ -160,14 +159,14 @@ class OpenAIProvider:
         async with aclosing(self._complete(spelled_out(messages), left, _TELL_PROGRESS)) as events:
             async for event in events:
                 match event:
-                    case TurnEnded(reason, read, wrote):
-                        yield TurnEnded(reason, choice.input_tokens + read, choice.output_tokens + wrote)
+                    case TurnFinished(reason, read, wrote):
+                        yield TurnFinished(reason, choice.input_tokens + read, choice.output_tokens + wrote)
                     case _:
                         yield event
 
     async def _complete(
         self, messages: Sequence[Message], max_output_tokens: int, options: Mapping[str, Any]
-    ) -> AsyncGenerator[Event, None]:
+    ) -> AsyncGenerator[ModelEvent, None]:
         """One streamed completion. `options` are further fields of the request's body, which go before those of policy."""
         wire = _wire(messages)
         completion = Completion(estimated_tokens(json.dumps([wire, options.get("tools", [])], ensure_ascii=False)))

@@ -14,23 +14,22 @@ import re
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 
-from deadlinemesh.llm_proxy.conversation import (
-    Event,
+from deadlinemesh.llm_proxy.providers.intent import Wish, wishes
+from deadlinemesh.llm_proxy.providers.tokens import estimated_tokens
+from deadlinemesh.llm_proxy.providers.wording import Result, announcement, direct, parsed, summary
+from deadlinemesh.policy.model import ScriptedModel
+from deadlinemesh.vocabulary import (
     FinishReason,
     Message,
+    ModelEvent,
     Role,
     TextDelta,
     ToolCall,
-    ToolCallReady,
     ToolChoice,
-    TurnEnded,
+    TurnFinished,
     TurnRequest,
     Writing,
-    estimated_tokens,
 )
-from deadlinemesh.llm_proxy.providers.intent import Wish, wishes
-from deadlinemesh.llm_proxy.providers.wording import Result, announcement, direct, parsed, summary
-from deadlinemesh.policy.model import ScriptedModel
 
 __all__ = ["ScriptedProvider"]
 
@@ -50,7 +49,7 @@ class ScriptedProvider:
     def __init__(self, model: ScriptedModel) -> None:
         self._model = model
 
-    async def stream(self, turn: TurnRequest) -> AsyncGenerator[Event, None]:
+    async def stream(self, turn: TurnRequest) -> AsyncGenerator[ModelEvent, None]:
         await asyncio.sleep(0)  # before and after: of a long history each takes 10 ms
         fingerprint = _fingerprint(self._model.seed, turn)
         await asyncio.sleep(0)
@@ -74,10 +73,10 @@ class ScriptedProvider:
             yield Writing()
             await self._write(length, chance)
             left -= length
-            yield ToolCallReady(ToolCall(f"call_{fingerprint:016x}_{index}", wish.tool, arguments))
+            yield ToolCall(f"call_{fingerprint:016x}_{index}", wish.tool, arguments)
         if len(pieces) > turn.max_output_tokens:
             reason = FinishReason.LENGTH
-        yield TurnEnded(reason, _tokens_read(turn), turn.max_output_tokens - left)
+        yield TurnFinished(reason, _tokens_read(turn), turn.max_output_tokens - left)
 
     async def aclose(self) -> None:
         """Nothing is held."""

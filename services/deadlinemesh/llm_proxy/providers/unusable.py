@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 
 from deadlinemesh.errors import UpstreamRefused
-from deadlinemesh.llm_proxy.conversation import Event, TurnRequest
+from deadlinemesh.vocabulary import ModelEvent, TurnRequest
 
 __all__ = ["MissingKey", "Unusable", "UnusableProvider"]
 
@@ -27,7 +27,7 @@ class UnusableProvider:
     def __init__(self, model: str) -> None:
         self.model = model
 
-    async def stream(self, turn: TurnRequest) -> AsyncGenerator[Event, None]:
+    async def stream(self, turn: TurnRequest) -> AsyncGenerator[ModelEvent, None]:
         raise UpstreamRefused(f"model {self.model} cannot be used here; the llm-proxy's log says why")
         yield  # unreachable: it makes this a generator
 

@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from deadlinemesh.deadline.scope import outside_any_scope
+from deadlinemesh.deadline.lowlevel import outside_any_scope
 
 __all__ = ["cancelled_once"]
 

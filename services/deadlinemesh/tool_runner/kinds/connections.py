@@ -22,7 +22,7 @@ import httpx
 from deadlinemesh.admission import Bulkhead, Share
 from deadlinemesh.policy.model import Policy, ToolsPolicy
 
-__all__ = ["Connections", "pooled_client"]
+__all__ = ["OriginConnections", "pooled_client"]
 
 
 def pooled_client(tools: ToolsPolicy) -> httpx.AsyncClient:
@@ -37,7 +37,7 @@ def pooled_client(tools: ToolsPolicy) -> httpx.AsyncClient:
     )
 
 
-class Connections:
+class OriginConnections:
     """The connections to each origin. `bulkhead` makes one's, given its name and its bounds."""
 
     def __init__(self, policy: Policy, bulkhead: Callable[..., Bulkhead]) -> None:

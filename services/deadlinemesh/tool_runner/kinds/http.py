@@ -17,14 +17,15 @@ from typing import Any
 import httpx
 
 from deadlinemesh.deadline import current
-from deadlinemesh.policy.model import HttpTool as HttpToolPolicy
+from deadlinemesh.policy.model import HttpToolPolicy
 from deadlinemesh.telemetry.logs import cut
 from deadlinemesh.tool_runner.kinds.cancelled_once import cancelled_once
-from deadlinemesh.tool_runner.kinds.connections import Connections
+from deadlinemesh.tool_runner.kinds.connections import OriginConnections
 from deadlinemesh.tool_runner.kinds.url import UnfitArgument, UrlTemplate, as_text
-from deadlinemesh.tool_runner.outcome import Call, Tool, ToolOutcome, ToolSpec, ToolStatus, sound
+from deadlinemesh.tool_runner.outcome import Call, Tool, invalid_arguments, sound
 from deadlinemesh.transport import http_deadline
 from deadlinemesh.transport.retry_after import retry_after
+from deadlinemesh.vocabulary import ToolResult, ToolSpec, ToolStatus
 
 __all__ = ["HttpTool"]
 
@@ -49,10 +50,11 @@ class HttpTool(Tool):
         url: UrlTemplate,
         headers: Mapping[str, str],
         client: httpx.AsyncClient,
-        connections: Connections,
+        connections: OriginConnections,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self.spec = ToolSpec(name, policy.description, policy.arguments, policy.idempotent, policy.cache_for)
+        self.spec = ToolSpec(name, policy.description, policy.arguments, policy.idempotent)
+        self.cache_for = policy.cache_for
         self.origin = f"tools.http.{name}"
         self._policy = policy
         self._url = url
@@ -61,7 +63,7 @@ class HttpTool(Tool):
         self._connections = connections
         self._wall = wall
 
-    async def run(self, arguments: Mapping[str, Any], call: Call) -> ToolOutcome:
+    async def run(self, arguments: Mapping[str, Any], call: Call) -> ToolResult:
         others = {name: value for name, value in arguments.items() if name not in self._url.arguments}
         try:
             url = httpx.URL(self._url.fill(arguments))
@@ -71,7 +73,7 @@ class HttpTool(Tool):
                 # Only where there are some: what the template says is written anew with them.
                 url = url.copy_merge_params(_query(others)) if others else url
         except (UnfitArgument, httpx.InvalidURL) as error:
-            return ToolOutcome.invalid(self.spec.name, [str(error)])
+            return invalid_arguments(self.spec.name, [str(error)])
         async with self._connections.to(self._url.origin).slot(self.spec.name):
             call.begun()
             try:
@@ -85,7 +87,7 @@ class HttpTool(Tool):
                 _LOG.warning("%s: no answer: %s: %s", self.origin, type(error).__name__, cut(error))
                 return self._failed(f"no answer: {type(error).__name__}{about}", transient)
 
-    async def _exchange(self, url: httpx.URL, others: Mapping[str, Any]) -> ToolOutcome:
+    async def _exchange(self, url: httpx.URL, others: Mapping[str, Any]) -> ToolResult:
         headers = dict(self._headers)
         if self._policy.internal:
             headers.update(http_deadline.encode(current().remaining, self._wall()))
@@ -98,7 +100,7 @@ class HttpTool(Tool):
         response = await self._client.send(request, stream=True)
         try:
             if response.is_success:
-                return ToolOutcome(ToolStatus.OK, await _text(response, self._policy.max_response_bytes))
+                return ToolResult(ToolStatus.OK, await _text(response, self._policy.max_response_bytes))
             body = await _text(response, FAILURE_CHARACTERS * 4, mark=False)  # no character has more than 4 bytes
         finally:
             await response.aclose()  # also when cancelled: an unfinished response takes its connection with it
@@ -107,8 +109,8 @@ class HttpTool(Tool):
         wait = retry_after(response.headers, self._wall()) if transient else None
         return self._failed(f"{said}: {body[:FAILURE_CHARACTERS].strip() or 'without a body'}", transient, wait)
 
-    def _failed(self, why: str, transient: bool, wait: float | None = None) -> ToolOutcome:
-        return ToolOutcome(ToolStatus.FAILED, f"{self.spec.name} failed: {why}", transient, wait)
+    def _failed(self, why: str, transient: bool, wait: float | None = None) -> ToolResult:
+        return ToolResult(ToolStatus.FAILED, f"{self.spec.name} failed: {why}", transient, wait)
 
 
 def _query(others: Mapping[str, Any]) -> httpx.QueryParams:

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from deadlinemesh.deadline import current
-from deadlinemesh.tool_runner.outcome import Call, Tool, ToolOutcome
+from deadlinemesh.tool_runner.outcome import Call, Tool
 from deadlinemesh.tool_runner.tool import Definition
 from deadlinemesh.tool_runner.workers.pool import Workers
-from deadlinemesh.tool_runner.workers.worker import Question
+from deadlinemesh.tool_runner.workers.worker import WorkerCall
+from deadlinemesh.vocabulary import ToolResult
 
 __all__ = ["ProcessTool"]
 
@@ -22,12 +23,13 @@ class ProcessTool(Tool):
 
     def __init__(self, definition: Definition, workers: Workers) -> None:
         self.spec = definition.spec
+        self.cache_for = definition.cache_for
         self.origin = definition.origin
         self._workers = workers
 
-    async def run(self, arguments: Mapping[str, Any], call: Call) -> ToolOutcome:
+    async def run(self, arguments: Mapping[str, Any], call: Call) -> ToolResult:
         module, _, function = self.origin.partition(":")
-        answer = await self._workers.ask(Question(self.spec.name, module, function, arguments), call)
+        answer = await self._workers.ask(WorkerCall(self.spec.name, module, function, arguments), call)
         about = (self.spec.name, self.origin, current().tenant_id, current().run_id)
         if answer.traceback:
             _LOG.warning("tool %s (%s) failed: tenant %s, run %s\n%s", *about, answer.traceback)

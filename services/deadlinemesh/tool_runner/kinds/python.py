@@ -10,10 +10,11 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError, to_json, to_jsonable_python
 
-from deadlinemesh.deadline.processes import own_processes
+from deadlinemesh.deadline.lowlevel import own_processes
 from deadlinemesh.errors import MOST_VIOLATIONS
-from deadlinemesh.tool_runner.outcome import Call, Tool, ToolError, ToolOutcome, ToolStatus, located, sound
+from deadlinemesh.tool_runner.outcome import Call, Tool, ToolError, invalid_arguments, located, sound
 from deadlinemesh.tool_runner.tool import Definition
+from deadlinemesh.vocabulary import ToolResult, ToolStatus
 
 __all__ = ["PythonTool", "content_of", "violations_of"]
 
@@ -23,16 +24,17 @@ class PythonTool(Tool):
 
     def __init__(self, definition: Definition) -> None:
         self.spec = definition.spec
+        self.cache_for = definition.cache_for
         self.origin = definition.origin
         self._definition = definition
 
-    async def run(self, arguments: Mapping[str, Any], call: Call) -> ToolOutcome:
+    async def run(self, arguments: Mapping[str, Any], call: Call) -> ToolResult:
         own_processes()
         call.begun()
         try:
             bound = self._definition.bind(arguments)
         except ValidationError as error:
-            return ToolOutcome.invalid(self.spec.name, violations_of(error))
+            return invalid_arguments(self.spec.name, violations_of(error))
         if self._definition.progress is not None:
             bound[self._definition.progress] = call.progress
         try:
@@ -40,7 +42,7 @@ class PythonTool(Tool):
         except SystemExit as error:
             # asyncio would let it end the whole process, with every other tenant's calls.
             raise ToolError(f"{self.spec.name} tried to exit the process") from error
-        return ToolOutcome(ToolStatus.OK, content_of(answer))
+        return ToolResult(ToolStatus.OK, content_of(answer))
 
 
 def content_of(answer: Any) -> str:

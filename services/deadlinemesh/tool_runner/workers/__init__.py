@@ -8,7 +8,7 @@
     confinement.py   what a worker may not do: user, capabilities, Landlock, memory that others cannot read
     folders.py       the workers' private folders, also those that a killed tool-runner left
     marks.py         how all that a process has started is found when it is dead
-    leftovers.py     whose it is what dead workers have left
+    inherited.py     processes left by dead workers, attributed to them
     frames.py        how both ends of a worker's socket talk
 
 The tool-runner itself never forks, since gRPC's threads would not survive it. It starts one small process, the keeper, which has no

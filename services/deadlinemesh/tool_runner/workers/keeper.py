@@ -17,7 +17,7 @@ from functools import partial
 from itertools import count
 from typing import Protocol
 
-from deadlinemesh.deadline.scope import outside_any_scope
+from deadlinemesh.deadline.lowlevel import outside_any_scope
 from deadlinemesh.tool_runner.workers.folders import Folders
 from deadlinemesh.tool_runner.workers.keeper_main import CLOSE, COMMAND, ENDED, KILL, OBEYED, READY, REPORT, START
 from deadlinemesh.tool_runner.workers.marks import kill_marked, new_mark, own_mark, reap
@@ -56,7 +56,7 @@ _NEEDED = re.compile(
 """The environment variables that keeper and workers have. The workers also have those that policy names."""
 
 
-class Process(Protocol):
+class KeeperProcess(Protocol):
     """What a keeper runs in, as `subprocess.Popen` has it."""
 
     @property
@@ -67,7 +67,7 @@ class Process(Protocol):
 
 def _launched(
     control: socket.socket, mark: int, folder: str | None = None, uids: tuple[int, int] | None = None
-) -> Process:
+) -> KeeperProcess:
     """A process that keeps workers for the other end of `control`. It takes `mark`, gives each worker a folder in `folder`, and a
     user of `uids` where it may; without them neither.
     """
@@ -99,7 +99,7 @@ class Keeper:
 
     def __init__(
         self,
-        launched: Callable[[socket.socket, int], Process] | None = None,
+        launched: Callable[[socket.socket, int], KeeperProcess] | None = None,
         uids: tuple[int, int] | None = WORKER_UIDS,
     ) -> None:
         self.lost = False

@@ -39,7 +39,7 @@ from deadlinemesh.tool_runner.workers.confinement import (
     prctl,
     usable_by,
 )
-from deadlinemesh.tool_runner.workers.leftovers import Leftovers
+from deadlinemesh.tool_runner.workers.inherited import Leftovers
 from deadlinemesh.tool_runner.workers.marks import kill_marked, mark_process
 
 __all__ = ["CLOSE", "COMMAND", "ENDED", "KILL", "OBEYED", "READY", "REPORT", "START", "main"]

@@ -17,7 +17,7 @@ from deadlinemesh.deadline import current
 from deadlinemesh.policy.model import Policy
 from deadlinemesh.tool_runner.outcome import Call
 from deadlinemesh.tool_runner.workers.keeper import Keeper
-from deadlinemesh.tool_runner.workers.worker import Answer, Question, Worker
+from deadlinemesh.tool_runner.workers.worker import Worker, WorkerCall, WorkerReply
 
 __all__ = ["Workers"]
 
@@ -65,7 +65,7 @@ class Workers:
         """Start what the first call would otherwise have to wait for. Raises OSError where that is not possible."""
         self._kept()
 
-    async def ask(self, question: Question, call: Call) -> Answer:
+    async def ask(self, question: WorkerCall, call: Call) -> WorkerReply:
         """Call a function in a worker of the current tenant.
 
         Waits for a slot on the current context's time. Cancelled, it ends the worker at once, and returns when the process is

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from deadlinemesh.deadline import current
-from deadlinemesh.tool_runner.outcome import Call, ToolError, ToolOutcome, ToolStatus
+from deadlinemesh.tool_runner.outcome import Call, ToolError
 from deadlinemesh.tool_runner.workers.frames import Broken, packed, receive
+from deadlinemesh.vocabulary import ToolResult, ToolStatus
 
-__all__ = ["Answer", "Question", "Worker"]
+__all__ = ["Worker", "WorkerCall", "WorkerReply"]
 
 _LOG = logging.getLogger("deadlinemesh.tool_runner")
 
@@ -25,7 +26,7 @@ PATIENCE = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class WorkerCall:
     """Which function a worker is to call, with what."""
 
     tool: str
@@ -35,10 +36,10 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class WorkerReply:
     """What came of a call in a worker, and what it says about the worker."""
 
-    outcome: ToolOutcome
+    outcome: ToolResult
     traceback: str
     """Of an exception that is no `ToolError`; for the log."""
     left: str
@@ -65,7 +66,7 @@ class Worker:
         self._kill = kill
         sock.setblocking(False)
 
-    async def ask(self, question: Question, call: Call, most_bytes: int) -> Answer:
+    async def ask(self, question: WorkerCall, call: Call, most_bytes: int) -> WorkerReply:
         """Have the function called, and tell `call` what happens meanwhile. The answer is cut after `most_bytes`.
 
         Raises ToolError if the worker ends before it has answered. Whoever leaves early must end the worker.
@@ -157,12 +158,12 @@ def _in_words(code: int | None) -> str:
         return f"was killed by signal {-code}"
 
 
-def _answer(said: Mapping[str, Any], body: bytes) -> Answer:
+def _answer(said: Mapping[str, Any], body: bytes) -> WorkerReply:
     retry_after = said["retry_after"]
-    outcome = ToolOutcome(
+    outcome = ToolResult(
         ToolStatus(said["status"]),
         body.decode("utf-8", "replace"),  # it may have been cut in the middle of a character
         bool(said["transient"]),
         None if retry_after is None else float(retry_after),
     )
-    return Answer(outcome, str(said["traceback"]), str(said["left"]), int(said["memory_bytes"]))
+    return WorkerReply(outcome, str(said["traceback"]), str(said["left"]), int(said["memory_bytes"]))

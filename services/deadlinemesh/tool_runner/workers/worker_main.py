@@ -25,9 +25,10 @@ from pydantic import ValidationError
 
 from deadlinemesh.deadline import DeadlineContext, entered
 from deadlinemesh.tool_runner.kinds.python import content_of, violations_of
-from deadlinemesh.tool_runner.outcome import ToolError, ToolOutcome, ToolStatus
+from deadlinemesh.tool_runner.outcome import ToolError, failure, invalid_arguments
 from deadlinemesh.tool_runner.tool import Definition, definition_of, tool
 from deadlinemesh.tool_runner.workers.frames import packed, receive_blocking
+from deadlinemesh.vocabulary import ToolResult, ToolStatus
 
 __all__ = ["rehearse", "settle", "work"]
 
@@ -110,11 +111,11 @@ class _Call:
             content,
         )
 
-    def _outcome(self, definition: Definition, arguments: Mapping[str, Any]) -> ToolOutcome:
+    def _outcome(self, definition: Definition, arguments: Mapping[str, Any]) -> ToolResult:
         try:
             bound = definition.bind(arguments)
         except ValidationError as error:
-            return ToolOutcome.invalid(definition.spec.name, violations_of(error))
+            return invalid_arguments(definition.spec.name, violations_of(error))
         if definition.progress is not None:
             bound[definition.progress] = self._progress
         self._send({"kind": "begun"})
@@ -122,15 +123,15 @@ class _Call:
             answer: Any = definition.function(**bound)
         if inspect.isawaitable(answer):
             raise ToolError("it gave an awaitable instead of an answer: declare the tool itself with `async def`")
-        return ToolOutcome(ToolStatus.OK, content_of(answer))
+        return ToolResult(ToolStatus.OK, content_of(answer))
 
-    def _failed(self, error: BaseException) -> ToolOutcome:
+    def _failed(self, error: BaseException) -> ToolResult:
         name = self._head["tool"]
         if isinstance(error, SystemExit):
             error = ToolError("it tried to exit the process")
         if not isinstance(error, ToolError):
             self._trace = "".join(traceback.format_exception(error))[-_TRACEBACK_CHARACTERS:]
-        return ToolOutcome.failed(name, error)
+        return failure(name, error)
 
     def _context(self) -> DeadlineContext:
         """The caller's context."""

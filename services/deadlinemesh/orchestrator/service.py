@@ -1,0 +1,126 @@
+"""What tenants can do with runs: start, find, list and cancel them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from itertools import chain
+
+from deadlinemesh.admission import Bulkhead, Held
+from deadlinemesh.deadline import SYSTEM_CLOCK, Background, Clock, current
+from deadlinemesh.errors import Cause, UpstreamFailed, Violations
+from deadlinemesh.orchestrator.edge import Grant
+from deadlinemesh.orchestrator.events import RunStarted
+from deadlinemesh.orchestrator.execution import Executor
+from deadlinemesh.orchestrator.memory import COPIES, Memory
+from deadlinemesh.orchestrator.planning import RunOrder, check_order
+from deadlinemesh.orchestrator.ports import ModelPort, ToolPort
+from deadlinemesh.orchestrator.run import GROWTH_BYTES, AgentRun
+from deadlinemesh.orchestrator.store import MemoryRunStore, RunStore
+from deadlinemesh.policy import GoOver, Past, Policy, Tenant
+from deadlinemesh.telemetry import Telemetry
+from deadlinemesh.vocabulary.hops import ORCHESTRATOR
+
+__all__ = ["Orchestrator"]
+
+
+class Orchestrator:
+    """The runs of one orchestrator. Each call has been authenticated and granted its budget by the gate."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        background: Background,
+        models: ModelPort,
+        tools: ToolPort,
+        telemetry: Telemetry,
+        clock: Clock = SYSTEM_CLOCK,
+        store: RunStore | None = None,
+    ) -> None:
+        """`background` owns the runs' scopes. Without a `store`, runs are kept in memory."""
+        self._policy = policy
+        self._past: Past[Policy] = Past(clock)
+        self._slots = Bulkhead("runs", policy.admission.runs, clock=clock, on_wait=telemetry.record)
+        self._memory = Memory(policy, telemetry, ORCHESTRATOR)
+        self._store = MemoryRunStore(policy.limits) if store is None else store
+        self._executor = Executor(background, self._slots, models, tools, self._store, telemetry, self._memory.hit)
+        self.prepared(policy)()
+
+    @property
+    def message_bytes(self) -> int:
+        """The largest message, by policy."""
+        return self._policy.limits.message_bytes
+
+    def prepared(self, policy: Policy) -> GoOver:
+        """Begin later runs by `policy`; those at work keep theirs."""
+        return partial(self._reconfigure, policy)
+
+    def _reconfigure(self, policy: Policy) -> None:
+        self._past.keep(self._policy, self._policy, policy)
+        self._policy = policy
+        self._memory.use(policy)
+        self._store.reconfigure(policy.limits)
+        self._slots.resize(policy.admission.runs, shares=policy.shares(), most_waiting=policy.admission.most_waiting)
+
+    def flush(self) -> None:
+        """Archive every run that has ended, now."""
+        self._executor.flush()
+
+    def hold_request(self, grant: Grant, size: int) -> Held:
+        """Charge a request of `size` bytes to the tenant's rate and memory. Raises TooLarge and Shed."""
+        grant.charge(size)
+        return self._memory.request(grant.tenant, size)
+
+    def hold_reply(self, grant: Grant, size: int) -> Held:
+        """Charge a reply of `size` bytes, which may be read slowly. Raises Shed."""
+        grant.charge(size)
+        return self._memory.take(grant.tenant.tenant_id, COPIES * size)
+
+    def start(self, grant: Grant, order: RunOrder, size: int, found: Violations) -> tuple[AgentRun, bool]:
+        """The tenant's run with the order's request id, and True; or a new run for the current call, and False.
+
+        `size` is that of the order's message, in bytes; the run holds as much memory. Raises InvalidRequest
+        for an invalid order, with the violations `found` before, and Shed where memory is short.
+        """
+        check_order(order, found, self._policy.limits.longest_arguments)
+        tenant_id = grant.tenant.tenant_id
+        if order.request_id and (known := self._store.by_request(tenant_id, order.request_id)) is not None:
+            return known, True
+        policy = self._policy_for(grant.tenant)
+        held = self._memory.take(tenant_id, (COPIES - 1) * size + GROWTH_BYTES)
+        here = current()
+        run = AgentRun(
+            here,
+            grant,
+            order.request_id or f"req_{here.run_id[4:]}",
+            self._store.next_number(tenant_id),
+            held,
+            most=policy.limits.run_bytes,
+            on_limit=partial(self._memory.hit, tenant_id),
+        )
+        self._store.claim(run)
+        run.emit(RunStarted())
+        self._executor.start(run, order, policy)
+        return run, False
+
+    def get(self, tenant_id: str, run_id: str) -> AgentRun:
+        """The tenant's run. Raises NotFound."""
+        return self._store.get(tenant_id, run_id)
+
+    def runs(self, tenant_id: str) -> Iterator[AgentRun]:
+        """The tenant's runs, newest first. Not for use across turns of the event loop."""
+        return self._store.of(tenant_id)
+
+    async def cancel(self, tenant_id: str, run_id: str) -> AgentRun:
+        """Stop the tenant's run and wait for its end. Raises NotFound."""
+        run = self._store.get(tenant_id, run_id)
+        run.stop(Cause.CLIENT_CANCELLED)
+        await run.ended()
+        return run
+
+    def _policy_for(self, tenant: Tenant) -> Policy:
+        """The policy that granted the run. A newer one, in force since, may give the tenant less."""
+        for policy in chain((self._policy,), self._past):
+            if tenant.tenant_id in policy.tenants and policy.models.keys() >= set(tenant.models):
+                return policy
+        raise UpstreamFailed("the policy is changing: try again", hop=ORCHESTRATOR)

@@ -1,0 +1,104 @@
+"""A call's context as its handler sees it, with the first sending guarded."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from math import inf
+from typing import Any
+
+import grpc
+
+from deadlinemesh.deadline.lowlevel import HERE, outside_any_scope
+from deadlinemesh.transport.stragglers import Exchange, Stage, Stragglers
+
+__all__ = ["GuardedContext"]
+
+
+class GuardedContext:
+    """Decorates the context that grpc.aio gives a handler.
+
+    What is sent first carries the response's headers, and is never cut in the middle: grpc.aio would take the headers for
+    unsent and send them again with the status, the core would refuse both, and the client would be left without a status.
+    `stragglers` are told, so that a peer that does not read it holds nothing up.
+    """
+
+    __slots__ = ("_context", "_exchange", "_first", "_left", "_opening", "_stragglers")
+
+    def __init__(self, context: Any, exchange: Exchange, stragglers: Stragglers) -> None:
+        self._context = context
+        self._exchange = exchange
+        self._stragglers = stragglers
+        self._first = True
+        self._opening = False
+        self._left: asyncio.Event | None = None
+
+    def write(self, message: Any) -> Coroutine[Any, Any, None]:
+        sending: Coroutine[Any, Any, None] = self._context.write(message)
+        return self._open(sending) if self._first else self._send(sending)
+
+    def send_initial_metadata(self, metadata: Any) -> Coroutine[Any, Any, None]:
+        sending: Coroutine[Any, Any, None] = self._context.send_initial_metadata(metadata)
+        return self._open(sending) if self._first else self._send(sending)
+
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        """As the context's own, which would keep the call in a cycle with itself: it could not be ended by being forgotten."""
+        context = self._context
+        self._exchange.task.add_done_callback(lambda _: callback(context))
+
+    async def end_with(self, status: grpc.Status) -> None:
+        """End the call with `status` once what was sent first has left, unless it has ended by then."""
+        if self._opening:
+            self._left = self._left or asyncio.Event()
+            await self._left.wait()
+        if self._context.done():
+            return
+        try:
+            await self._context.abort_with_status(status)
+        except grpc.aio.AbortError as aborted:
+            # The call keeps it, to raise it again as soon as the handler has returned. Frames in it that know the call would make
+            # a cycle of all that there is of it.
+            aborted.__traceback__ = None
+        except grpc.aio.InternalError:
+            pass  # the peer has left already
+
+    async def _send(self, sending: Coroutine[Any, Any, None]) -> None:
+        self._exchange.sending_since = asyncio.get_running_loop().time()
+        await sending
+        self._exchange.sending_since = inf
+
+    async def _open(self, sending: Coroutine[Any, Any, None]) -> None:
+        self._first, self._opening = False, True
+        self._exchange.sending_since = asyncio.get_running_loop().time()
+        self._stragglers.open(self._exchange)
+        scope = HERE.get()[1]
+        if scope is None or not scope.hold():
+            await self._open_apart(sending)
+            return
+        try:
+            await sending
+            self._exchange.sending_since = inf
+        finally:
+            self._opened()
+            cancelled = scope.let_go()
+        if cancelled:
+            await asyncio.sleep(0)  # which raises it
+
+    async def _open_apart(self, sending: Coroutine[Any, Any, None]) -> None:
+        """For a task whose cancellation no scope can put off: one that the handler has started."""
+        apart = asyncio.get_running_loop().create_task(sending, context=outside_any_scope())
+        self._exchange.apart = apart
+        apart.add_done_callback(self._opened)
+        await asyncio.shield(apart)
+
+    def _opened(self, apart: asyncio.Task[None] | None = None) -> None:
+        self._opening = False
+        if self._exchange.stage is Stage.FIRST_MESSAGE:
+            self._exchange.work()
+        if self._left is not None:
+            self._left.set()
+        if apart is not None and not apart.cancelled():
+            apart.exception()  # nobody may be there to be told
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
