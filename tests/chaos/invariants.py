@@ -17,7 +17,7 @@ from typing import TypeVar
 from tests.chaos.mesh import HIT, RESERVE, ROOM, TENANTS, Scene
 from tests.chaos.processes import Life, alive
 from tests.chaos.provider import Exchange, marked
-from tests.seen import Seen, ledger_violations
+from tests.support.seen import Seen, ledger_violations
 
 from deadlinemesh.deadline.scope import REPORT_ORPHAN_AFTER
 from deadlinemesh.telemetry import CallEnded, CallStarted, Event, OrphanReported, Retried, RunEnded

@@ -23,8 +23,8 @@ from tests.chaos.noise import Noise
 from tests.chaos.processes import GUARD, Life, Service, below, open_files
 from tests.chaos.provider import TOGETHER, Exchange, Outside, Script, ToolUse, Turn
 from tests.chaos.toxics import Fault, Proxy, Toxiproxy, toxiproxy
-from tests.seen import Heard, Seen, cause_of
-from tests.up import environment
+from tests.support.seen import Heard, Seen, cause_of
+from tests.support.up import environment
 
 from deadlinemesh.policy import Policy, hash_key, new_key
 from deadlinemesh.telemetry import CallEnded, Event

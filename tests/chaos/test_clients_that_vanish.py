@@ -17,7 +17,7 @@ from tests.chaos.mesh import HIT, KEEPALIVE, ROOT, Mesh, Plan, Run, Scene
 from tests.chaos.plans import calm, fetches, uses, waits
 from tests.chaos.provider import Script, Turn
 from tests.chaos.toxics import Toxic
-from tests.seen import Seen
+from tests.support.seen import Seen
 
 from deadlinemesh.telemetry import CallEnded
 from deadlinemesh.v1 import orchestrator_pb2

@@ -11,7 +11,7 @@ import pytest
 from tests.chaos.invariants import GONE, INVARIANTS, REPORTED, SOON
 from tests.chaos.mesh import HIT, ROOM, TENANTS
 from tests.chaos.provider import Exchange, word
-from tests.seen import Heard, Seen
+from tests.support.seen import Heard, Seen
 
 from deadlinemesh.policy import default_policy
 from deadlinemesh.telemetry import CallEnded, CallStarted, OrphanReported, Retried, RunEnded

@@ -14,7 +14,7 @@ from opentelemetry.instrumentation.grpc import aio_client_interceptors, aio_serv
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.trace import SpanKind
-from tests.mesh.rpc import begin, serving_plainly, within_bounds
+from tests.support.rpc import begin, serving_plainly, within_bounds
 
 LONG = 60.0
 """Seconds of deadlines that are not meant to pass."""

@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 import pytest
 from tests.hazards.raw import LONG, Swallowing, cured, left_alone, plain, settled, some_round_trips
-from tests.mesh.rpc import (
+from tests.support.rpc import (
     ARITIES,
     STREAMING,
     Asleep,

@@ -26,7 +26,7 @@ from tests.hazards.raw import (
     settled,
     some_round_trips,
 )
-from tests.mesh.rpc import (
+from tests.support.rpc import (
     ARITIES,
     SERVICE,
     STREAMING,

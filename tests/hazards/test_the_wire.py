@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import pytest
 from tests.hazards.raw import LONG, cured, plain
-from tests.mesh.rpc import (
+from tests.support.rpc import (
     ARITIES,
     TOKEN,
     Asleep,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.manifests import BASE, DEDICATED, ROOT, manifests, render
+from tests.support.manifests import BASE, DEDICATED, ROOT, manifests, render
 
 Body = dict[str, Any]
 

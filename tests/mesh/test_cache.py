@@ -58,7 +58,7 @@ class SlowStore(MemoryCache):
 
 def test_a_slow_write_is_its_owners_alone_though_its_run_is_over_and_another_is_on() -> None:
     async def main() -> None:
-        policy = default_policy().model_copy(update={"tools": ToolsPolicy(modules=("tests.mesh.kept_tools",))})
+        policy = default_policy().model_copy(update={"tools": ToolsPolicy(modules=("tests.support.kept_tools",))})
         store = SlowStore()
         mesh = MemoryMesh(
             policy, virtual_time.clock(), providers={name: Asker() for name in policy.models}, cache=store

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
-from tests.mesh.rpc import (
+from tests.support.rpc import (
     ARITIES,
     STREAMING,
     TOKEN,
@@ -22,7 +22,7 @@ from tests.mesh.rpc import (
     methods,
     register,
 )
-from tests.virtual import in_virtual_time, now, with_seconds
+from tests.support.virtual import in_virtual_time, now, with_seconds
 
 from deadlinemesh.deadline import current, entered
 from deadlinemesh.errors import Cause, DeadlineSpentUpstream, NoDeadline, NotFound, Unauthenticated, Violation

@@ -36,7 +36,7 @@ def without_its_tools(policy: Policy) -> Policy:
 
 
 def without_any_of_its_tools(policy: Policy) -> Policy:
-    tools = policy.tools.model_copy(update={"modules": ("tests.mesh.kept_tools",)})
+    tools = policy.tools.model_copy(update={"modules": ("tests.support.kept_tools",)})
     return policy.model_copy(update={"tools": tools})
 
 

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
-from tests.mesh.rpc import GENEROUS, SERVICE, TOKEN, Served, begin, handler, responses, serving, with_seconds
+from tests.support.rpc import GENEROUS, SERVICE, TOKEN, Served, begin, handler, responses, serving, with_seconds
 
 from deadlinemesh.deadline import entered
 from deadlinemesh.errors import Draining

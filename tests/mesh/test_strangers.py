@@ -11,7 +11,7 @@ import grpc
 import pytest
 from benchmarks.hostile.raw_peer import END_STREAM, Kind, RawPeer, frame, literal, message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from tests.mesh.rpc import REQUEST, SERVICE, TOKEN, begin, handler, methods, serving, within_bounds
+from tests.support.rpc import REQUEST, SERVICE, TOKEN, begin, handler, methods, serving, within_bounds
 
 from deadlinemesh.deadline import DeadlineContext
 from deadlinemesh.telemetry import CallRefused, ConnectionClosed, OrphanReported

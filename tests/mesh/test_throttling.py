@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 import pytest
-from tests.mesh.rpc import ARITIES, STREAMING, begin, finish, handler, methods, serving, with_seconds, within_bounds
+from tests.support.rpc import ARITIES, STREAMING, begin, finish, handler, methods, serving, with_seconds, within_bounds
 
 from deadlinemesh.deadline import current, entered
 from deadlinemesh.errors import MeshError, Shed, TooLarge

@@ -7,8 +7,8 @@ from contextlib import nullcontext
 
 import grpc
 import pytest
-from tests.unit.agent_world import QUICK, Tools
-from tests.virtual import in_virtual_time, now, with_seconds
+from tests.support.agent_world import QUICK, Tools
+from tests.support.virtual import in_virtual_time, now, with_seconds
 
 from deadlinemesh.deadline import entered
 from deadlinemesh.errors import MeshError, NotFound, UpstreamFailed, Violation

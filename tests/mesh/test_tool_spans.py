@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from opentelemetry.trace import SpanKind, StatusCode
 from tests.hazards.raw import Spans
-from tests.mesh.rpc import GENEROUS, TOKEN, with_seconds, within_bounds
+from tests.support.rpc import GENEROUS, TOKEN, with_seconds, within_bounds
 
 from deadlinemesh.deadline import SYSTEM_CLOCK, entered
 from deadlinemesh.orchestrator import GrpcTools

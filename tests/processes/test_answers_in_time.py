@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import grpc
-from tests.up import Up
+from tests.support.up import Up
 
 from deadlinemesh.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 

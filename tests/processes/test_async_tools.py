@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 import pytest
 from tests.chaos.processes import GUARD, Service, alive
-from tests.up import environment
+from tests.support.up import environment
 
 from deadlinemesh.deadline import SYSTEM_CLOCK, DeadlineContext, entered
 from deadlinemesh.telemetry import OrphanReported
@@ -32,12 +32,12 @@ POLICY: dict[str, Any] = {
         name: {"tier": "free", "api_keys": [f"sha256:{number:064x}"]} for number, name in enumerate(("acme", "bolt"))
     },
     "models": {"scripted": {"provider": "scripted"}},
-    "tools": {"modules": ["tests.async_tools", "tests.blocking_tools"]},
+    "tools": {"modules": ["tests.support.async_tools", "tests.support.blocking_tools"]},
 }
 
 
 class ToolRunner:
-    """`dmesh serve tool-runner` with the tools of `tests.async_tools`."""
+    """`dmesh serve tool-runner` with the tools of `tests.support.async_tools`."""
 
     def __init__(self, folder: Path, policy: dict[str, Any] = POLICY, **variables: str) -> None:
         (folder / "policy.yaml").write_text(json.dumps(policy))

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.up import dmesh
+from tests.support.up import dmesh
 
 pytestmark = [pytest.mark.processes, pytest.mark.long]
 

@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextman
 from pathlib import Path
 
 import pytest
-from tests.up import GUARD, Up, dmesh, up
+from tests.support.up import GUARD, Up, dmesh, up
 
 from deadlinemesh.client import DeadlineMesh
 from deadlinemesh.errors import DeadlineSpent, DeadlineSpentUpstream, MeshError, UpstreamFailed

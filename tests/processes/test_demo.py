@@ -7,7 +7,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from tests.up import dmesh
+from tests.support.up import dmesh
 
 pytestmark = [pytest.mark.processes, pytest.mark.long]
 

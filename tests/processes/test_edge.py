@@ -10,7 +10,7 @@ from contextlib import aclosing, asynccontextmanager
 
 import grpc
 import pytest
-from tests.up import GUARD, Up
+from tests.support.up import GUARD, Up
 
 from deadlinemesh.client import DeadlineMesh
 from deadlinemesh.errors import Doomed, InvalidRequest, NoDeadline, NotFound, Unauthenticated

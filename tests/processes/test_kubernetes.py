@@ -14,8 +14,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.chaos.processes import Service
-from tests.manifests import BASE, DEDICATED, ROOT, manifests, render
-from tests.up import GUARD
+from tests.support.manifests import BASE, DEDICATED, ROOT, manifests, render
+from tests.support.up import GUARD
 
 from deadlinemesh.client import DeadlineMesh
 from deadlinemesh.errors import Draining, Unauthenticated

@@ -16,7 +16,7 @@ import pytest
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metrics_service_pb2_grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from tests.chaos.processes import Service
-from tests.up import GUARD
+from tests.support.up import GUARD
 
 from deadlinemesh.v1 import common_pb2, llm_proxy_pb2, llm_proxy_pb2_grpc
 

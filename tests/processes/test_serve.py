@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from tests.chaos.processes import Service
-from tests.up import GUARD
+from tests.support.up import GUARD
 
 pytestmark = pytest.mark.processes
 

@@ -68,7 +68,7 @@ class Call:
 
 
 class Runner:
-    """A tool-runner with the tools of `tests.blocking_tools` for three tenants."""
+    """A tool-runner with the tools of `tests.support.blocking_tools` for three tenants."""
 
     def __init__(self, **tools: Any) -> None:
         self.sink = CountingSink()
@@ -142,7 +142,7 @@ def _policy(**tools: Any) -> Policy:
                 for number, name in enumerate(("acme", "bolt", "cora"))
             },
             "models": {"scripted": {"provider": "scripted"}},
-            "tools": {"modules": ["tests.blocking_tools"], **tools},
+            "tools": {"modules": ["tests.support.blocking_tools"], **tools},
         }
     )
 
@@ -288,7 +288,7 @@ async def test_a_traceback_is_logged_here_and_not_told(runner: Runner, caplog: p
     with caplog.at_level(logging.WARNING, "deadlinemesh.tool_runner"):
         await runner.call("fail", how="raise")
     (record,) = caplog.records
-    assert "tests.blocking_tools:fail) failed: tenant acme, run run-1" in record.getMessage()
+    assert "tests.support.blocking_tools:fail) failed: tenant acme, run run-1" in record.getMessage()
     assert 'raise KeyError("secret_line_of_code")' in record.getMessage()
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from tests.up import DMESH, GUARD, Up, dmesh, ended, environment, up
+from tests.support.up import DMESH, GUARD, Up, dmesh, ended, environment, up
 
 from deadlinemesh.client import DeadlineMesh
 from deadlinemesh.errors import MeshError, Unauthenticated
@@ -218,12 +218,12 @@ def up_with(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 @pytest.fixture
 def with_keeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Up]:
     """A mesh to break, with tools that run in processes."""
-    with up_with("tests.blocking_tools", tmp_path, monkeypatch) as mesh:
+    with up_with("tests.support.blocking_tools", tmp_path, monkeypatch) as mesh:
         yield mesh
 
 
 def test_what_a_tool_leaves_holds_up_no_end_and_ends_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with up_with("tests.leaving_tools", tmp_path, monkeypatch) as mesh:
+    with up_with("tests.support.leaving_tools", tmp_path, monkeypatch) as mesh:
         done = mesh.dmesh("run", "Run leave_process", "--json")
         (left,) = re.findall(r"left (\d+)", done.stdout)
         began = time.monotonic()

@@ -13,7 +13,6 @@ from itertools import combinations, pairwise
 from math import inf
 from typing import TypeVar
 
-from tests.seen import MICROSECONDS, Seen, ledger_violations
 from tests.simulation.scenario import (
     HTTP_TOOLS,
     IDEMPOTENT,
@@ -26,6 +25,7 @@ from tests.simulation.scenario import (
 )
 from tests.simulation.upstreams import Work, answered, marked
 from tests.simulation.world import Trace
+from tests.support.seen import MICROSECONDS, Seen, ledger_violations
 
 from deadlinemesh import orchestrator
 from deadlinemesh.deadline import RetryPolicy

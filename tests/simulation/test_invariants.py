@@ -8,7 +8,6 @@ from functools import cache, partial
 from typing import Any
 
 import pytest
-from tests.seen import Heard, Seen
 from tests.simulation import invariants
 from tests.simulation.invariants import INVARIANTS, Invariant
 from tests.simulation.scenario import (
@@ -28,6 +27,7 @@ from tests.simulation.scenario import (
 )
 from tests.simulation.upstreams import Work
 from tests.simulation.world import Trace, play
+from tests.support.seen import Heard, Seen
 
 from deadlinemesh.orchestrator.shortening import cut
 from deadlinemesh.telemetry import CacheWritten, CallEnded, CallStarted, Event, OrphanReported, RunEnded

@@ -22,7 +22,6 @@ from typing import Any
 
 import grpc
 import httpx
-from tests.seen import Heard, Seen, cause_of
 from tests.simulation.scenario import (
     HTTP_TOOLS,
     IDEMPOTENT,
@@ -42,6 +41,7 @@ from tests.simulation.scenario import (
 from tests.simulation.store import SimulatedStore
 from tests.simulation.upstreams import HttpHost, Model, Process, Stage, Work, prompt
 from tests.simulation.workers import SimulatedKeeper
+from tests.support.seen import Heard, Seen, cause_of
 
 from deadlinemesh.errors import Cause
 from deadlinemesh.policy import Policy, default_policy
