@@ -21,6 +21,7 @@ from deadlinemesh.testing.mesh import MemoryMesh
 from deadlinemesh.transport import error_from
 from deadlinemesh.v1 import common_pb2, orchestrator_pb2, orchestrator_pb2_grpc
 from deadlinemesh.vocabulary import FinishReason, ModelEvent, Role, TextDelta, ToolCall, TurnFinished, TurnRequest
+from deadlinemesh.vocabulary.hops import ORCHESTRATOR
 
 FREE, OTHER = "cora", "bolt"
 LONG_TASK = "Run the long task for 20 seconds"
@@ -308,7 +309,7 @@ def test_many_small_pieces_of_text_take_little_and_are_all_told() -> None:
 
 def test_refused_and_early_runs_leave_their_staggered_ends() -> None:
     async def test(client: Client) -> None:
-        (gate,) = (hop._gate for name, hop in client.mesh.hops.items() if name == orchestrator.HOP)
+        (gate,) = (hop._gate for name, hop in client.mesh.hops.items() if name == ORCHESTRATOR)
         for _ in range(50):
             await client.refused(client.run(prompt=""))
             await client.run()

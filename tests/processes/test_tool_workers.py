@@ -250,6 +250,7 @@ async def test_progress_arrives_in_order_and_what_a_tool_prints_disturbs_nothing
     assert (half, whole) == (ToolProgress(0.5, "half"), ToolProgress(1.0, ""))
     assert isinstance(finished, ToolFinished)
     assert finished.result == ToolResult(ToolStatus.OK, "[1,2]")
+    assert finished.spend is not None
     assert set(finished.spend.phases) == {Phase.TOOL_QUEUE, Phase.TOOL_CALL}
 
 
@@ -361,6 +362,7 @@ async def test_more_calls_than_processes_wait_and_their_wait_is_queue_time() -> 
         await waiting.task
         finished = waiting.events[-1]
         assert isinstance(finished, ToolFinished)
+        assert finished.spend is not None
         assert finished.spend.phases[Phase.TOOL_QUEUE] > finished.spend.phases[Phase.TOOL_CALL] > 0
         assert runner.waits == [WaitEnd.GRANTED, WaitEnd.GRANTED]
 

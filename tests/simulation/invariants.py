@@ -27,7 +27,6 @@ from tests.simulation.upstreams import Work, answered, marked
 from tests.simulation.world import Trace
 from tests.support.seen import MICROSECONDS, Seen, ledger_violations
 
-from deadlinemesh import orchestrator
 from deadlinemesh.deadline import RetryPolicy
 from deadlinemesh.deadline.scope import CANCEL_AGAIN_AFTER, REPORT_ORPHAN_AFTER
 from deadlinemesh.orchestrator.shortening import SHARE, cut
@@ -46,6 +45,7 @@ from deadlinemesh.tool_runner.cache import READ_SHARE
 from deadlinemesh.v1 import common_pb2, orchestrator_pb2
 from deadlinemesh.vocabulary import Phase, Role, history_violations
 from deadlinemesh.vocabulary.hops import LLM_PROXY as LLM_PROXY
+from deadlinemesh.vocabulary.hops import ORCHESTRATOR
 from deadlinemesh.vocabulary.hops import TOOL_RUNNER as TOOL_RUNNER
 
 __all__ = ["INVARIANTS", "Invariant"]
@@ -116,12 +116,12 @@ def _late_ends(trace: Trace) -> Iterator[str]:
 def no_deadline_is_later_than_its_parents(trace: Trace) -> Iterator[str]:
     """From the client to the tool, each deadline is at most the one above it and the way that it had to travel."""
     way = trace.scenario.transit + EXACT
-    edge = {event.run_id: event for event in _of(trace, CallStarted) if event.hop == orchestrator.HOP}
+    edge = {event.run_id: event for event in _of(trace, CallStarted) if event.hop == ORCHESTRATOR}
     due = {event.run_id: event.due_at for event in _of(trace, RunEnded)}
     hops: dict[tuple[str, str], list[float]] = defaultdict(list)
     for event in _of(trace, CallStarted):
         hops[event.hop, event.run_id].append(event.deadline_at)
-        if event.hop == orchestrator.HOP or event.run_id not in edge:
+        if event.hop == ORCHESTRATOR or event.run_id not in edge:
             continue
         preparing = event.method.endswith("/ListTools")  # by the call that began the run; all else is the run's own
         parent = edge[event.run_id].deadline_at if preparing else due.get(event.run_id, inf)
@@ -219,7 +219,7 @@ def every_client_is_answered_before_its_own_timer(trace: Trace) -> Iterator[str]
             yield f"{who} was left without an end"
         elif seen.code != "OK" and not seen.cause:
             yield f"{who} got {seen.code}, and nobody told it why"
-        elif seen.code != "OK" and seen.heard and not _stopped(trace, orchestrator.HOP):
+        elif seen.code != "OK" and seen.heard and not _stopped(trace, ORCHESTRATOR):
             yield f"{who} got {seen.code} from a run that had begun"
         elif seen.finished is not None and not seen.finished.answer:
             yield f"{who} got no word of an answer"

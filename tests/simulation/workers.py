@@ -11,8 +11,8 @@ from itertools import count
 from typing import Any
 
 from tests.simulation.scenario import FOR_EVER, Attempt, Attempted
+from tests.simulation.upstreams import Answer as Said
 from tests.simulation.upstreams import Process, Stage
-from tests.simulation.upstreams import WorkerReply as Said
 
 from deadlinemesh.tool_runner.outcome import Call, ToolError
 from deadlinemesh.tool_runner.workers.keeper import Keeper

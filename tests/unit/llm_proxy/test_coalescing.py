@@ -15,7 +15,7 @@ from deadlinemesh.vocabulary import FinishReason, TextDelta, ToolCall, TurnEvent
 
 STARTED = TurnStarted("demo", 0.0)
 CALL = ToolCall("call_1", "search", "{}")
-FINISHED = TurnFinished(TurnFinished(FinishReason.STOP, 1, 1), 0.0, {})
+FINISHED = TurnFinished(FinishReason.STOP, 1, 1)
 
 
 class Turn:

@@ -64,7 +64,7 @@ async def events(of: ToolService, name: str, arguments: str = "") -> list[ToolEv
 async def outcome(of: ToolService, name: str, arguments: str = "") -> ToolResult:
     last = (await events(of, name, arguments))[-1]
     assert isinstance(last, ToolFinished)
-    return last.outcome
+    return last.result
 
 
 @tool
@@ -144,8 +144,9 @@ async def test_the_time_is_told_by_phase_and_adds_up() -> None:
 
     started, finished = await Scopes("tool-runner").open(context(30, clock)).run(collect())
     assert isinstance(started, ToolStarted)
-    assert started.queue == pytest.approx(0.0)
+    assert started.queued == pytest.approx(0.0)
     assert isinstance(finished, ToolFinished)
+    assert finished.spend is not None
     assert finished.spend.phases == {Phase.TOOL_CALL: pytest.approx(2.5)}
     assert finished.spend.elapsed == pytest.approx(2.75)
 
@@ -218,6 +219,7 @@ async def test_wrong_arguments_are_a_result_that_explains_and_the_tool_does_not_
     assert finished.result.status is ToolStatus.INVALID_ARGUMENTS
     assert finished.result.content.startswith("greet was not run, because its arguments are not right:\n- ")
     assert not finished.result.transient
+    assert finished.spend is not None
     assert finished.spend.phases == {}
 
 
