@@ -66,7 +66,7 @@ class CallEnded:
 
 @dataclass(frozen=True, slots=True)
 class CallRefused:
-    """A hop has refused a call at its gate. Its handler never began, and its claims are not
+    """A hop has refused a call at its gate. Its handler never began, and its headers are not
     believed.
     """
 

@@ -4,7 +4,7 @@ wire.py             the metadata of a call, encoded and decoded
 http_deadline.py    the same for HTTP: X-Request-Deadline and X-Request-Timeout-Ms
 retry_after.py      the delay that an HTTP upstream asks for
 outbound.py         `MeshChannel`: stamps each call and ends it with its caller
-gates.py            `Arrival`, the claims of a call, and `MeshGate`, the gate of an inner hop
+gates.py            `Arrival`, an unverified call, and `MeshGate`, the gate of an inner hop
 inbound.py          `DeadlineInterceptor`: context, scope and status of each call
 requests.py         reads a call's request, and refuses bytes that are no message
 crowded.py          refuses messages with too many parts before they are parsed

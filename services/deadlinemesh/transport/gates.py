@@ -1,6 +1,4 @@
-"""The gates of a hop, which believe or refuse a call, and the claims that a call makes in its
-headers.
-"""
+"""The gates of a hop: they believe or refuse each arriving call by its headers."""
 
 from __future__ import annotations
 
@@ -30,7 +28,7 @@ LONGEST_REMEMBERED = 512
 
 
 class Arrival:
-    """An incoming call and its claims. None of them is verified yet."""
+    """An incoming call, described by its own headers. None of them is verified yet."""
 
     __slots__ = (
         "at",
