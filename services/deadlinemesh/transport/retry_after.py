@@ -17,7 +17,8 @@ def retry_after(headers: Mapping[str, str], wall_now: float | None = None) -> fl
     unreadable.
 
     A date is compared with the response's own `Date`, because the same clock wrote both. Without a
-    `Date` it is compared with `wall_now`, our Unix time, if given.
+    `Date` it is compared with `wall_now`, our Unix time, if given. `headers` must find names in
+    lower case, like httpx's.
 
         delay = retry_after(response.headers, time.time())
     """
