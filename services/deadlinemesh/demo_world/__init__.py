@@ -1,13 +1,17 @@
-"""The upstreams of the article, over real HTTP, so that a mesh has something slow to call.
+"""The upstreams of the article, over real HTTP: slow services for a mesh to call.
 
     GET  /crm/customers/{customer}      tenant A's CRM: fast, about 40 ms
-    POST /vector/search                 tenant A's vector database: about 80 ms; {"query": ..., "top_k": ...}
+    POST /vector/search                 tenant A's vector database: about 80 ms;
+                                        {"query": ..., "top_k": ...}
     GET  /market/quotes/{symbol}        tenant B's financial data provider: median 1.2 s, p99 12 s
-    GET  /portfolio/{account}/report    tenant C's internal service: honours the deadline headers, fans out to five
-    GET  /portfolio/parts/{part}/{account}   the five: positions, cash, risk, fees, news
+    GET  /portfolio/{account}/report    tenant C's internal service: honours the deadline
+                                        headers, calls the five parts
+    GET  /portfolio/parts/{part}/{account}
+                                        the five parts: positions, cash, risk, fees, news
     GET  /world/stats                   calls started, ended and abandoned, for each endpoint
 
-A caller that leaves stops its call. Answers and latencies depend on nothing but the seed and the request.
+A call is stopped when its caller disconnects. Answers and latencies depend only on the seed and the
+request.
 
     python -m deadlinemesh.demo_world --port 0
 """

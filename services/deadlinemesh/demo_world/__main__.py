@@ -11,7 +11,7 @@ from deadlinemesh.demo_world.world import DemoWorld
 
 
 async def main() -> None:
-    """Parse the arguments, serve, and return when told to."""
+    """Parse the arguments and serve until a signal arrives."""
     parser = argparse.ArgumentParser(prog="demo_world", description="The upstreams of the article, over HTTP.")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     parser.add_argument("--port", type=int, default=0, help="port to listen on; 0, the default, takes a free one")

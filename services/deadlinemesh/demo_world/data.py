@@ -1,4 +1,6 @@
-"""What the world's endpoints answer: made up, plausible, and always the same for the same request."""
+"""The made-up answers of the world's endpoints: plausible, and always the same for the same
+request.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from typing import Any
 __all__ = ["PARTS", "customer", "part", "quote", "search"]
 
 PARTS = ("positions", "cash", "risk", "fees", "news")
-"""What a portfolio report is made of."""
+"""The parts of a portfolio report."""
 
 _COMPANIES = (
     "Halden Logistics",
@@ -48,7 +50,7 @@ _DOCUMENTS = {
 
 
 def customer(customer_id: str, seed: int) -> dict[str, Any]:
-    """A customer as a CRM knows it."""
+    """A customer as a CRM describes it."""
     draw = random.Random(f"{seed}|customer|{customer_id}")
     return {
         "id": customer_id,
@@ -64,7 +66,7 @@ def customer(customer_id: str, seed: int) -> dict[str, Any]:
 
 
 def search(query: str, top_k: int) -> dict[str, Any]:
-    """The documents most similar to `query`, by the cosine of their word counts."""
+    """The `top_k` documents most similar to `query`, by the cosine of their word counts."""
     wanted = _words(query)
     scores = ((_cosine(wanted, _words(text)), name) for name, text in _DOCUMENTS.items())
     best = sorted(((score, name) for score, name in scores if score > 0), key=lambda hit: (-hit[0], hit[1]))[:top_k]
@@ -89,7 +91,7 @@ def quote(symbol: str, seed: int) -> dict[str, Any]:
 
 
 def part(name: str, account: str, seed: int) -> Any:
-    """One part of a portfolio report. Raises KeyError for a part that is not in PARTS."""
+    """One part of a portfolio report. Raises KeyError for a name that is not in PARTS."""
     draw = random.Random(f"{seed}|{name}|{account}")
     held = random.Random(f"{seed}|held|{account}").sample(_SYMBOLS, 4)
     match name:

@@ -1,4 +1,6 @@
-"""A caller that leaves stops its call. ASGI servers tell the application that it left, and leave the stopping to it."""
+"""Stops a call when its caller disconnects. ASGI servers only report the disconnect to the
+application; it must stop the call itself.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ class StopsWithItsCaller:
             await send({"type": "http.response.body", "body": b""})
 
     def stop_all(self) -> None:
-        """Stop every handler, as if all callers had left; callers that have not are answered with 503."""
+        """Stop every handler, as if all callers had left. Callers that are still connected get a
+        503.
+        """
         for handler in self._handlers:
             handler.cancel()
 

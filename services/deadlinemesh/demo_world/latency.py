@@ -1,4 +1,6 @@
-"""How long the endpoints take. Lognormal, as the latencies of real services are: a long tail and no upper end."""
+"""The latencies of the endpoints. Lognormal, like those of real services: a long tail without an
+upper end.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,15 @@ _P99 = 2.3263478740408408
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """A lognormal distribution, by its median and its 99th percentile in seconds."""
+    """A lognormal distribution, given by its median and its 99th percentile in seconds."""
 
     median: float
     p99: float
 
     def draw(self, endpoint: str, key: str, seed: int) -> float:
-        """Seconds for one request. The same request under the same seed always takes the same."""
+        """Seconds for one request. The same request under the same seed always takes
+        the same time.
+        """
         sigma = math.log(self.p99 / self.median) / _P99
         return self.median * math.exp(sigma * random.Random(f"{seed}|{endpoint}|{key}").gauss(0.0, 1.0))
 

@@ -1,4 +1,4 @@
-"""The world behind a socket."""
+"""Serves the world on a socket."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ __all__ = ["serving"]
 
 
 class _Server(uvicorn.Server):
-    """Without uvicorn's signal handlers and its polling: it is part of a process that has its own."""
+    """A uvicorn server without signal handlers and without polling. Its process has signal handlers
+    of its own.
+    """
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -30,9 +32,10 @@ class _Server(uvicorn.Server):
 
 @asynccontextmanager
 async def serving(world: DemoWorld, *, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
-    """Serve `world` for the block, which is given its URL. Calls that are at work when it ends are stopped.
+    """Context manager. Serves `world` and gives its URL to the block. Calls still running at the
+    block's end are stopped.
 
-    Port 0 takes a free one. Raises OSError when the port is taken.
+    Port 0 takes a free port. Raises OSError if the port is taken.
     """
     listener = socket.create_server((host, port), backlog=1024)
     server = _Server(uvicorn.Config(world.app, log_config=None, access_log=False, lifespan="on", ws="none"))

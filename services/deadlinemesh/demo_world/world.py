@@ -1,4 +1,4 @@
-"""The endpoints, and what is counted of them."""
+"""The endpoints and their call counts."""
 
 from __future__ import annotations
 
@@ -29,22 +29,24 @@ __all__ = ["Calls", "DemoWorld"]
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 ANSWER_RESERVE = 0.05
-"""Seconds that the report holds back for its answer, but never more than a fifth of what it has."""
+"""Seconds that the report holds back for its answer, but at most a fifth of its remaining time."""
 
 
 @dataclass(slots=True)
 class Calls:
-    """Calls of one endpoint. Those that are neither ended nor abandoned are still at work."""
+    """Call counts of one endpoint. Calls that are neither ended nor abandoned are still running."""
 
     started: int = 0
     ended: int = 0
-    """Answered, be it with an error."""
+    """Answered, also with an error."""
     abandoned: int = 0
     """Stopped because the caller left."""
 
 
 class DemoWorld:
-    """An ASGI application. `speed` divides all latencies: 2.0 is twice as fast, `math.inf` answers at once."""
+    """An ASGI application. `speed` divides all latencies: 2.0 is twice as fast, `math.inf` answers
+    at once.
+    """
 
     def __init__(self, *, seed: int = 0, speed: float = 1.0) -> None:
         if not speed > 0:
@@ -64,11 +66,13 @@ class DemoWorld:
         self.app = StopsWithItsCaller(Starlette(routes=routes, lifespan=self._lifespan))
 
     def latency(self, endpoint: str, key: str) -> float:
-        """Seconds that a request takes; `endpoint` is a name in LATENCIES."""
+        """Seconds that a request takes. `endpoint` is a name in LATENCIES."""
         return LATENCIES[endpoint].draw(endpoint, key, self._seed) / self._speed
 
     async def reached(self, endpoint: str, **counts: int) -> None:
-        """Return once the counts of `endpoint` are at least these. For tests in the same process."""
+        """Return once each count of `endpoint` is at least the given one. For tests in the same
+        process.
+        """
         while any(getattr(self.calls[endpoint], name) < count for name, count in counts.items()):
             await self._counted.wait()
 
@@ -156,7 +160,7 @@ class DemoWorld:
                 async with narrowed_at(deadline.absolute_deadline - reserve, "report"):
                     await fetch_all()
             except DeadlineSpent:
-                pass  # what has arrived by now is the answer
+                pass  # answer with the parts that have arrived
         missing = [part for part in data.PARTS if part not in parts]
         return JSONResponse({"account": account, "parts": parts, "missing": missing, "complete": not missing})
 
@@ -170,7 +174,7 @@ class DemoWorld:
 
 
 async def _within_deadline(request: Request, endpoint: Endpoint) -> Response:
-    """Run an endpoint inside the deadline that its request carries, if it carries one."""
+    """Run an endpoint within the deadline of its request, if the request has one."""
     arrived = http_deadline.decode(request.headers, time.time())
     if arrived.remaining is None:
         return await endpoint(request)

@@ -1,8 +1,8 @@
-"""What happened, told once: services record events; sinks turn them into logs, lines and metrics.
+"""Events: services record each one once, and sinks turn them into logs, lines and metrics.
 
-events.py       the events and `Telemetry`, which hands them to sinks
-sinks.py        the sinks
-logs.py         the log, bounded
+events.py       the events, and `Telemetry`: it passes them to sinks
+sinks.py        the sinks: log, JSON lines, counters, metrics
+logs.py         handlers and formatters of the log, with limits
 tracing.py      switches OpenTelemetry's tracing on
 metering.py     switches OpenTelemetry's metrics on
 """

@@ -1,6 +1,6 @@
-"""What happened, as frozen events. Where they go is the sinks' affair.
+"""The events of the mesh, as frozen dataclasses. They know nothing of sinks.
 
-Instants are on the local monotonic clock, in seconds.
+Instants are on the local monotonic clock, in seconds. Durations are in seconds.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class CallStarted:
-    """A hop has begun to serve a call. Every one is followed by a `CallEnded`."""
+    """A hop has begun to serve a call. A `CallEnded` follows each of them."""
 
     hop: str
     method: str
@@ -47,7 +47,9 @@ class CallStarted:
 
 @dataclass(frozen=True, slots=True)
 class CallEnded:
-    """A hop has served a call: its handler and all that it started are gone, or reported as orphans."""
+    """A hop has served a call: its handler and all that it started are gone, or reported as
+    orphans.
+    """
 
     hop: str
     method: str
@@ -59,12 +61,14 @@ class CallEnded:
     ended_at: float
     code: str
     cause: str
-    """The name of the `Cause`; empty when the call was not stopped."""
+    """The name of the `Cause`; empty if the call was not stopped."""
 
 
 @dataclass(frozen=True, slots=True)
 class CallRefused:
-    """A hop has refused a call at its door: nothing of what it says of itself is believed, and its handler never began."""
+    """A hop has refused a call at its gate. Its handler never began, and its headers are not
+    believed.
+    """
 
     hop: str
     method: str
@@ -72,7 +76,7 @@ class CallRefused:
     ended_at: float
     code: str
     reason: str
-    """As in the status: SHED, DRAINING, UNAUTHENTICATED and so on."""
+    """The reason in the status: SHED, DRAINING, UNAUTHENTICATED and so on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +85,18 @@ class ConnectionClosed:
 
     hop: str
     address: str
-    """The peer's, without its port."""
+    """The peer's address, without its port."""
     why: str
-    """`calls` without a known credential, too many `connections` of its address, or `quiet` for too long."""
+    """`calls`: too many without a known credential, or a call that no well-meaning peer sends.
+    `connections`: too many of its address. `quiet`: no call for too long.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class OrphanReported:
-    """Work lives on `age` seconds after it should have ended: a task, a thread, a process, or a reply that nobody reads."""
+    """Work still runs `age` seconds after it should have ended: a task, a thread, a process, or the
+    sending of a reply that the peer does not read.
+    """
 
     hop: str
     tenant_id: str
@@ -99,20 +107,24 @@ class OrphanReported:
 
 @dataclass(frozen=True, slots=True)
 class LoopLagged:
-    """A hop's event loop stood still for `seconds`, and with it the deadlines of all tenants."""
+    """A hop's event loop stood still for `seconds`, and the deadlines of all tenants with it."""
 
     hop: str
     tenant_id: str
-    """For whom it was working; empty, as the run, where it was for nobody."""
+    """The tenant that the loop worked for. Empty, like `run_id`, if it worked for none."""
     run_id: str
     seconds: float
     function: str
-    """Where it was found: module, function and line. Empty where it was gone before it could be looked at."""
+    """The place in the code: module, function and line. Empty if the loop had gone on before the
+    check.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class MalformedRemaining:
-    """A peer sent a `deadline-remaining-us` that is none; `grpc-timeout` was used alone."""
+    """A peer sent an invalid `deadline-remaining-us`. It was ignored, and only `grpc-timeout`
+    counts.
+    """
 
     hop: str
     method: str
@@ -121,7 +133,7 @@ class MalformedRemaining:
 
 @dataclass(frozen=True, slots=True)
 class RunEnded:
-    """An agent run has ended, with the seconds that each phase took."""
+    """An agent run has ended. `phases` gives the seconds of each phase, `unattributed` the rest."""
 
     hop: str
     tenant_id: str
@@ -129,7 +141,7 @@ class RunEnded:
     run_id: str
     started_at: float
     due_at: float
-    """The run's internal deadline: the client's less the response reserve."""
+    """The run's internal deadline: the client's deadline less the response reserve."""
     ended_at: float
     outcome: str
     cause: str
@@ -139,22 +151,24 @@ class RunEnded:
 
 @dataclass(frozen=True, slots=True)
 class CacheUsed:
-    """A tool call has looked for a kept result."""
+    """A tool call has looked for a stored result."""
 
     hop: str
     tenant_id: str
     run_id: str
     tool: str
     hit: bool
-    """Whether the call's result is the kept one, and the tool was not run."""
+    """True if the call's result is the stored one. The tool was then not run."""
     seconds: float
     problem: str
-    """`slow` when the store was given up, `failed` when it raised; else empty."""
+    """`slow` if the store took too long and was given up, `failed` if it raised; else empty."""
 
 
 @dataclass(frozen=True, slots=True)
 class CacheWritten:
-    """The write of a result to be kept is over. It belongs to the tenant and the run that caused it."""
+    """The write of a result to the store is over. It belongs to the tenant and the run that caused
+    it.
+    """
 
     hop: str
     tenant_id: str
@@ -162,13 +176,14 @@ class CacheWritten:
     tool: str
     seconds: float
     problem: str
-    """`failed` when the store raised, `crowded` when too many of the tenant's were at work and it was left out, the name of
-    the `Cause` when it was stopped; empty when it was written."""
+    """`failed` if the store raised, `crowded` if it was left out because too many writes of the
+    tenant were in progress, the name of the `Cause` if it was stopped; empty if it succeeded.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class Retried:
-    """A failed attempt is tried again."""
+    """A failed attempt is tried again, after `backoff` seconds."""
 
     hop: str
     tenant_id: str
@@ -176,15 +191,17 @@ class Retried:
     upstream: str
     """`tool NAME` or `model NAME`."""
     retry: int
-    """From 1."""
+    """The number of this retry, from 1."""
     why: str
-    """The name of the `Cause` of the attempt before, or HUNG when that was silent for too long."""
+    """The name of the `Cause` of the attempt before, or HUNG if that one was silent for
+    too long.
+    """
     backoff: float
 
 
 @dataclass(frozen=True, slots=True)
 class RetryRefused:
-    """A failed attempt is not tried again; one that seemed to hang goes on."""
+    """A failed attempt is not tried again. An attempt that only seemed to hang goes on."""
 
     hop: str
     tenant_id: str
@@ -193,12 +210,14 @@ class RetryRefused:
     retry: int
     why: str
     refused: str
-    """`limit` of the tier, `not_idempotent`, no `time`, `retry_after` beyond the deadline, or the upstream's `budget`."""
+    """`limit` of the tier, `not_idempotent`, no `time`, `retry_after` beyond the deadline, or the
+    upstream's `budget`.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class FellBack:
-    """A run goes on with another model, as its own failed before it said anything."""
+    """A run goes on with another model, because its own model failed before it said anything."""
 
     hop: str
     tenant_id: str
@@ -211,30 +230,32 @@ class FellBack:
 
 @dataclass(frozen=True, slots=True)
 class LimitHit:
-    """A tenant has come to a limit: a call was refused, a run ended, or a part of one left out."""
+    """A tenant has reached a limit: a call was refused, a run ended, or a part of a run
+    left out.
+    """
 
     hop: str
     tenant_id: str
     limit: str
-    """As policy names it, such as `calls_per_second`."""
+    """The limit's name in the policy, such as `calls_per_second`."""
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyInForce:
-    """A hop has gone over to a policy."""
+    """A hop has switched to a policy."""
 
     hop: str
     digest: str
-    """The first 12 hexadecimal digits of the SHA-256 of its file."""
+    """The first 12 hexadecimal digits of the SHA-256 of the policy file."""
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyRefused:
-    """A hop cannot use what its policy file says, and keeps the policy in force."""
+    """A hop cannot use its policy file, and keeps the policy in force."""
 
     hop: str
     digest: str
-    """As in `PolicyInForce`, of what was refused; `unreadable` where that could not be read."""
+    """As in `PolicyInForce`, of the refused file; `unreadable` if it could not be read."""
     why: str
 
 
@@ -260,23 +281,25 @@ Event = (
 
 
 class Sink(Protocol):
-    """Takes events. It must not block: it is called on the event loop, in the middle of serving."""
+    """Receives events. It must not block: it is called on the event loop, while calls
+    are served.
+    """
 
     def record(self, event: Event) -> None:
-        """Take one event."""
+        """Receive one event."""
 
 
 class Telemetry:
-    """Hands each event to every sink."""
+    """Passes each event to every sink."""
 
     def __init__(self, sinks: Sequence[Sink] = ()) -> None:
         self._sinks = tuple(sinks)
 
     def __bool__(self) -> bool:
-        """Whether anybody listens: without, events need not be made."""
+        """True if there is a sink. Without one, no event need be made."""
         return bool(self._sinks)
 
     def record(self, event: Event) -> None:
-        """Take one event."""
+        """Pass one event to every sink."""
         for sink in self._sinks:
             sink.record(event)

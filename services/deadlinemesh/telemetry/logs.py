@@ -1,7 +1,10 @@
-"""The log of a service, which no stranger can flood, forge or block.
+"""The log of a service. A peer cannot flood it, forge its lines, or block the service with it.
 
-Lines of one kind, those of one place in the code, have a rate; each line has a length, and control characters are escaped. They
-are written by a thread of its own, behind a bounded queue: where nobody reads them, they are lost and counted, and nothing waits.
+Messages of one kind come from one place in the code, and each kind has a rate limit. Each line has
+a length limit, and control characters are escaped.
+
+A separate thread writes the log, behind a bounded queue. If nothing reads the output, messages are
+lost and counted, and no caller waits.
 """
 
 from __future__ import annotations
@@ -21,22 +24,26 @@ from opentelemetry.metrics import CallbackOptions, Meter, Observation
 __all__ = ["LOST", "BoundedHandler", "JsonFormatter", "Lines", "TextFormatter", "count_lost", "cut"]
 
 WORDS = 200
-"""Characters of a stranger's words in a line."""
+"""Characters of a peer's text in a line."""
 
 LONGEST_LINE, MOST_LINES = 1000, 60
-"""Characters of a line, and lines of one message: a traceback has several."""
+"""Characters of a line, and lines of one message: a traceback has several lines."""
 
 BURST, EACH_S = 20, 1.0
-"""Messages of one kind that are written at once, and seconds for one more. Those of DEBUG are not limited."""
+"""Messages of one kind that are written at once, and seconds until one more. DEBUG messages have no
+limit.
+"""
 
 MOST_WAITING = 1000
-"""Messages that wait to be written."""
+"""Messages that wait to be written; more are lost."""
 
 CLOSES_WITHIN_S = 1.0
-"""Seconds for the last messages to be written."""
+"""Seconds for the last messages to be written when the log is closed."""
 
 LOST: Counter[str] = Counter()
-"""Messages of this process that were not written: `rate` for too many of one kind, `unread` for a full queue."""
+"""Messages of this process that were not written: `rate` counts those above a kind's rate, `unread`
+those that met a full queue.
+"""
 
 _ESCAPED = {
     code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
@@ -46,7 +53,7 @@ _ESCAPED = {
 
 
 def count_lost(meter: Meter) -> None:
-    """Have `meter` tell what was LOST, as `mesh.log.lost`."""
+    """Have `meter` report LOST as `mesh.log.lost`."""
 
     def observed(_: CallbackOptions) -> list[Observation]:
         return [Observation(count, {"error.type": why}) for why, count in LOST.items()]
@@ -55,13 +62,13 @@ def count_lost(meter: Meter) -> None:
 
 
 def cut(words: object, most: int = WORDS) -> str:
-    """A stranger's words for a line of the log: at most so many characters."""
+    """A peer's text for a line of the log, cut to `most` characters."""
     text = str(words)
     return text if len(text) <= most else f"{text[:most]}… ({len(text)} characters)"
 
 
 def _bounded(text: str) -> str:
-    # What follows a line's end is indented: it cannot be taken for a message of its own.
+    # Lines after the first are indented, so they cannot pass for messages of their own.
     lines = text.split("\n", MOST_LINES)
     if len(lines) > MOST_LINES:
         lines[MOST_LINES:] = ["…"]
@@ -69,21 +76,21 @@ def _bounded(text: str) -> str:
 
 
 class TextFormatter(logging.Formatter):
-    """A message for people. Only its first line begins at the margin."""
+    """Formats a message for people. Only its first line begins at the margin."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(name)s %(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
-        """The message's lines."""
+        """Return the message's lines."""
         return _bounded(super().format(record))
 
 
 class JsonFormatter(logging.Formatter):
-    """A message as one JSON object on one line."""
+    """Formats a message as one JSON object on one line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
+        """Return the line."""
         line: dict[str, Any] = {
             "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
             "level": record.levelname,
@@ -96,7 +103,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class _Kind:
-    """The messages of one place in the code."""
+    """The rate limit of one place in the code."""
 
     __slots__ = ("left", "lost", "seen_at")
 
@@ -104,7 +111,9 @@ class _Kind:
         self.left, self.seen_at, self.lost = float(BURST), now, 0
 
     def admits(self, now: float) -> bool:
-        """Whether there is a place for one more now; it takes that."""
+        """True if one more message may be written now. Takes that place, or counts the message as
+        lost.
+        """
         self.left = min(float(BURST), self.left + (now - self.seen_at) / EACH_S)
         self.seen_at = now
         if self.left < 1:
@@ -114,13 +123,17 @@ class _Kind:
         return True
 
     def told(self) -> str:
-        """What is added to a message after which some were lost."""
+        """Return the note on lost messages to append to this message; empty if none was lost.
+        Resets the count.
+        """
         lost, self.lost = self.lost, 0
         return f" ({lost} more of this kind were not logged)" if lost else ""
 
 
 class Lines:
-    """What is written to `stream`, by a thread behind a bounded queue: whoever writes never waits for whoever reads."""
+    """Writes lines to `stream` in a thread, behind a bounded queue. The caller never waits for a
+    slow reader.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -130,7 +143,7 @@ class Lines:
         self._writer.start()
 
     def put(self, text: str) -> None:
-        """Write `text` and a line's end, unless too much waits already."""
+        """Write `text` and a line end. If the queue is full, the text is lost and counted."""
         try:
             self._waiting.put_nowait(text)
         except queue.Full:
@@ -138,7 +151,7 @@ class Lines:
             LOST["unread"] += 1
 
     def close(self) -> None:
-        """Return when all is written, or nobody reads it."""
+        """Return when all is written, or after CLOSES_WITHIN_S if nothing reads it."""
         with suppress(queue.Full):
             self._waiting.put_nowait(None)
         self._writer.join(CLOSES_WITHIN_S)
@@ -148,13 +161,15 @@ class Lines:
             lost, self._unread = self._unread, 0
             if lost:
                 text += f"\n{lost} messages were not logged after the queue had filled: nobody read them"
-            with suppress(OSError, ValueError):  # nobody will read it any more
+            with suppress(OSError, ValueError):  # the reader is gone
                 self._stream.write(text + "\n")
                 self._stream.flush()
 
 
 class BoundedHandler(logging.Handler):
-    """Writes to `stream` as `Lines` do. `clock` gives seconds."""
+    """Writes to `stream` through `Lines`, with a rate limit for each kind. `clock`
+    gives seconds.
+    """
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
@@ -163,7 +178,7 @@ class BoundedHandler(logging.Handler):
         self._kinds: dict[tuple[str, int], _Kind] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Queue a message, if its kind has a place for it."""
+        """Queue a message, if the rate limit of its kind permits it."""
         if record.levelno > logging.DEBUG:
             now = self._clock()
             kind = self._kinds.setdefault((record.pathname, record.lineno), _Kind(now))
@@ -179,7 +194,9 @@ class BoundedHandler(logging.Handler):
             self.handleError(record)
 
     def close(self) -> None:
-        """Write what is queued, if that is read, and tell what was not logged."""
+        """Write a note on the lost messages and then the queued messages, as far as
+        they are read.
+        """
         lost = sum(kind.lost for kind in self._kinds.values())
         if lost:
             self._lines.put(f"{lost} more messages were not logged: there were too many of their kinds")

@@ -18,16 +18,23 @@ from deadlinemesh.telemetry.tracing import DIRECT
 __all__ = ["LAST_EXPORT", "metering_to"]
 
 LAST_EXPORT = 5_000.0
-"""Milliseconds for the last export when the provider is shut down: a collector that nobody reaches must not keep a process that has
-drained for the 10 s that the exporter would try by itself, and twice that if it is just trying."""
+"""Milliseconds for the last export at the provider's shutdown.
+
+A process that has drained must not wait for a collector that cannot be reached. Without this limit
+the exporter tries for 10 s, and for 20 s if an export is already in progress.
+"""
 
 
 def metering_to(destination: str, service: str) -> MeterProvider | None:
-    """A provider that sends the metrics of `service` to `destination`; shut it down within `LAST_EXPORT` when the process ends.
+    """Return a provider that sends the metrics of `service` to `destination`. Shut it down within
+    `LAST_EXPORT` when the process ends.
 
-    `off` gives None. `file:PATH` appends all metrics as one JSON object a line, every few seconds and at the end. `otlp` sends them
-    to the collector that the standard OTEL_EXPORTER_OTLP_* variables name, as often as OTEL_METRIC_EXPORT_INTERVAL says. Raises
-    ValueError for anything else, and where the OTLP exporter is not installed.
+    `off` gives None. `file:PATH` appends all metrics as one JSON object a line, every few seconds
+    and at the end. `otlp` sends them to the collector that the standard OTEL_EXPORTER_OTLP_*
+    variables name, as often as OTEL_METRIC_EXPORT_INTERVAL says.
+
+    Raises ValueError for any other destination, and for `otlp` if the OTLP exporter is not
+    installed.
     """
     if destination == "off":
         return None
@@ -37,8 +44,9 @@ def metering_to(destination: str, service: str) -> MeterProvider | None:
 
 
 def _reader(destination: str) -> MetricReader:
-    # Nothing here is `Unhurried`, as spans are: of those there are as many as calls, and most when a burst of runs ends. Of metrics
-    # there are as many as sets of labels, which policy bounds: 200 take 4 ms of the interpreter, once a minute.
+    # No `Unhurried` here, unlike for spans. There are as many spans as calls, most of them when a
+    # burst of runs ends. There are only as many metrics as sets of labels, and the policy limits
+    # those: 200 take 4 ms of the interpreter, once a minute.
     kind, _, path = destination.partition(":")
     if kind == "file" and path:
         return PeriodicExportingMetricReader(
@@ -57,7 +65,9 @@ def _reader(destination: str) -> MetricReader:
 
 
 _BETWEEN_LINES = 5_000.0
-"""Milliseconds: short enough for one who looks, and each line has everything since the start again."""
+"""Milliseconds between two lines of the file: short enough for live viewing. Each line contains all
+metrics since the start again.
+"""
 
 
 def _line(metrics: MetricsData) -> str:

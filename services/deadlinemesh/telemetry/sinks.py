@@ -1,4 +1,4 @@
-"""Where events go: the log, a file of JSON lines, OpenTelemetry's metrics."""
+"""The sinks of events: the log, a file of JSON lines, counters, OpenTelemetry's metrics."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ _LOG = logging.getLogger("deadlinemesh")
 
 
 class LogSink:
-    """Logs what an operator should see: orphans, event loops that stood still and peers that send nonsense as warnings; the rest
-    at debug level.
+    """Logs the events that an operator should see as warnings: orphans, stalled event loops,
+    malformed deadlines. Logs all others at debug level.
     """
 
     def record(self, event: Event) -> None:
@@ -62,7 +62,9 @@ class LogSink:
 
 
 class JsonLinesSink:
-    """Appends every event to a file, one JSON object a line with its kind as `event`."""
+    """Appends every event to a file, as one JSON object a line. Its kind is the value
+    of `event`.
+    """
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a", encoding="utf-8", buffering=1)
@@ -76,14 +78,16 @@ class JsonLinesSink:
 
 
 def _line(event: Event) -> str:
-    # dataclasses.asdict would copy deeply what is flat and frozen.
+    # dataclasses.asdict would make deep copies, but events are flat and frozen.
     values = {field.name: getattr(event, field.name) for field in fields(event)}
     return json.dumps({"event": type(event).__name__, **values}) + "\n"
 
 
 class WhenIdle:
-    """Hands each event to every one of `sinks` when the event loop has nothing more urgent: they all read it in their own way,
-    and when hundreds of runs end together, that would hold up the end of the others. What is wrong is told at once.
+    """Passes each event to every one of `sinks` once the event loop is idle.
+
+    Each sink takes time for each event. When hundreds of runs end together, that would delay the
+    end of the others. Orphans, stalls and malformed deadlines are passed on at once.
     """
 
     def __init__(self, sinks: Sequence[Sink]) -> None:
@@ -97,7 +101,7 @@ class WhenIdle:
             self._deferred(self._hand_on, event)
 
     def flush(self) -> None:
-        """Hand on now what is left."""
+        """Pass on now the events that still wait."""
         self._deferred.flush()
 
     def _hand_on(self, event: Event) -> None:
@@ -109,7 +113,7 @@ _URGENT = frozenset({OrphanReported, LoopLagged, MalformedRemaining})
 
 
 class CountingSink:
-    """Counts events by kind and keeps the last of each, for tests and for asking a process how it is."""
+    """Counts events by kind and keeps them all, for tests and for inspection of a process."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -121,9 +125,10 @@ class CountingSink:
 
 
 class MetricsSink:
-    """Feeds instruments of OpenTelemetry that `meter` makes. docs/operating.md lists them.
+    """Records metrics on instruments that `meter` makes. docs/operating.md lists them.
 
-    Names: RPC semantic conventions where they have one, ours under `mesh.`. Tenants are not labels: they have no bound.
+    Names follow the RPC semantic conventions where these have one; ours begin with `mesh.`. Tenants
+    are not labels, because their number has no limit.
     """
 
     def __init__(self, meter: Meter) -> None:

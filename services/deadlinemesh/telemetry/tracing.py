@@ -15,19 +15,24 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExport
 __all__ = ["DIRECT", "tracing_to"]
 
 DIRECT: Any = (("grpc.enable_http_proxy", 0),)
-"""Options of a channel that uses no proxy: a collector is called directly, as every hop is."""
+"""Channel options that forbid a proxy: a collector is called directly, like every hop."""
 
 
 def tracing_to(destination: str, hop: str) -> TracerProvider | None:
-    """A provider that sends the spans of `hop` to `destination`; shut it down when the process ends.
+    """Return a provider that sends the spans of `hop` to `destination`. Shut it down when the
+    process ends.
 
-    `off` gives None. `file:PATH` appends one JSON object a line. `otlp` sends to the collector that the standard
-    OTEL_EXPORTER_OTLP_* variables name. Raises ValueError for anything else, and where the OTLP exporter is not installed.
+    `off` gives None. `file:PATH` appends one JSON object a line. `otlp` sends to the collector that
+    the standard OTEL_EXPORTER_OTLP_* variables name.
+
+    Raises ValueError for any other destination, and for `otlp` if the OTLP exporter is not
+    installed.
     """
     if destination == "off":
         return None
     provider = TracerProvider(resource=Resource.create({"service.name": hop, "service.namespace": "deadlinemesh"}))
-    # Room for a burst of ends: a full batch would be exported at once, in the middle of it and on the same interpreter.
+    # Large enough for a burst of ending calls. A full batch would be exported at once, during the
+    # burst and on the same interpreter.
     processor = BatchSpanProcessor(_exporter(destination), max_queue_size=1 << 16, max_export_batch_size=1 << 13)
     provider.add_span_processor(processor)
     trace.set_tracer_provider(provider)
@@ -35,10 +40,10 @@ def tracing_to(destination: str, hop: str) -> TracerProvider | None:
 
 
 class Unhurried(SpanExporter):
-    """Exports in small pieces, and leaves the interpreter to the event loop between two of them.
+    """Exports in small pieces, and leaves the interpreter to the event loop between them.
 
-    A batch is turned into text by a thread that takes every other turn of the interpreter, for as long as it lasts: whatever
-    ends meanwhile ends half as fast.
+    A thread turns a batch into text. As long as that lasts, it takes every other turn of the
+    interpreter, so calls that end meanwhile end half as fast.
     """
 
     def __init__(self, exporter: SpanExporter, piece: int, pause: Callable[[float], None] = time.sleep) -> None:
@@ -47,7 +52,7 @@ class Unhurried(SpanExporter):
         self._pause = pause
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Export `spans`; the first piece that fails ends it."""
+        """Export `spans`. The first piece that fails ends the export."""
         for first in range(0, len(spans), self._piece):
             if first:
                 self._pause(_PAUSE)
@@ -57,7 +62,7 @@ class Unhurried(SpanExporter):
         return SpanExportResult.SUCCESS
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Whatever the exporter itself does."""
+        """Call the exporter's own `force_flush`."""
         return self._exporter.force_flush(timeout_millis)
 
     def shutdown(self) -> None:
@@ -66,13 +71,13 @@ class Unhurried(SpanExporter):
 
 
 _PAUSE = 0.003
-"""Seconds between two pieces: enough for what is due on the event loop to have its turn."""
+"""Seconds between two pieces: enough for the due work of the event loop to run."""
 
 
 def _exporter(destination: str) -> SpanExporter:
     kind, _, path = destination.partition(":")
     if kind == "file" and path:
-        # A piece is about a millisecond's work.
+        # A piece takes about a millisecond.
         return Unhurried(ConsoleSpanExporter(out=Path(path).open("a", encoding="utf-8"), formatter=_line), piece=8)
     if destination == "otlp":
         try:
@@ -82,7 +87,7 @@ def _exporter(destination: str) -> SpanExporter:
                 "traces: otlp needs the package opentelemetry-exporter-otlp-proto-grpc: "
                 'pip install "deadline-mesh[otlp]"'
             ) from None
-        return Unhurried(OTLPSpanExporter(channel_options=DIRECT), piece=128)  # each is a request of its own
+        return Unhurried(OTLPSpanExporter(channel_options=DIRECT), piece=128)  # one request each
     raise ValueError(f"traces: {destination!r} is not one of off, file:PATH, otlp")
 
 

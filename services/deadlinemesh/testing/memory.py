@@ -1,8 +1,10 @@
-"""gRPC without sockets: real stubs call real servicers through the real interceptor, in one event loop.
+"""gRPC without sockets: real stubs call real servicers through the real interceptor, in one event
+loop.
 
-Messages are serialized and parsed as on the wire. A call has a client side and a server side, each with its own timer on the
-`grpc-timeout`, and a cancel crosses from one to the other, after `transit` seconds where that is not 0. `rounding` stretches the
-timeout on the way as the C core does (up to 1.03).
+Messages are serialized and parsed as on the wire. A call has a client side and a server side, each
+with its own timer for the `grpc-timeout`. A cancel crosses from one side to the other after
+`transit` seconds. `rounding` stretches the timeout on the way as the C core does (by a factor of up
+to 1.03).
 """
 
 from __future__ import annotations
@@ -46,21 +48,23 @@ class _Metadatum(NamedTuple):
 
 
 class MemoryServer:
-    """Takes servicers as a `grpc.aio.Server` does: pass it to the generated `add_…_to_server`."""
+    """Takes servicers like a `grpc.aio.Server`: pass it to the generated `add_…_to_server`."""
 
     def __init__(self, interceptor: grpc.aio.ServerInterceptor) -> None:
         self._interceptor = interceptor
         self._handlers: dict[str, Handler] = {}
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
-        """Part of the generated code's protocol; `add_registered_method_handlers` brings the same."""
+        """Part of the generated code's protocol. Does nothing: `add_registered_method_handlers`
+        brings the same handlers.
+        """
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Handler]) -> None:
-        """Offer a service's methods."""
+        """Add a service's methods."""
         self._handlers.update({f"/{service}/{name}": handler for name, handler in handlers.items()})
 
     async def find(self, method: str, metadata: Metadata) -> Handler | None:
-        """The handler behind the interceptor; None where there is none."""
+        """Return the handler behind the interceptor; None if there is none."""
 
         async def continuation(details: Any) -> Handler | None:
             return self._handlers.get(details.method)
@@ -72,12 +76,12 @@ class MemoryServer:
 
 
 class MemoryChannel(grpc.aio.Channel):
-    """A channel to `server`. Wrap it in a `MeshChannel` as a real one."""
+    """A channel to `server`. Wrap it in a `MeshChannel` like a real channel."""
 
     def __init__(self, server: MemoryServer, *, transit: float = 0.0, rounding: float = 1.0) -> None:
         self._server = server
         self.transit = transit
-        """Seconds from one end to the other, of calls that are made from now on."""
+        """Seconds from one side to the other, for calls made from now on."""
         self._rounding = rounding
 
     def _multicallable(
@@ -131,7 +135,7 @@ class MemoryChannel(grpc.aio.Channel):
 
 
 class _Call:
-    """Both ends of one RPC. The server's task runs in a context of its own, as behind a socket."""
+    """Both sides of one RPC. The server's task runs in an empty context, as behind a socket."""
 
     def __init__(
         self,
@@ -159,7 +163,7 @@ class _Call:
         self._server_task = loop.create_task(self._serve(server, method, metadata, served_until), context=Context())
         self._server_timer = None if served_until is None else loop.call_at(served_until, self._cancel_server)
 
-    # --- the server's end ---
+    # --- the server's side ---
 
     async def _serve(self, server: MemoryServer, method: str, metadata: Metadata, until: float | None) -> None:
         await self._cross()
@@ -175,7 +179,7 @@ class _Call:
         except grpc.aio.AbortError:
             return
         except asyncio.CancelledError:
-            return  # as grpc.aio: no status leaves
+            return  # like grpc.aio: no status is sent
         except Exception as error:
             context.status = _Status(grpc.StatusCode.UNKNOWN, f"Unexpected {type(error)}: {error}", ())
         await self._cross()
@@ -197,7 +201,7 @@ class _Call:
         if self._transit:
             await asyncio.sleep(self._transit)
 
-    # --- the client's end ---
+    # --- the client's side ---
 
     def _out_of_time(self) -> None:
         self._finish(_Status(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded", ()))
@@ -217,7 +221,7 @@ class _Call:
         self._from_a_task(cancel())
 
     def _from_a_task(self, cancel: Coroutine[Any, Any, None]) -> None:
-        # As in grpc.aio, where a cancel of the server's task comes from another task, never from a timer.
+        # As in grpc.aio: the server's task is cancelled from another task, never from a timer.
         if self._server_task.done():
             cancel.close()
             return
@@ -313,7 +317,7 @@ class _Call:
 
 
 class _ServicerContext:
-    """What a handler sees of its call."""
+    """The context of a call that its handler gets."""
 
     def __init__(
         self,
@@ -370,7 +374,7 @@ class _ServicerContext:
 
 
 def _as_it_is(message: Any) -> Any:
-    """Stands for a serializer that was not given, as in grpc."""
+    """Replaces a serializer that was not given, as in grpc."""
     return message
 
 
@@ -388,4 +392,4 @@ async def _many(requests: Any) -> AsyncIterator[Any]:
 
 
 def _keep(task: asyncio.Task[None], _: object) -> None:
-    """Holds `task` until it is called: the event loop alone would not."""
+    """Keep a reference to `task` until it is called: the event loop alone keeps none."""

@@ -33,11 +33,14 @@ _TOKEN = "memory"
 
 
 class MemoryMesh:
-    """A mesh for `policy`, whose tenants get fresh keys, on `clock`. Every hop is `transit` seconds from its caller.
+    """A mesh for `policy` on `clock`. Its tenants get fresh keys. Every hop is `transit` seconds
+    from its caller.
 
-    `rounding` stretches each `grpc-timeout` as the C core does. `providers`, by the models' names, replace those of policy,
-    `cache` the tool-runners' store, `http_client` the client of their HTTP tools, and `keeper` what starts their worker processes.
-    Where policy dedicates anything there is an edge, as in `dmesh up`.
+    `rounding` stretches each `grpc-timeout` as the C core does. `providers`, by model name, replace
+    the providers of the policy. `cache` replaces the store of the tool-runners, `http_client` the
+    client of their HTTP tools, and `keeper` the starter of their worker processes.
+
+    If the policy has dedicated pools, there is an edge, as in `dmesh up`.
     """
 
     def __init__(
@@ -56,9 +59,11 @@ class MemoryMesh:
         self.events = CountingSink()
         telemetry = Telemetry([self.events])
         self.hops: dict[str, DeadlineInterceptor] = {}
-        """By name; those of a dedicated pool are called `orchestrator:POOL` and `tool-runner:POOL`."""
+        """The interceptors by name. Those of a dedicated pool are `orchestrator:POOL` and
+        `tool-runner:POOL`.
+        """
         self.channels: dict[str, MemoryChannel] = {}
-        """To each hop, without the mesh's token."""
+        """A channel to each hop, without the mesh's token."""
         self._transit = transit
         self._rounding = rounding
         self._services: list[Service] = []
@@ -80,7 +85,7 @@ class MemoryMesh:
             orchestrators = {pool: self._to(serve_pool(pool, gate)) for pool, gate in gates.items()}
             outermost = self._serve(EDGE, edge_service(parts, orchestrators))
         self.channel = self.channels[outermost]
-        """What a client dials."""
+        """The channel for clients, to the outermost hop."""
 
     def _serve(self, name: str, service: Service) -> str:
         server = MemoryServer(service.interceptor)
@@ -99,7 +104,9 @@ class MemoryMesh:
         return [service.core for service in self._services if isinstance(service.core, Orchestrator)]
 
     def use(self, policy: Policy) -> None:
-        """Go over to `policy` at every hop, at once; tenants keep their keys. What earlier ones used is not closed."""
+        """Apply `policy` at every hop at once. Tenants keep their keys. Resources of earlier
+        policies stay open.
+        """
         policy, self.keys = with_fresh_keys(policy, self.keys)
         for go_over in [service.prepare(policy) for service in self._services]:
             if (rest := go_over()) is not None:
@@ -107,17 +114,17 @@ class MemoryMesh:
         self.policy = policy
 
     def credentials(self, tenant_id: str) -> tuple[tuple[str, str], ...]:
-        """The metadata with which `tenant_id` calls."""
+        """The metadata for calls of `tenant_id`."""
         return (("authorization", f"Bearer {self.keys[tenant_id]}"),)
 
     async def idle(self) -> None:
-        """Return once no hop has anything at work, and all is told of what was."""
+        """Return once every hop is idle, and all ended work has been reported."""
         while any(len(interceptor.scopes) for interceptor in self.hops.values()):
             for interceptor in self.hops.values():
                 await interceptor.scopes.emptied()
         self.flush()
 
     def flush(self) -> None:
-        """Tell now of every run that has ended."""
+        """Report now every run that has ended."""
         for service in self._services:
             service.flush()

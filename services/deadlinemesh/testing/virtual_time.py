@@ -1,7 +1,7 @@
-"""An event loop on a `VirtualClock`: whenever nothing is ready, time jumps to the next timer.
+"""An event loop on a `VirtualClock`: when nothing is ready, time jumps to the next timer.
 
-Nothing waits, so a test of minutes takes milliseconds and always takes the same course. There is no I/O on such a loop: use
-`testing.memory` in place of sockets.
+Nothing waits, so a test of minutes takes milliseconds, and always takes the same course. Such a
+loop has no I/O: use `testing.memory` in place of sockets.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class NothingWillHappen(RuntimeError):
-    """Every task waits for something that no timer will bring: on a real loop the test would hang."""
+    """Every task waits, and no timer is set. On a real loop the test would hang."""
 
 
 class _JumpingSelector(selectors.SelectSelector):
@@ -35,7 +35,7 @@ class _JumpingSelector(selectors.SelectSelector):
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """asyncio's loop with `clock` in place of the system's."""
+    """asyncio's loop with `clock` in place of the system's clock."""
 
     def __init__(self, clock: VirtualClock) -> None:
         super().__init__(_JumpingSelector(clock))
@@ -53,7 +53,7 @@ def run(main: Coroutine[Any, Any, T], clock: VirtualClock | None = None) -> T:
 
 
 def clock() -> VirtualClock:
-    """The clock of the running VirtualTimeLoop."""
+    """Return the clock of the running VirtualTimeLoop."""
     loop = asyncio.get_running_loop()
     assert isinstance(loop, VirtualTimeLoop)
     return loop.clock

@@ -1,26 +1,27 @@
-"""The wire: how a deadline and its owner cross from process to process, exactly.
+"""The wire: carries a deadline and its owner exactly from process to process.
 
-wire.py           the metadata, encoded and decoded
-http_deadline.py  the same for HTTP: X-Request-Deadline and X-Request-Timeout-Ms
-retry_after.py    how long an HTTP upstream asks to be left alone
-outbound.py       `MeshChannel`: stamps every call, ends it with its caller
-gates.py          who may enter: what a call says of itself, and the gate of an inner hop
-inbound.py        `DeadlineInterceptor`: context, scope and status of every call
-requests.py       a call's request: read, and refused where it is none
-backlog.py        how late calls are taken up, and so their deadlines here
-guarded_context.py  a handler's context, whose first sending is never cut
-stragglers.py     calls whose peer does not send, or does not read, and their end
-open_calls.py     calls that need no credential, and how many of them there may be
-peers.py          which connections have shown a known credential
-connections.py    the inbound connections of a server, and which of them are closed
-health.py         the health service
-codec/            the vocabulary on the wire
-status.py         errors to gRPC statuses and back
-throttling.py     calls that would be shed over there are shed here
-ended.py          what became of a call, for callbacks
-spans.py          OpenTelemetry's gRPC package, corrected
-channels.py       channels with the right options
-server.py         `MeshServer`: start, health, reflection, drain, stop
+wire.py             the metadata of a call, encoded and decoded
+http_deadline.py    the same for HTTP: X-Request-Deadline and X-Request-Timeout-Ms
+retry_after.py      the delay that an HTTP upstream asks for
+outbound.py         `MeshChannel`: stamps each call and ends it with its caller
+gates.py            `Arrival`, an unverified call, and `MeshGate`, the gate of an inner hop
+inbound.py          `DeadlineInterceptor`: context, scope and status of each call
+requests.py         reads a call's request, and refuses bytes that are no message
+crowded.py          refuses messages with too many parts before they are parsed
+backlog.py          how late calls are taken up, and so how late their deadlines are here
+guarded_context.py  a handler's context; its first sending is never cut
+stragglers.py       ends calls if the peer does not send its request or read its reply
+open_calls.py       calls that need no credential, and their limits
+peers.py            connections that have shown a known credential, and the calls of others
+connections.py      closes inbound connections of a server beyond its limits
+health.py           the health service
+codec/              the vocabulary on the wire
+status.py           errors to gRPC statuses and back
+throttling.py       sheds calls here that the other side would shed
+ended.py            status and error of an ended call, for callbacks
+spans.py            OpenTelemetry's gRPC package, corrected
+channels.py         channels with the right options
+server.py           `MeshServer`: start, health, reflection, drain, stop
 """
 
 from deadlinemesh.transport.channels import mesh_channel, open_channel

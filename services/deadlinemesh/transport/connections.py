@@ -1,7 +1,10 @@
-"""The inbound connections of a server, and which of them are closed.
+"""The inbound connections of a server, and the closing of those beyond its limits.
 
-The core bounds how many connections there are in all. How many of them one address has, and what a stranger does with its own, it
-leaves to proxies. A socket of this process can be shut down from here, which the core takes for its peer's leaving.
+The core limits the number of all connections. It has no limit for one address, and none for the
+behaviour of unknown peers: it leaves both to proxies. This process can shut down one of its sockets
+itself. The core then sees the same as if the peer had left.
+
+An unknown connection is one that has not shown a known credential.
 """
 
 from __future__ import annotations
@@ -22,13 +25,15 @@ from deadlinemesh.transport.peers import Peers
 __all__ = ["ConnectionLimits", "ServerConnections"]
 
 LOOK_EVERY_S = 1.0
-"""Seconds between two looks at all connections."""
+"""Seconds between two checks of all connections."""
 
 FEW = 16
-"""Connections of one address of which none is closed for being quiet: a client may connect long before its first call."""
+"""Connections of one address. Up to this number none is closed for being quiet, because a client
+may connect long before its first call.
+"""
 
 LOOK_AGAIN_S = 0.05
-"""Seconds between two looks while strangers ask for too much."""
+"""Seconds between two checks while unknown connections ask for too much."""
 
 _OPEN_FILES = "/proc/self/fd"
 _KNOWN_HERE = os.path.isdir(_OPEN_FILES)
@@ -36,18 +41,21 @@ _KNOWN_HERE = os.path.isdir(_OPEN_FILES)
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """What the connections of a server may cost."""
+    """Limits on the connections of a server."""
 
     per_address: int = 512
-    """The most of one address; 0 for no limit, where a proxy before the server counts them."""
+    """Connections of one address; 0 for no limit, if a proxy in front of the server counts them."""
     quiet_seconds: float = 15.0
-    """How long a stranger's may go without a call, unless it has a `Health/Watch`, where its address has more than FEW."""
+    """Seconds that an unknown connection may stay without a call, if its address has more than FEW.
+    A connection with an open `Health/Watch` may stay.
+    """
 
 
 class ServerConnections:
-    """Closes connections at `port` beyond `limits`, strangers' first. `on_closed(address, why)` is told of each.
+    """Closes connections at `port` beyond `limits`, unknown ones first. Calls `on_closed(address,
+    why)` for each.
 
-    Knows only connections on systems with `/proc`; elsewhere it closes none.
+    Finds connections only on systems with `/proc`. Elsewhere it closes none.
     """
 
     def __init__(
@@ -59,20 +67,20 @@ class ServerConnections:
         self._clock = clock
         self._on_closed = on_closed
         self._seen_at: dict[str, float] = {}
-        """When each connection was first seen."""
+        """The instant at which each connection was first seen."""
         self._excess = asyncio.Event()
         peers.on_excess = self._excess.set
         self._closed_at = -math.inf
         peers.on_condemned = self._close_at_once
 
     async def guard(self) -> None:
-        """Look at all connections again and again, until cancelled."""
+        """Check all connections repeatedly, until cancelled."""
         while _KNOWN_HERE:
             with suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_EVERY_S):
                     await self._excess.wait()
             self._excess.clear()
-            # In a thread: a thousand of them take 10 ms.
+            # In a thread, because a thousand connections take 10 ms.
             connected = await asyncio.to_thread(_connected, self._port)
             why = self._too_many(connected)
             if why:
@@ -82,8 +90,10 @@ class ServerConnections:
             await asyncio.sleep(LOOK_AGAIN_S)
 
     def _close_at_once(self, peer: str) -> None:
-        """Close a connection before what else it has sent is read. On the event loop, which a thousand connections hold up for
-        10 ms: one that follows within LOOK_AGAIN_S has to wait for the next look.
+        """Close a connection before the rest of its data is read.
+
+        This runs on the event loop and stops it for 10 ms if there are a thousand connections. So a
+        second one within LOOK_AGAIN_S waits for the next check.
         """
         now = self._clock.monotonic()
         if not _KNOWN_HERE or now - self._closed_at < LOOK_AGAIN_S:
@@ -121,13 +131,15 @@ class ServerConnections:
         return now - max(self._seen_at[peer], self._peers.asked_at(peer)) > self._limits.quiet_seconds
 
     def _worth(self, peer: str) -> tuple[bool, float]:
-        """Orders an address's connections: strangers' before others, of strangers the oldest first, of others the newest."""
+        """Sort key for one address; the first are closed first. Unknown connections come first, the
+        oldest first. Known ones follow, the newest first.
+        """
         known, at = self._peers.is_known(peer), self._seen_at[peer]
         return known, -at if known else at
 
 
 def _connected(port: int) -> set[str]:
-    """The peers of all connections that this process has accepted at `port`, as gRPC names them."""
+    """The peers of all connections that this process has accepted at `port`, by gRPC's names."""
     found = set()
     for peer, connection in _accepted(port):
         connection.close()
@@ -136,7 +148,9 @@ def _connected(port: int) -> set[str]:
 
 
 def _shut(port: int, peers: Iterable[str]) -> None:
-    """Shut these connections down, and take from the core what it has not read of them yet."""
+    """Shut these connections down, and discard the data that the core has not read from
+    them yet.
+    """
     left = set(peers)
     for peer, connection in _accepted(port):
         with connection, suppress(OSError):
@@ -152,7 +166,8 @@ def _shut(port: int, peers: Iterable[str]) -> None:
 def _accepted(port: int) -> Iterable[tuple[str, socket.socket]]:
     for name in os.listdir(_OPEN_FILES):
         try:
-            # A duplicate stays the same socket, whatever the core does to its own meanwhile.
+            # The duplicate refers to the same socket, even if the core closes its own descriptor
+            # meanwhile.
             duplicate = os.dup(int(name))
         except OSError:
             continue
@@ -165,7 +180,7 @@ def _accepted(port: int) -> Iterable[tuple[str, socket.socket]]:
             if connection.family in (socket.AF_INET, socket.AF_INET6) and connection.getsockname()[1] == port:
                 yield _named(*connection.getpeername()[:2]), connection
                 continue
-        except OSError:  # a socket that listens, or whose peer has left
+        except OSError:  # a listening socket, or the peer has left
             pass
         connection.close()
 
@@ -180,5 +195,5 @@ def _address(peer: str) -> str:
 
 
 def plain(peer: str) -> str:
-    """gRPC's name of a peer, without the escapes that it has for IPv6."""
+    """gRPC's name of a peer, without the percent escapes of IPv6 addresses."""
     return unquote(peer) if "%" in peer else peer

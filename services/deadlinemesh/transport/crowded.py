@@ -1,6 +1,7 @@
-"""Messages of very many parts, refused before they are parsed: two bytes on the wire may become a hundred in memory.
+"""Refuses messages with very many parts before they are parsed: two bytes on the wire may become a
+hundred in memory.
 
-What is read here is the wire format of protocol buffers, tags and lengths only. Pure.
+Reads the wire format of protocol buffers, tags and lengths only. Pure.
 """
 
 from __future__ import annotations
@@ -13,16 +14,18 @@ from deadlinemesh.errors import InvalidRequest, Violation
 __all__ = ["Crowded", "Parts", "is_crowded", "unless_crowded"]
 
 Parts = Mapping[int, "Parts | None"]
-"""The numbers of a message's fields that are messages with parts of their own; None where those need not be looked at."""
+"""Maps the number of each submessage field to the `Parts` of that submessage. None for a submessage
+that is not to be counted.
+"""
 
 LOOKED_AT = 64 * 1024
-"""Bytes of a message that is not worth a look: it has not enough parts to matter."""
+"""Bytes. A message of up to this size is not checked: it has not enough parts to matter."""
 
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 
 
 class Crowded(InvalidRequest):
-    """A request of `size` bytes has too many parts, and was not parsed."""
+    """A request of `size` bytes has too many parts and was not parsed."""
 
     def __init__(self, fields: str, most: int, size: int) -> None:
         super().__init__([Violation(fields, f"the message has more than {most} parts; send fewer")])
@@ -30,8 +33,10 @@ class Crowded(InvalidRequest):
 
 
 def unless_crowded(parse: Callable[[bytes], Any], fields: str, parts: Parts, most: int) -> Callable[[bytes], Any]:
-    """A deserializer that parses what has at most `most` parts, and gives a `Crowded` in place of anything else, for the handler to
-    raise. The error names `fields`, of which a message may have many.
+    """Return a deserializer that parses messages with at most `most` parts.
+
+    For any other message it returns a `Crowded` error, for the handler to raise. The error names
+    `fields`, the fields that may have many entries.
     """
 
     def deserialize(raw: bytes) -> Any:
@@ -43,7 +48,9 @@ def unless_crowded(parse: Callable[[bytes], Any], fields: str, parts: Parts, mos
 
 
 def is_crowded(raw: bytes, parts: Parts, most: int) -> bool:
-    """Whether a message has more than `most` fields, with those of its `parts`. What is garbled is for the parser to refuse."""
+    """True if a message has more than `most` fields, including the fields of its `parts`. Garbled
+    messages are left for the parser to refuse.
+    """
     try:
         return _left(raw, 0, len(raw), parts, most) < 0
     except IndexError:
@@ -51,7 +58,9 @@ def is_crowded(raw: bytes, parts: Parts, most: int) -> bool:
 
 
 def _left(raw: bytes, at: int, end: int, parts: Parts, left: int) -> int:
-    """`left` less the fields from `at` to `end`; negative as soon as there are too many."""
+    """Return `left` less the number of fields from `at` to `end`; negative as soon as there are too
+    many.
+    """
     while at < end and left >= 0:
         left -= 1
         tag, at = _varint(raw, at)
@@ -65,7 +74,8 @@ def _left(raw: bytes, at: int, end: int, parts: Parts, left: int) -> int:
             _, at = _varint(raw, at)
         elif kind in (_FIXED64, _FIXED32):
             at += 8 if kind == _FIXED64 else 4
-        # The beginning or the end of a group has nothing besides its tag; its fields count as any others.
+        # The start tag and the end tag of a group have no data. The group's fields count like any
+        # others.
     return left
 
 

@@ -1,4 +1,4 @@
-"""What became of a call that has ended, for callbacks, which cannot await."""
+"""Status and error of an ended call, for callbacks: they cannot await."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["code_of_ended", "error_of_ended"]
 
 
 def code_of_ended(call: grpc.aio.Call) -> grpc.StatusCode:
-    """The status code of `call`."""
+    """The status code of `call`; UNKNOWN if it has none."""
     code = _at_once(call.code())
     return code if isinstance(code, grpc.StatusCode) else grpc.StatusCode.UNKNOWN
 
@@ -23,11 +23,11 @@ def error_of_ended(call: grpc.aio.Call, upstream: str) -> MeshError:
     """The error with which `call` to `upstream` failed."""
     initial, trailing, details = call.initial_metadata(), call.trailing_metadata(), call.details()
     error = grpc.aio.AioRpcError(code_of_ended(call), _at_once(initial), _at_once(trailing), details=_at_once(details))
-    return error_from(error, upstream, in_its_words=True)  # it is judged, not told
+    return error_from(error, upstream, in_its_words=True)  # used for a decision, never shown
 
 
 def _at_once(answer: Awaitable[Any]) -> Any:
-    """What `answer` gives: nothing has to be waited for, so one step of it is the whole."""
+    """Return the result of `answer`. It is ready, so one step is enough; None if it is not."""
     try:
         next(iter(answer.__await__()))
     except StopIteration as result:

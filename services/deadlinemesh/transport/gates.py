@@ -1,4 +1,4 @@
-"""Who may enter a hop: what a call says of itself, and the gates that believe it or refuse it."""
+"""The gates of a hop: they believe or refuse each arriving call by its headers."""
 
 from __future__ import annotations
 
@@ -13,19 +13,22 @@ from deadlinemesh.transport.backlog import Backlog, Backlogs
 __all__ = ["Arrival", "Gate", "MeshGate"]
 
 TOO_LATE = 0.5
-"""The part of its time that a call may have spent before it was taken up. gRPC queues calls in the order of their arrival, unseen
-by any admission: behind more than can be taken up, each would be begun with next to nothing left. Refused in time, those after it
-fare better, and their callers hear of the load."""
+"""Share of its time that a call may have spent before it was taken up.
+
+gRPC queues calls in the order of arrival, before any admission can see them. Behind a queue that is
+too long, each call would begin with almost no time left. If some are refused in time, the calls
+after them have more time, and their callers learn of the load.
+"""
 
 MOST_REMEMBERED = 4096
 """Identities of peers that a gate remembers."""
 
 LONGEST_REMEMBERED = 512
-"""Characters of one."""
+"""Characters of an identity header that a gate remembers; a longer one is checked each time."""
 
 
 class Arrival:
-    """A call at the door: what it says of itself, none of it believed yet."""
+    """An incoming call, described by its own headers. None of them is verified yet."""
 
     __slots__ = (
         "at",
@@ -55,37 +58,52 @@ class Arrival:
         self.at = at
         """The instant of arrival."""
         self.native_remaining = native_remaining
-        """What `grpc-timeout` left at that instant, in seconds; None without one."""
+        """Seconds that `grpc-timeout` left at that instant; None if the caller sent none."""
         exact, self.identity, self.malformed = said or wire.decode(metadata)
         self.exact = exact
-        """Seconds left by `deadline-remaining-us`, at its sending; None where it was not sent or is malformed."""
+        """Seconds left at the sending, by `deadline-remaining-us`; None if it was not sent or is
+        malformed.
+        """
         if exact is None:
             exact = native_remaining
         self.remaining = exact
-        """Seconds left by the tighter of the two deadlines; None where the caller sent neither."""
+        """Seconds left by the tighter of the two deadlines; None if the caller sent neither."""
         self.late = 0.0
-        """Seconds from its sending to its being taken up here; 0 if unknown. As much to be believed as its caller."""
+        """Seconds from the sending to the instant of arrival, as far as the two deadlines show; 0
+        if unknown. Derived from the caller's headers, so only as reliable as the caller.
+        """
         if exact is not None and native_remaining is not None and native_remaining < exact:
             self.remaining, self.late = native_remaining, exact - native_remaining
         self.on_end: Callable[[object], None] | None = None
-        """Called once when the call is over and its reply has left, refused or not. A gate may set it before it raises."""
+        """Called once when the call is over and its reply has left, also if it was refused. A gate
+        may set it before it raises.
+        """
         self.by_turns = False
-        """Whether its request is read in its caller's turn; a gate that lets in who is not of the mesh says so."""
+        """True if the request is read in its caller's turn. A gate sets it for callers outside the
+        mesh.
+        """
         self.backlog: Backlog | None = None
-        """The calls that were taken up with it; a gate that believes the caller says so."""
+        """The calls that were taken up together with this one. A gate sets it for a caller that it
+        believes; otherwise None.
+        """
 
     def header(self, name: str) -> str:
-        """The last value of this name; empty if there is none, or it is not text."""
+        """The last value of the header `name`; empty if there is none or it is not text."""
         return next((value for key, value in reversed(self.metadata) if key == name and isinstance(value, str)), "")
 
 
 Gate = Callable[[Arrival], DeadlineContext]
-"""Decides who is calling and until when. Raises the error to refuse with."""
+"""Decides the caller and the deadline of a call. Raises the error for a refusal."""
 
 
 class MeshGate:
-    """The door of an inner hop: believes peers that know the mesh's token, and refuses a call without a deadline, or one that has
-    spent half of its time before it was taken up.
+    """The gate of an inner hop. It believes peers that know the mesh's token.
+
+    Refuses a call without a deadline (NoDeadline), one without the token (Unauthenticated), and one
+    that has spent more than TOO_LATE of its time before it was taken up (Shed).
+
+        gate = MeshGate("tool-runner", mesh_token)
+        interceptor = DeadlineInterceptor("tool-runner", gate)
     """
 
     def __init__(self, hop: str, mesh_token: str, clock: Clock = SYSTEM_CLOCK) -> None:
@@ -94,7 +112,9 @@ class MeshGate:
         self._clock = clock
         self._backlogs = Backlogs()
         self.believed: dict[str, wire.Identity] = {}
-        """Whom lately believed identities name: a run's calls all carry the same."""
+        """Identities believed lately, by their header. All calls of one run carry the
+        same header.
+        """
 
     def __call__(self, arrival: Arrival) -> DeadlineContext:
         caller = self.believed.get(arrival.identity) or self._introduced(arrival.identity)

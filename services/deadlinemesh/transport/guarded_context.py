@@ -1,4 +1,4 @@
-"""A call's context as its handler sees it, with the first sending guarded."""
+"""A call's context for its handler. It guards the first sending."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ __all__ = ["GuardedContext"]
 class GuardedContext:
     """Decorates the context that grpc.aio gives a handler.
 
-    What is sent first carries the response's headers, and is never cut in the middle: grpc.aio would take the headers for
-    unsent and send them again with the status, the core would refuse both, and the client would be left without a status.
-    `stragglers` are told, so that a peer that does not read it holds nothing up.
+    The first sending carries the response's headers and is never cut in the middle. If it were cut,
+    grpc.aio would take the headers for unsent and send them again with the status. The core would
+    refuse both, and the client would get no status. `stragglers` watches that sending, so a peer
+    that does not read it cannot hold the call up.
     """
 
     __slots__ = ("_context", "_exchange", "_first", "_left", "_opening", "_stragglers")
@@ -42,12 +43,16 @@ class GuardedContext:
         return self._open(sending) if self._first else self._send(sending)
 
     def add_done_callback(self, callback: Callable[[Any], None]) -> None:
-        """As the context's own, which would keep the call in a cycle with itself: it could not be ended by being forgotten."""
+        """Like the context's own method, but without its reference cycle through the call. A call
+        in a cycle is not freed, and being freed is the way to end it (see `stragglers`).
+        """
         context = self._context
         self._exchange.task.add_done_callback(lambda _: callback(context))
 
     async def end_with(self, status: grpc.Status) -> None:
-        """End the call with `status` once what was sent first has left, unless it has ended by then."""
+        """End the call with `status` once the first sending has left, unless the call has ended by
+        then.
+        """
         if self._opening:
             self._left = self._left or asyncio.Event()
             await self._left.wait()
@@ -56,11 +61,12 @@ class GuardedContext:
         try:
             await self._context.abort_with_status(status)
         except grpc.aio.AbortError as aborted:
-            # The call keeps it, to raise it again as soon as the handler has returned. Frames in it that know the call would make
-            # a cycle of all that there is of it.
+            # The call keeps the error, and raises it again as soon as the handler has returned. The
+            # frames of its traceback refer to the call: with them, the whole call would be one
+            # reference cycle.
             aborted.__traceback__ = None
         except grpc.aio.InternalError:
-            pass  # the peer has left already
+            pass  # the peer has left
 
     async def _send(self, sending: Coroutine[Any, Any, None]) -> None:
         self._exchange.sending_since = asyncio.get_running_loop().time()
@@ -82,10 +88,10 @@ class GuardedContext:
             self._opened()
             cancelled = scope.let_go()
         if cancelled:
-            await asyncio.sleep(0)  # which raises it
+            await asyncio.sleep(0)  # raises the cancellation
 
     async def _open_apart(self, sending: Coroutine[Any, Any, None]) -> None:
-        """For a task whose cancellation no scope can put off: one that the handler has started."""
+        """Send for a task that the handler has started: no scope can put off its cancellation."""
         apart = asyncio.get_running_loop().create_task(sending, context=outside_any_scope())
         self._exchange.apart = apart
         apart.add_done_callback(self._opened)
@@ -98,7 +104,7 @@ class GuardedContext:
         if self._left is not None:
             self._left.set()
         if apart is not None and not apart.cancelled():
-            apart.exception()  # nobody may be there to be told
+            apart.exception()  # marks the error as seen: nobody may await this task
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._context, name)

@@ -1,4 +1,4 @@
-"""The health service, in which no watcher can hold up another, or a drain."""
+"""The health service. A watcher cannot hold up another one, or a drain."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ _UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 class Health(health_pb2_grpc.HealthServicer):
-    """Tells which of a server's services serve. A watcher that misses a change is told the latest one when it reads again."""
+    """Reports the status of a server's services. A watcher that misses a change gets the latest one
+    when it reads again.
+    """
 
     def __init__(self) -> None:
         self._serving: dict[str, bool] = {}
         self._changed = asyncio.Event()
 
     def tell(self, service: str, serving: bool) -> None:
-        """Tell from now on whether `service` serves."""
+        """Report `service` as serving, or as not serving, from now on."""
         self._serving[service] = serving
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()

@@ -1,7 +1,9 @@
-"""The deadline over HTTP: `X-Request-Deadline` and `X-Request-Timeout-Ms`, encoded and decoded. Pure.
+"""The deadline over HTTP: `X-Request-Deadline` and `X-Request-Timeout-Ms`, encoded and decoded.
+Pure.
 
-An absolute time is only as good as the agreement of two hosts' clocks, so a duration travels with it and the tighter of
-both wins. The duration is in whole milliseconds, rounded down; the absolute time is exact to the microsecond.
+An absolute time is only as good as the agreement of two hosts' clocks. So a duration travels with
+it, and the tighter of the two wins. The duration is in whole milliseconds, rounded down. The
+absolute time is exact to the microsecond.
 """
 
 from __future__ import annotations
@@ -14,15 +16,17 @@ from dataclasses import dataclass
 __all__ = ["DEADLINE_HEADER", "TIMEOUT_HEADER", "Decoded", "decode", "encode"]
 
 DEADLINE_HEADER = "X-Request-Deadline"
-"""Unix seconds, decimal."""
+"""Header name. Its value is Unix seconds, decimal."""
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
-"""A duration in whole milliseconds."""
+"""Header name. Its value is a duration in whole milliseconds."""
 
 SKEW = 60.0
-"""Seconds that the two headers may disagree by. More than this is a wrong clock, and the absolute time is ignored."""
+"""Seconds by which the two headers may disagree. A larger difference means a wrong clock, and the
+absolute time is ignored.
+"""
 
 LONGEST = 366 * 86400.0
-"""Seconds. More than a year is no deadline but a mistake, such as a Unix time in milliseconds."""
+"""Seconds. More than a year is a mistake, such as a Unix time in milliseconds."""
 
 _DECIMAL = re.compile(r"[0-9]{1,15}(?:\.[0-9]{1,9})?", re.ASCII)
 _WHOLE = re.compile(r"[0-9]{1,15}", re.ASCII)
@@ -30,20 +34,24 @@ _WHOLE = re.compile(r"[0-9]{1,15}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """What a pair of headers says."""
+    """The result of reading the two headers."""
 
     remaining: float | None
-    """Seconds left, never negative; None where no usable header was sent."""
+    """Seconds left, never negative; None if no usable header was sent."""
     skewed: bool
-    """Whether the absolute time was ignored because it contradicts the duration."""
+    """True if the absolute time was ignored because it contradicts the duration."""
     malformed: tuple[str, ...]
     """Names of the headers that were ignored because they cannot be read."""
 
 
 def encode(remaining_s: float, wall_now: float) -> dict[str, str]:
-    """The headers for `remaining_s` seconds left at the Unix time `wall_now`. Both round down: never a later deadline.
+    """The headers for `remaining_s` seconds left at the Unix time `wall_now`. Both values are
+    rounded down, so the deadline never becomes later.
 
     Raises ValueError unless both numbers are finite.
+
+        headers = encode(current().remaining, time.time())
+        response = await client.get(url, headers=headers)
     """
     if not (math.isfinite(remaining_s) and math.isfinite(wall_now)):
         raise ValueError(f"a deadline needs finite numbers, not {remaining_s} s from {wall_now}")
@@ -53,7 +61,13 @@ def encode(remaining_s: float, wall_now: float) -> dict[str, str]:
 
 
 def decode(headers: Mapping[str, str], wall_now: float) -> Decoded:
-    """Read the headers, in any case, that arrived at the Unix time `wall_now`. What is unreadable is reported."""
+    """Read the headers, in any letter case, that arrived at the Unix time `wall_now`. Unreadable
+    headers are reported in the result.
+
+        arrived = decode(request.headers, time.time())
+        if arrived.remaining is not None:
+            deadline_at = clock.monotonic() + arrived.remaining
+    """
     sent = {name.lower(): value.strip() for name, value in headers.items()}
     malformed = []
     timeout = until = None

@@ -1,4 +1,7 @@
-"""Every call into a hop: read the wire, set the context, run the handler in its scope, map errors to status. Nowhere else."""
+"""The path of each call into a hop, and the only one.
+
+It reads the headers, sets the context, runs the handler in its scope, and maps errors to statuses.
+"""
 
 from __future__ import annotations
 
@@ -57,27 +60,33 @@ if TYPE_CHECKING:
     MethodHandler = grpc.RpcMethodHandler[Any, Any]
 
 REQUEST_SECONDS = 15.0
-"""How long a request may take to follow its headers."""
+"""Seconds in which a request must follow its headers."""
 
 WATCHES = 1024
 """`Health/Watch` calls at a time."""
 
 MOST_HEADERS = 128
-"""Entries of a call's metadata. Until a peer has acknowledged its settings, the core takes 16 MiB of them, for which a few
-kilobytes of HPACK suffice.
+"""Entries of a call's metadata.
+
+Until a peer has acknowledged its settings, the core accepts 16 MiB of metadata from it. A few
+kilobytes of HPACK are enough to send that much.
 """
 
 LARGEST_HEADERS = 64 * 1024
-"""Bytes of them."""
+"""Bytes of a call's metadata."""
 
 _COLLECT_AFTER = 4 * 1024 * 1024
-"""Bytes of headers, of callers not believed yet, after which garbage is collected: grpc.aio keeps each call's in a cycle."""
+"""Bytes of headers, of callers not believed yet, between two garbage collections. They are needed
+because grpc.aio keeps each call's headers in a reference cycle.
+"""
 
 _HEADER_OBJECTS = 170
 """Bytes that each header takes beside its characters: a tuple and two strings."""
 
 _AGED_BY = 5000
-"""Headers of one call that may have grown old as the collector counts, by the time that it is refused."""
+"""Headers of one call. With more, some may have reached the collector's oldest generation by the
+time the call is refused.
+"""
 
 _AT_ONCE_S = 0.001
 """Seconds by which the peer's own timer may be early."""
@@ -85,17 +94,25 @@ _AT_ONCE_S = 0.001
 # Health checks and reflection belong to no tenant and need no deadline.
 _OPEN_SERVICES = ("/grpc.health.", "/grpc.reflection.")
 
-# The headers of the call whose task this is, what they say, and the instant of its arrival. Asking its context would decode every
-# header again.
+# Of the call that runs in this task: its headers, their decoded values, and the instant of its
+# arrival. Its grpc.aio context would decode each header again.
 _ARRIVED: ContextVar[tuple[wire.Pairs, wire.Said, float]] = ContextVar("arrived")
 
 
 class DeadlineInterceptor(grpc.aio.ServerInterceptor):
-    """The one server interceptor of a hop. It must be the last of a server's, next to the handlers.
+    """The only server interceptor of a hop. It must be the last one of its server, next to the
+    handlers.
 
-    `scopes` are the calls being served; `background` spawns work that outlives them. After `drain`, new calls are refused.
-    A caller is believed by its headers, and its request is read after that, for `request_seconds` at most. Health and reflection
-    are open to all, with at most `watches` at a time of `Health/Watch`.
+    `scopes` holds the calls being served. `background` spawns work that outlives them. After
+    `drain`, new calls are refused.
+
+    The gate decides from the headers alone. The request is read after that, for at most
+    `request_seconds`. Only for callers believed before does grpc.aio read it first. Health and
+    reflection are open to all callers, with at most `watches` calls of `Health/Watch` at a time.
+
+        interceptor = DeadlineInterceptor("search", MeshGate("search", mesh_token))
+        services = [("search.v1.SearchService", register)]
+        server = MeshServer(ServerSettings("0.0.0.0:50051"), interceptor, services)
     """
 
     def __init__(
@@ -111,7 +128,7 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
     ) -> None:
         self.hop = hop
         self.peers = Peers(clock)
-        """What is known of the connections that calls came on."""
+        """Credentials shown and calls made on each connection."""
         self.scopes = Scopes(hop, self._report)
         self.background = Background(self.scopes)
         self._gate = gate
@@ -121,7 +138,7 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
         self._spans = None if tracer is None else ServerSpans(tracer)
         self._request_seconds = request_seconds
         self.on_freed: Callable[[], None] = lambda: None
-        """Called when much memory has been given back to the C library at once."""
+        """Called after a collection of headers that gives much memory back to the C library."""
         self._strange_headers = 0
         self._longest_table = 0
         crowded = f"has more than {MOST_HEADERS} entries or {LARGEST_HEADERS} bytes"
@@ -134,7 +151,7 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
         self.readings = Readings(self.stragglers, clock)
         self._open_calls = OpenCalls(self.stragglers, self.peers, clock, request_seconds, watches)
         self._believed: Container[str] = getattr(gate, "believed", ())
-        """The identities of callers that were believed before."""
+        """Identity headers of callers that the gate has believed before."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wrapped: dict[str, MethodHandler] = {}
         self._swift: dict[str, MethodHandler] = {}
@@ -144,22 +161,24 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
         self._draining = False
 
     async def answered(self) -> None:
-        """Return once no call is left whose status is still to be sent."""
+        """Return once each call has handed its status to grpc.aio."""
         while self._unanswered:
             self._all_answered = asyncio.Event()
             await self._all_answered.wait()
 
     def watch_lag(self) -> LagWatch:
-        """Record from now on, until it is stopped, when the running loop stands still, and for whom."""
+        """Record each stall of the running event loop, and the call that caused it,
+        until stopped.
+        """
         return LagWatch(self.scopes, self._lagged)
 
     def drain(self) -> None:
-        """Refuse every new call from now on, and those whose request has not arrived."""
+        """Refuse every new call from now on, and every call whose request has not arrived."""
         self._draining = True
         self.stragglers.hurry()
 
     def flush(self) -> None:
-        """Tell now of every call that has ended: what of that could wait is done."""
+        """Finish now the spans of ended calls. Otherwise they wait for an idle event loop."""
         if self._spans is not None:
             self._spans.flush()
 
@@ -194,14 +213,16 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
         return wrapped
 
     def _refusing(self, status: grpc.Status, *, condemns: bool = False) -> MethodHandler:
-        """A handler that ends each call with `status`, and the connection of those that it `condemns`."""
+        """Return a handler that ends each call with `status`. `condemns` also condemns its
+        connection.
+        """
 
         async def refuse(requests: Any, context: Any) -> None:
             at, peer = self._clock.monotonic(), plain(context.peer())
             self.peers.charge(peer, REFUSED_CALL)
             if condemns:
                 self.peers.condemn(peer)
-            self._free_headers()  # at once: grpc.aio is through with them
+            self._free_headers()  # now, as grpc.aio needs them no more
             task = asyncio.current_task()
             assert task is not None
             self.stragglers.reply(Exchange(task, "a refused method"), at)
@@ -209,7 +230,7 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
             try:
                 await context.abort_with_status(status)
             except grpc.aio.AbortError as aborted:
-                aborted.__traceback__ = None  # the call keeps it: with frames that know the call it would keep itself
+                aborted.__traceback__ = None  # the call keeps it: its frames would be a cycle
             except grpc.aio.InternalError:
                 pass  # the peer has left
 
@@ -218,7 +239,8 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
 
     def _free_headers(self) -> None:
         if self._strange_headers > _COLLECT_AFTER:
-            # The old only where they can be among them, as these take long: making many objects is what ages others.
+            # A collection of the oldest generation takes long, so only if the headers can be in it.
+            # Making many objects is the cause of their promotion.
             gc.collect(2 if self._longest_table > _AGED_BY else 1)
             self._strange_headers = self._longest_table = 0
             self.on_freed()
@@ -229,8 +251,8 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
             served, serializer = OpenMethod(self._open_calls, method, handler), handler.response_serializer
         else:
             served, serializer = _Method(self, method, handler), _serializer_of_stream(handler)
-        # As one with a stream of requests, whatever its handler takes: of others grpc.aio reads the request before anything of
-        # ours runs, for as long as that takes, and from whoever.
+        # Every method is wrapped as one with a stream of requests. For a unary request, grpc.aio
+        # reads the request before any code of ours runs: from any caller, and without a time limit.
         factory = (
             grpc.stream_stream_rpc_method_handler
             if handler.response_streaming
@@ -241,8 +263,11 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
         return wrapped
 
     def _wrap_swiftly(self, method: str, handler: MethodHandler) -> MethodHandler | None:
-        """The same for callers that are trusted to send the one request that they have begun, if the method takes one: grpc.aio
-        reads it, which spares each call 16 µs."""
+        """Wrap a method for callers that are trusted to send the one request that they have begun.
+
+        grpc.aio then reads the request. This saves 16 µs for each call. None if the method takes a
+        stream of requests, or is open to all callers.
+        """
         if handler.request_streaming or method.startswith(_OPEN_SERVICES):
             return None
         factory = (
@@ -265,7 +290,10 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
         return Draining(f"{self.hop} is shutting down; another instance will serve you", hop=self.hop)
 
     def closed(self, address: str, why: str) -> None:
-        """Record that a connection of `address` was closed: it had too many `connections` or `calls`, or was `quiet`."""
+        """Record that a connection of `address` was closed.
+
+        `why` is `connections` or `calls`, if it had too many of them, or `quiet`.
+        """
         self._telemetry.record(ConnectionClosed(self.hop, address, why))
 
     def _report(self, orphan: Orphan) -> None:
@@ -278,7 +306,9 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
 
 
 class _Method:
-    """One method of a hop as grpc.aio is to call it: the way of every call, from its headers to its status."""
+    """One method of a hop, as grpc.aio calls it: the path of each call from its headers to its
+    status.
+    """
 
     def __init__(self, hop: DeadlineInterceptor, name: str, handler: MethodHandler, *, reads: bool = True) -> None:
         kind = ("stream" if handler.request_streaming else "unary", "stream" if handler.response_streaming else "unary")
@@ -286,18 +316,25 @@ class _Method:
         self._name = name
         self._reads = reads and not handler.request_streaming
         self._is_brief = not (reads or handler.request_streaming or handler.response_streaming)
-        """Unary both ways and from a believed caller: its connection is noted only when in doubt."""
+        """True if unary both ways and from a believed caller. Its connection is noted only when in
+        doubt.
+        """
         self._handler: Handler = getattr(handler, "_".join(kind))
         self._serialize = None if handler.response_streaming else handler.response_serializer
-        """Of a unary response: one that is not read is held as bytes, and not as a message too."""
+        """Serializer of a unary response. An unread response is held as bytes, not as a message
+        too.
+        """
         self._yields = isasyncgenfunction(self._handler)
-        """Whether it yields its responses; a stream's handler may also write them itself."""
+        """True if the handler yields its responses. A stream's handler may also write
+        them itself.
+        """
 
     async def serve(self, requests: Any, context: Any) -> Any:
-        # Everything that a response passes on its way out is in this one frame: each more would cost every message.
+        # Each step of a response on its way out is in this one frame. One more frame would cost
+        # time for every message.
         hop = self._hop
         metadata, said, at = _ARRIVED.get()
-        # Told the loop, it need not ask the system whether this process was forked.
+        # With the loop as argument, asyncio need not ask the system if this process was forked.
         task: Any = asyncio.current_task(hop._loop) or asyncio.current_task()
         exchange = Exchange(task, self._name)
         if self._reads:
@@ -314,7 +351,7 @@ class _Method:
                 if hop._draining:
                     raise hop._shutting_down()
                 native = context.time_remaining()
-                if native is not None:  # at the arrival: the call may have waited for its turn since
+                if native is not None:  # as of the arrival: the call may have waited since
                     native += hop._clock.monotonic() - at
                 arrival = Arrival(self._name, metadata, at, native, said)
                 if arrival.malformed is not None:
@@ -339,7 +376,7 @@ class _Method:
                 async with scope:
                     if not self._reads:
                         request = requests
-                        if type(request) is InvalidRequest:  # in place of what is no message
+                        if type(request) is InvalidRequest:  # in place of a message
                             raise request
                     else:
                         if arrival.by_turns:
@@ -359,7 +396,7 @@ class _Method:
                                 exchange.sending_since = inf
                                 write = context.write
                         except BaseException:
-                            self._note_unread(exchange)  # now: what produces the responses may take its time to end
+                            self._note_unread(exchange)  # now: closing the generator may take long
                             await responses.aclose()
                             raise
                     else:
@@ -387,7 +424,7 @@ class _Method:
                 await self._refuse(error, scope, answer)
             return result
         finally:
-            error = None  # its traceback has this frame: they would keep one another until a collection of cycles
+            error = None  # its traceback holds this frame: a cycle
             hop._unanswered -= 1
             if not hop._unanswered and hop._all_answered is not None:
                 hop._all_answered.set()
@@ -401,7 +438,9 @@ class _Method:
             self._hop.stragglers.unread(exchange)
 
     def _error_of(self, raised: BaseException, scope: Scope | None) -> MeshError:
-        """What the client is to be told. Raises `raised` again if that is nothing."""
+        """Return the error for the client. Raises `raised` again if the client gets no error of
+        ours.
+        """
         if isinstance(raised, MeshError):
             return raised
         if isinstance(raised, grpc.aio.AioRpcError):
@@ -409,7 +448,8 @@ class _Method:
         if isinstance(raised, grpc.aio.AbortError):
             raise raised  # the handler wrote its own status
         if isinstance(raised, (grpc.aio.InternalError, asyncio.CancelledError)) and scope is not None:
-            # An answer could not be written, or the call was cancelled beside its scope: nobody is there any more.
+            # A response could not be written, or the call was cancelled outside its scope: the
+            # client has left.
             return scope.left()
         if not isinstance(raised, Exception):
             raise raised
@@ -455,13 +495,15 @@ class _Method:
     async def _refuse(self, error: MeshError, scope: Scope | None, answer: GuardedContext) -> None:
         """End the call with the status of `error`."""
         if scope is not None and scope.caller_left:
-            raise asyncio.CancelledError from error  # nobody is there to read a status: grpc.aio lets the call go
+            raise asyncio.CancelledError from error  # no client is left: grpc.aio frees the call
         if not answer.done():
             error.hop = error.hop or self._hop.hop
             await answer.end_with(status_of(error, None if scope is None else scope.context))
 
     def _answer_for(self, answer: GuardedContext, scope: Scope) -> None:
-        """Send the status of a call whose handler will not end: its client must not wait for that."""
+        """Send the status of a call if its handler does not end: the client must not
+        wait for that.
+        """
         if not answer.done():
             answers = self._hop._answers
             ending = answer.end_with(status_of(scope.stopped(), scope.context))
@@ -471,7 +513,7 @@ class _Method:
 
 
 def _serializer_of_stream(handler: MethodHandler) -> Callable[[Any], bytes] | None:
-    """The serializer for grpc.aio, or None for unary responses, which it gets as bytes."""
+    """The serializer for grpc.aio. None for unary responses: grpc.aio gets them as bytes."""
     return handler.response_serializer if handler.response_streaming else None
 
 
@@ -480,7 +522,9 @@ def _bytes_of(metadata: wire.Pairs) -> int:
 
 
 def _written(context: Any) -> grpc.StatusCode:
-    """The code that the handler itself has given its call: by `abort`, by `set_code`, or by simply returning."""
+    """The status code that the handler itself has set: by `abort`, by `set_code`, or OK by
+    returning.
+    """
     code = context.code()
     if code is None:
         return grpc.StatusCode.OK

@@ -1,4 +1,7 @@
-"""Calls that need no credential: health and reflection. They are few at a time, and each is brief or only listens."""
+"""Calls that need no credential: health and reflection.
+
+They are few at a time. Each is brief, or a watch that only listens.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     MethodHandler = grpc.RpcMethodHandler[Any, Any]
 
 MOST_BRIEF = 256
-"""Brief calls at a time; the older half of them is ended to make room."""
+"""Brief calls at a time. Beyond it, the older half of them is ended to make room."""
 
 WATCHES_PER_CONNECTION = 16
 """`Health/Watch` calls of one connection."""
@@ -33,7 +36,9 @@ _WATCH = "/grpc.health.v1.Health/Watch"
 
 
 class OpenCalls:
-    """The open calls of one hop. `most_watches` bounds `Health/Watch`; a brief call has `seconds` from its headers to its end."""
+    """The open calls of one hop. `most_watches` is the limit for `Health/Watch` calls. A brief call
+    has `seconds` from its headers to its end.
+    """
 
     def __init__(self, stragglers: Stragglers, peers: Peers, clock: Clock, seconds: float, most_watches: int) -> None:
         self.stragglers = stragglers
@@ -44,7 +49,7 @@ class OpenCalls:
         self._brief: dict[Exchange, None] = {}
 
     def enter(self, exchange: Exchange) -> None:
-        """Make room for a brief call. It must leave."""
+        """Make room for a brief call. `leave` must follow."""
         if len(self._brief) >= MOST_BRIEF:
             oldest = list(self._brief)[: MOST_BRIEF // 2]
             for one in oldest:
@@ -53,17 +58,19 @@ class OpenCalls:
         self._brief[exchange] = None
 
     def leave(self, exchange: Exchange) -> None:
-        """The call is over."""
+        """Remove a call that is over."""
         self._brief.pop(exchange, None)
 
     def may_watch(self, peer: str) -> bool:
-        """Whether one more `Health/Watch` of this connection has room."""
+        """True if there is room for one more `Health/Watch` of this connection."""
         watches = self.peers.watches
         return watches[peer] < WATCHES_PER_CONNECTION and watches.total() < self._most_watches
 
 
 class OpenMethod:
-    """One method of health or reflection, as grpc.aio is to call it: with a stream of requests, whatever its handler takes."""
+    """One method of health or reflection. grpc.aio calls it with a stream of requests, even if its
+    handler takes one request.
+    """
 
     def __init__(self, calls: OpenCalls, name: str, handler: MethodHandler) -> None:
         kind = ("stream" if handler.request_streaming else "unary", "stream" if handler.response_streaming else "unary")
@@ -109,7 +116,8 @@ class OpenMethod:
     async def _watch(self, request: Any, context: Any, exchange: Exchange, peer: str) -> None:
         calls = self._calls
         if not calls.may_watch(peer):
-            # By the health protocol a client then takes the server to be healthy, and does not ask again.
+            # After this status, the health protocol has a client consider the server healthy and
+            # not ask again.
             self._expect_reading(exchange)
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "too many watch already: use Check")
         calls.peers.watches[peer] += 1

@@ -1,7 +1,8 @@
-"""Every call out of a hop: a channel that stamps the current deadline and identity on it, and ends it with its caller.
+"""The path of each call out of a hop: `MeshChannel` stamps the current deadline and identity on it,
+and ends it with its caller.
 
-A decorator around `grpc.aio.Channel` rather than client interceptors: those have broken `cancel()` on streams and
-`time_remaining()`. Generated stubs take a `MeshChannel` as they take a channel.
+It decorates `grpc.aio.Channel`. Client interceptors would break `cancel()` on streams and
+`time_remaining()`. Generated stubs take a `MeshChannel` like any channel.
 """
 
 from __future__ import annotations
@@ -27,9 +28,17 @@ __all__ = ["MeshChannel", "StreamingCall"]
 
 
 class MeshChannel(grpc.aio.Channel):
-    """Decorates `channel`. A call made with no current DeadlineContext raises NoDeadline, and one whose time is spent
-    DeadlineSpent, before anything is sent; so do, with Shed, calls of which the like were mostly shed lately. A call's own
-    `timeout=` can only narrow; its `kind=` says what it is about, where a method's calls are of several kinds.
+    """Decorates `channel`: each call carries the current deadline and ends with its scope.
+
+    A call raises before anything is sent: NoDeadline if there is no current DeadlineContext,
+    DeadlineSpent if no time is left, Shed if similar calls were mostly shed lately. Its own
+    `timeout=` can only narrow the deadline. Its `kind=` names its subject, if the calls of one
+    method are of several kinds.
+
+        channel = MeshChannel(grpc.aio.insecure_channel("search:50051"), mesh_token)
+        stub = SearchServiceStub(channel)
+        async with narrowed_after(2.0, "search"):
+            reply = await stub.Search(request)
     """
 
     def __init__(self, channel: grpc.aio.Channel, mesh_token: str, tracer: trace.Tracer | None = None) -> None:
@@ -39,7 +48,8 @@ class MeshChannel(grpc.aio.Channel):
         self._throttlings: dict[str, Throttling] = {}
 
     def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        # grpc.aio's own call object cancels itself when whoever awaits its one response is cancelled.
+        # grpc.aio's own call object cancels itself when a task that awaits its one response is
+        # cancelled.
         return self._calling(method, self._channel.unary_unary(method, *args, **kwargs))
 
     def stream_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
@@ -82,9 +92,10 @@ class MeshChannel(grpc.aio.Channel):
 
 
 class _Pairs(tuple[tuple[str, str | bytes], ...], grpc.aio.Metadata):  # type: ignore[misc]  # the tuple's methods win
-    """A tuple of pairs, as they are sent, that grpc.aio takes for its own Metadata.
+    """A tuple of pairs, as they are sent, that grpc.aio accepts as its own Metadata.
 
-    That one sorts them into lists by key and puts them together again, which costs a call as much as all that is done here.
+    grpc.aio's class sorts the pairs into lists by key and joins them again. That costs a call as
+    much as all the work of this module.
     """
 
     __slots__ = ()
@@ -92,7 +103,7 @@ class _Pairs(tuple[tuple[str, str | bytes], ...], grpc.aio.Metadata):  # type: i
 
 
 class _Multicallable:
-    """Makes calls of one method; `guard` is what each is wrapped in."""
+    """Makes calls of one method. `guard` wraps each call."""
 
     def __init__(
         self,
@@ -135,8 +146,9 @@ class _Multicallable:
         if self._spans is not None:
             span = self._spans.begin(self._method, context)
             stamped = (*stamped, *span.carrier.items())
-        # The tasks that grpc.aio has at work for a call end with the call. Cancelled instead, they would never free what the core
-        # has given them: it is the call that the scope owns.
+        # grpc.aio's tasks for a call end when the call ends. If they were cancelled instead, they
+        # would never free the memory that the core has given them. So the scope owns the call, not
+        # the tasks.
         token = HERE.set((context, None))
         try:
             call = self._invoke(
@@ -164,7 +176,7 @@ class _Multicallable:
 
 
 def _owned(call: Any) -> None:
-    """Have the current scope, if there is one, end `call`."""
+    """Have the current scope end `call`, if there is a current scope."""
     scope = current_scope()
     if scope is not None:
         disown = scope.own(call.cancel)
@@ -172,11 +184,15 @@ def _owned(call: Any) -> None:
 
 
 class StreamingCall:
-    """A call with a stream of responses that cannot be forgotten.
+    """A call with a stream of responses that ends even if it is abandoned.
 
-    grpc.aio leaves an abandoned stream running, even after a plain `break`. This one is cancelled when the iteration is left,
-    when the `async with` block around it ends, and when the scope it was made in ends, whichever comes first. Anything else
-    is the underlying call's.
+    grpc.aio leaves an abandoned stream running, even after a plain `break`. This call is cancelled
+    when the iteration is left, when the `async with` block around it ends, or when the scope that
+    made it ends. Other attributes are those of the underlying call.
+
+        async for response in stub.Generate(request):
+            if enough(response):
+                break  # cancels the call
     """
 
     def __init__(self, call: Any, watch: Watch | None = None) -> None:
@@ -200,13 +216,16 @@ class StreamingCall:
 
 
 class _Responses:
-    """The responses of `call`, and its end when nobody iterates any more: a loop drops its iterator as it is left.
+    """The responses of `call`. The call ends when its iteration is abandoned, because a loop drops
+    its iterator as it is left.
 
-    An async generator would do the same a turn of the event loop later, and cost each message a frame.
+    An async generator would end the call one turn of the event loop later, and cost each message a
+    frame.
 
-    Where a task is cancelled that awaits a response, so is the call, and the reading goes on to its end by itself: grpc.aio never
-    frees what the core has given to one that was cut, a hundred bytes, or kilobytes where a message was just coming in. Only in a
-    scope, that is in a service: a client's event loop may end before the reading does.
+    If a task is cancelled while it awaits a response, the call is cancelled too, but the read goes
+    on to its end by itself. grpc.aio never frees the core's memory for a read that was cut: a
+    hundred bytes, or kilobytes if a message was just coming in. This applies only inside a scope,
+    so in a service. A client's event loop may end before the read does.
     """
 
     __slots__ = ("_batch", "_call", "_in_service", "_next", "_responses", "_watch")
@@ -218,7 +237,7 @@ class _Responses:
         self._watch = watch
         self._in_service = current_scope() is not None
         self._batch: asyncio.Future[Any] | None = None
-        """What the core has at work for the reading that is awaited."""
+        """The future of the core's operation for the read that is awaited."""
 
     def __aiter__(self) -> Self:
         return self
@@ -256,17 +275,19 @@ class _Responses:
                 else:
                     waits_for = next(steps)
                 finally:
-                    self._batch = None  # which leads back here
+                    self._batch = None  # it refers back to this frame
         except StopIteration as read:
             return read.value
 
     def _leave(self, msg: Any | None = None) -> bool:
-        """Stands for the batch's `cancel`: whoever awaits it is woken as if it had been cancelled, and it is not."""
+        """Replaces the future's `cancel`. Waiters wake up as if it had been cancelled, but it goes
+        on.
+        """
         batch, self._batch = self._batch, None
-        if batch is None:  # a second time before they have woken
+        if batch is None:  # called again before the waiters have run
             return True
         waiting = getattr(batch, "_callbacks", None)
-        if not waiting:  # an event loop whose futures hide it
+        if not waiting:  # this event loop hides a future's callbacks
             return asyncio.Future.cancel(batch, msg)
         for wake_up, context in waiting:
             batch.remove_done_callback(wake_up)
@@ -279,8 +300,9 @@ class _Responses:
     def __del__(self) -> None:
         if not self._call.done():
             self._call.cancel()
-        # Left between two responses, grpc.aio's generator would keep the call, and that the generator, until a collection of the
-        # old. One that is at work is not to be touched: its batch is the core's.
+        # Close grpc.aio's generator. If the loop is left between two responses, the call and the
+        # generator would else keep each other until a collection of the oldest generation. A
+        # running generator must not be touched: the core works on its operation.
         responses = self._responses
         if isinstance(responses, AsyncGeneratorType) and not responses.ag_running:
             with suppress(StopIteration):
@@ -288,6 +310,6 @@ class _Responses:
 
 
 def _go_on(steps: Generator[Any, Any, Any], _: object = None) -> None:
-    """Take the next step of a reading that nobody awaits any more, and those that follow."""
-    with suppress(Exception, asyncio.CancelledError):  # its end
+    """Take the next step of a read that no task awaits any more, and have the others follow."""
+    with suppress(Exception, asyncio.CancelledError):  # the end of the read
         next(steps).add_done_callback(partial(_go_on, steps))

@@ -1,4 +1,7 @@
-"""Which connections have shown a credential that is known, and how much the others have asked for."""
+"""The connections that have shown a known credential, and the calls of all others.
+
+An unknown connection is one that has not shown a known credential.
+"""
 
 from __future__ import annotations
 
@@ -11,51 +14,59 @@ from deadlinemesh.deadline import Clock
 __all__ = ["Peers"]
 
 CALLS = 100.0
-"""Calls that a connection may make, one after the other, before it has shown a credential."""
+"""Calls that an unknown connection may make at once."""
 
 CALLS_PER_SECOND = 10.0
-"""And how many more each second."""
+"""Further calls each second that an unknown connection may make."""
 
 REFUSED_CALL = 3.0
-"""A refused call counts as so many."""
+"""Calls that one refused call counts as."""
 
 
 class Peers:
-    """The connections of one hop, by gRPC's name for the peer. `on_excess` is called when a stranger has asked for too much, and
-    `on_condemned` with a connection that has sent what no well-meaning peer sends.
+    """The connections of one hop, by gRPC's name for the peer.
 
-    A connection that has shown a known credential is never a stranger's again: a proxy has many callers on one.
+    `on_excess` is called when an unknown connection has asked for too much. `on_condemned` is
+    called with a connection that has sent data that no well-meaning peer sends.
+
+    A known connection stays known: a proxy has many callers on one connection.
     """
 
     def __init__(self, clock: Clock, on_excess: Callable[[], None] = lambda: None) -> None:
         self.on_excess = on_excess
         self.on_condemned: Callable[[str], None] = lambda _: on_excess()
         self.excessive: set[str] = set()
-        """Connections that have asked for too much."""
+        """Connections to close: unknown ones that asked for too much, and condemned ones."""
         self.watches: Counter[str] = Counter()
         """Open `Health/Watch` calls of each connection."""
         self.in_doubt = False
-        """True while some address has more connections than FEW: unknown ones may be closed."""
+        """True while some address has more than FEW connections: unknown ones may then
+        be closed.
+        """
         self._clock = clock
         self._known: set[str] = set()
         self._asked: dict[str, tuple[float, float]] = {}
-        """What each stranger has used up of its calls, and when that was computed."""
+        """For each unknown connection: the calls it has used up, and the instant of that
+        computation.
+        """
         self._missed: set[str] = set()
 
     def know(self, peer: str) -> None:
-        """The connection has shown a known credential."""
+        """Record that the connection has shown a known credential."""
         self._known.add(peer)
 
     def is_known(self, peer: str) -> bool:
-        """Whether the connection has shown a known credential."""
+        """True if the connection has shown a known credential."""
         return peer in self._known
 
     def asked_at(self, peer: str) -> float:
-        """When the stranger last asked for something; -inf where it has not."""
+        """The instant at which the unknown connection last asked for something; -inf if
+        it has not.
+        """
         return self._asked.get(peer, (0.0, -inf))[1]
 
     def charge(self, peer: str, calls: float) -> None:
-        """The connection has asked for something without a known credential."""
+        """Charge `calls` calls to the connection, unless it is known."""
         if peer in self._known:
             return
         now = self._clock.monotonic()
@@ -67,13 +78,17 @@ class Peers:
             self.on_excess()
 
     def condemn(self, peer: str) -> None:
-        """The connection, whoever's it is, has sent what no well-meaning peer sends."""
+        """Record that the connection, known or not, has sent data that no well-meaning
+        peer sends.
+        """
         if peer not in self.excessive:
             self.excessive.add(peer)
             self.on_condemned(peer)
 
     def keep(self, connected: Set[str]) -> None:
-        """Forget the connections that are gone, the second time that they are missed: a new one may have come after the look."""
+        """Forget connections that are gone, the second time that they are missed: a connection may
+        be newer than the set `connected`.
+        """
         missed = (self._known | self._asked.keys() | self.excessive) - connected
         gone, self._missed = missed & self._missed, missed
         self._known -= gone

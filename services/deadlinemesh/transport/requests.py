@@ -1,4 +1,4 @@
-"""The request of a call: read in its turn, and refused where it is none."""
+"""The request of a call: reads it in its caller's turn, and refuses bytes that are no message."""
 
 from __future__ import annotations
 
@@ -17,26 +17,39 @@ from deadlinemesh.transport.stragglers import Exchange, Stage, Stragglers
 __all__ = ["Readings", "late_request", "parser_of", "received"]
 
 READ_AT_ONCE = 4
-"""Requests of one caller that are read at a time. The core holds the bytes of each before anybody knows how many there are."""
+"""Requests of one caller that are read at a time. The core holds the bytes of each before any code
+can count them.
+"""
 
 READ_FOR_S = 5.0
-"""Seconds after which one gives way to another of its caller's that waits."""
+"""Seconds that a request may be read while another request of the same caller waits."""
 
 READ_IN_ALL = 32
-"""And of all. Beyond it, the one that has been read for longest is given up."""
+"""Requests of all callers that are read at a time. Beyond it, the one read for longest
+is given up.
+"""
 
 MANY_BEHIND = 32
-"""Requests of one caller that may be on their way for longer than BEHIND_S. Beyond it, the oldest gives way to the next: each is
-25 kB of calls that do nothing."""
+"""Requests of one caller that may be missing for longer than BEHIND_S.
+
+Beyond it, the next call ends the oldest of them. Each such call holds 25 kB and does nothing.
+"""
 
 BEHIND_S = 1.0
-"""Seconds in which a request arrives that is sent together with its headers, in a burst of a thousand too."""
+"""Seconds in which a request arrives that is sent together with its headers, also in a burst of a
+thousand calls.
+"""
 
 Parser = Callable[[bytes], Any]
 
 
 def parser_of(method: str, deserialize: Parser | None, *, raises: bool = True) -> Parser | None:
-    """`deserialize`, raising InvalidRequest for bytes that are no message of `method`, or returning it instead."""
+    """Return `deserialize` with an error of ours: bytes that are no message of `method` raise
+    InvalidRequest.
+
+    With `raises=False` the error is returned in place of the message. None if there is no
+    `deserialize`.
+    """
     if deserialize is None:
         return None
 
@@ -56,7 +69,11 @@ def parser_of(method: str, deserialize: Parser | None, *, raises: bool = True) -
 
 
 async def received(context: Any, method: str) -> Any:
-    """The one request of a call. Raises InvalidRequest where it ends without, and ClientCancelled where the peer has left."""
+    """Read the one request of a call.
+
+    Raises InvalidRequest if the call ends without a request, and ClientCancelled if the peer has
+    left.
+    """
     request = await context.read()
     if request is not grpc.aio.EOF:
         return request
@@ -73,21 +90,27 @@ def late_request(method: str, seconds: float) -> InvalidRequest:
 
 
 class Readings:
-    """The requests that are being read: few of each caller, whose others wait, and few in all."""
+    """The requests that are being read: few at a time of each caller, and few in all. The others
+    wait.
+    """
 
     def __init__(self, stragglers: Stragglers, clock: Clock) -> None:
         self._stragglers = stragglers
         self._clock = clock
         self._read: dict[Exchange, tuple[str, float]] = {}
-        """Whose each is, and since when it is read; the first for longest."""
+        """The caller of each request that is being read, and the instant at which its reading
+        began. The one read for longest comes first.
+        """
         self._counts: dict[str, int] = {}
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
         self._behind: dict[str, dict[Exchange, float]] = {}
-        """The calls of each caller whose requests have not arrived, the oldest first, and since when."""
+        """The calls of each caller without their request yet, and the instant of each. The oldest
+        comes first.
+        """
 
     @asynccontextmanager
     async def turn(self, caller: str, exchange: Exchange) -> AsyncIterator[None]:
-        """Wait for the caller's turn, and read in the block."""
+        """Context manager. Waits for the caller's turn; the block then reads the request."""
         behind = self._behind.setdefault(caller, {})
         self._make_room(behind)
         behind[exchange] = self._clock.monotonic()

@@ -13,10 +13,14 @@ _SECONDS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?", re.ASCII)
 
 
 def retry_after(headers: Mapping[str, str], wall_now: float | None = None) -> float | None:
-    """Seconds that `Retry-After` asks for, whether it is a number or a date; None where there is none that can be read.
+    """Seconds that `Retry-After` asks for, as a number or a date; None if it is missing or
+    unreadable.
 
-    A date is compared with the answer's own `Date`, where there is one: the two were written by the same clock. Else with
-    `wall_now`, our Unix time, if it is given.
+    A date is compared with the response's own `Date`, because the same clock wrote both. Without a
+    `Date` it is compared with `wall_now`, our Unix time, if given. `headers` must find names in
+    lower case, like httpx's.
+
+        delay = retry_after(response.headers, time.time())
     """
     wanted = headers.get("retry-after", "").strip()
     if _SECONDS.fullmatch(wanted):

@@ -1,4 +1,4 @@
-"""A hop's server from its first breath to its last: start, health, reflection, drain, stop."""
+"""A hop's server, from start to stop: health, reflection, drain."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["LIVENESS", "MeshServer", "ServerSettings"]
 _LOG = logging.getLogger("deadlinemesh.transport")
 
 LIVENESS = "liveness"
-"""Health service name that answers as long as the event loop turns, draining or not."""
+"""Name of a health service that serves as long as the event loop runs, draining or not."""
 
 Registration = Callable[[grpc.aio.Server], None]
 """Adds one servicer to a server."""
@@ -35,23 +35,26 @@ Registration = Callable[[grpc.aio.Server], None]
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """How a hop listens and leaves. Durations are in seconds."""
+    """Settings of a hop's server. Durations are in seconds."""
 
     listen: str
-    """HOST:PORT; port 0 lets the system choose."""
+    """HOST:PORT. With port 0 the system chooses the port."""
     message_bytes: int = 4 * 1024 * 1024
     drain: float = 330.0
-    """How long calls in flight may go on after a shutdown was asked for."""
+    """Seconds that calls in flight may go on after a shutdown request."""
     keepalive: float = KEEPALIVE
     connection_age: float = 0.0
-    """How old a connection gets, give or take a tenth, before its client is asked for a new one; calls on it go on to their end.
-    0: as old as it likes."""
+    """Seconds, give or take a tenth, after which a connection's client is asked to open a new one.
+    Calls on the old one go on. 0: no limit.
+    """
     connection_grace: float = 360.0
-    """How long after that an old connection may stay: more than the longest budget, as its calls are cut then."""
+    """Seconds that an old connection may stay after that. Must exceed the longest budget, because
+    the remaining calls are cut then.
+    """
     connections: int = 4096
-    """The most connections in all; more are refused."""
+    """Connections in all; more are refused."""
     connection_limits: ConnectionLimits = field(default_factory=ConnectionLimits)
-    """What those of one address, and of strangers, may cost."""
+    """Limits on the connections of one address and on unknown connections."""
     streams: int = 2048
     """Calls at a time on one connection; more wait at the client."""
 
@@ -62,14 +65,23 @@ class ServerSettings:
 
 
 class MeshServer:
-    """Serves `services`, full gRPC names with what registers them, behind `interceptor`."""
+    """Serves `services` behind `interceptor`. Each service is its full gRPC name and a function
+    that registers it.
+
+        def register(server):
+            search_pb2_grpc.add_SearchServiceServicer_to_server(SearchServicer(), server)
+
+        server = MeshServer(ServerSettings("0.0.0.0:50051"), interceptor, [(NAME, register)])
+        await server.start()
+        await server.serve_until_signalled()
+    """
 
     def __init__(
         self, settings: ServerSettings, interceptor: DeadlineInterceptor, services: Sequence[tuple[str, Registration]]
     ) -> None:
         self.interceptor = interceptor
         self.port = 0
-        """The port that is listened on, once started."""
+        """The port in use, once started."""
         self._settings = settings
         self._services = tuple(services)
         self._health = Health()
@@ -80,11 +92,11 @@ class MeshServer:
         self._lag: LagWatch | None = None
 
     async def start(self) -> int:
-        """Listen; returns the port. Raises OSError naming the address when it cannot be had."""
-        # Here, because clients import this package too, and only servers need and have reflection.
+        """Listen, and return the port. Raises OSError with the address if it cannot be used."""
+        # Imported here: clients import this package too, and only servers need and have reflection.
         from grpc_reflection.v1alpha import reflection
 
-        own_tasks(asyncio.get_running_loop())  # before the first call's task is made
+        own_tasks(asyncio.get_running_loop())  # before the first call's task exists
         own_threads(asyncio.get_running_loop())
         settings = self._settings
         milliseconds = int(settings.keepalive * 1000)
@@ -96,15 +108,18 @@ class MeshServer:
                 ("grpc.keepalive_time_ms", milliseconds),
                 ("grpc.keepalive_timeout_ms", milliseconds),
                 ("grpc.keepalive_permit_without_calls", 1),
-                # Else the third ping of a silent connection is never sent, and a broken one never found out.
+                # Without this, the third ping of a silent connection is never sent, and a broken
+                # connection is never detected.
                 ("grpc.http2.max_pings_without_data", 0),
-                # What really ends a silent connection: by its own default a minute, whatever the keepalive timeout says.
+                # This option is the one that ends a silent connection. Its default is a minute,
+                # independent of the keepalive timeout.
                 ("grpc.http2.ping_timeout_ms", milliseconds),
                 ("grpc.http2.min_ping_interval_without_data_ms", min(milliseconds, 10_000)),
-                # Pings more often than that, in which time nothing else was sent, before the connection is closed.
+                # The number of more frequent pings, with nothing else sent in between, before the
+                # connection is closed.
                 ("grpc.http2.max_ping_strikes", _PING_STRIKES),
                 ("grpc.max_concurrent_streams", settings.streams),
-                # Of more calls that wait to be taken up the core drops some, whoever's they are.
+                # If more calls wait to be taken up, the core drops some of them, of any caller.
                 ("grpc.server.max_pending_requests", _PENDING_CALLS),
                 ("grpc.server.max_pending_requests_hard_limit", 2 * _PENDING_CALLS),
                 ("grpc.max_allowed_incoming_connections", settings.connections),
@@ -135,9 +150,10 @@ class MeshServer:
         return self.port
 
     async def drain(self) -> None:
-        """Take nothing new, let what runs go on for the drain time at most, then end it and stop listening.
+        """Refuse new calls, let running calls go on for at most the drain time, then end them and
+        stop listening.
 
-        Orphans are not waited for: their time is over, and they have been reported.
+        Does not wait for orphans: their time is over, and they have been reported.
         """
         assert self._server is not None
         self.interceptor.drain()
@@ -201,7 +217,9 @@ class MeshServer:
             self._calling = calling
 
     async def _call_itself(self) -> None:
-        """Have grpc.aio take another call: it holds on to the one that it took last, though that was ended."""
+        """Have grpc.aio take another call. It keeps a reference to the last call that it took, even
+        to an ended one.
+        """
         if self._own_channel is None:
             host = self._settings.listen.rpartition(":")[0]
             target = f"{_LOOPBACK.get(host, host)}:{self.port}"

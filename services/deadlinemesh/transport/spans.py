@@ -1,9 +1,11 @@
 """OpenTelemetry's gRPC package, switched on and corrected.
 
-Used from it: naming and opening of spans. Not used: its client interceptors, under which a
-cancelled unary call never reaches the server, and its server wrappers, which break read/write handlers, detach contexts in
-generators and leave the status of a call killed by its deadline unset. Instead the inbound interceptor and the channel decorator
-open and close the spans themselves, where the true status is known: they note the end at once and tell it when there is time.
+It names and opens the spans. Its client interceptors are not used: under them, a cancelled unary
+call never reaches the server. Its server wrappers are not used either. They break read/write
+handlers, detach contexts in generators, and leave the status unset if a deadline ends the call.
+
+Instead the inbound interceptor and the channel decorator open and close the spans, where the true
+status is known. They record the end at once and report it when there is time.
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ def _end(span: Span, code: grpc.StatusCode, cause: str, description: str, at: in
 
 
 class _Plain:
-    """A tracer by which OpenTelemetry's package gets a span and not a block: blocks of its kind fail to detach in generators."""
+    """A tracer that gives OpenTelemetry's package a plain span in place of a context manager: its
+    context managers fail to detach in generators.
+    """
 
     def __init__(self, tracer: trace.Tracer) -> None:
         self._tracer = tracer
@@ -70,7 +74,9 @@ class ServerSpans(OpenTelemetryAioServerInterceptor):
         self._deferred = Deferred()
 
     def begin(self, method: str, metadata: Sequence[tuple[str, str | bytes]], peer: str) -> ServerSpan:
-        """Open the span of a call, and make it current in the running task, which is the call's own and ends with it."""
+        """Open the span of a call and make it current in the running task. That task belongs to the
+        call and ends with it.
+        """
         call = _Call(method, metadata, peer)
         contexts.attach(extract(dict(metadata)))
         span: Span = self._start_span(call, call)
@@ -78,12 +84,12 @@ class ServerSpans(OpenTelemetryAioServerInterceptor):
         return ServerSpan(method, span, self._deferred)
 
     def flush(self) -> None:
-        """Tell now of every call that has ended."""
+        """Report now every call that has ended."""
         self._deferred.flush()
 
 
 class ServerSpan:
-    """The span of one call."""
+    """The span of one served call."""
 
     def __init__(self, method: str, span: Span, deferred: Deferred) -> None:
         self._method = method
@@ -91,17 +97,19 @@ class ServerSpan:
         self._deferred = deferred
 
     def describe(self, context: DeadlineContext) -> DeadlineContext:
-        """Say whose call it is and how much time it came with. Gives the context under this span's trace id."""
+        """Record the call's owner and its remaining time. Returns the context with this span's
+        trace id.
+        """
         _describe(self._span, self._method.lstrip("/"), context)
         return replace(context, trace_id=f"{self._span.get_span_context().trace_id:032x}")
 
     def end(self, code: grpc.StatusCode, cause: str = "", description: str = "") -> None:
-        """End it with the status that the client will see."""
+        """End the span with the status that the client will see."""
         self._deferred(_end, self._span, code, cause, description, time.time_ns())
 
 
 class _Call(NamedTuple):
-    """A call as OpenTelemetry's package asks about it, with its metadata read once."""
+    """A call in the form that OpenTelemetry's package reads, with its metadata read once."""
 
     method: str
     metadata: Sequence[tuple[str, str | bytes]]
@@ -133,12 +141,12 @@ class ClientSpans(_BaseAioClientInterceptor):
         return ClientSpan(span, context, self._deferred)
 
     def flush(self) -> None:
-        """Tell now of every call that has ended."""
+        """Report now every call that has ended."""
         self._deferred.flush()
 
 
 class ClientSpan:
-    """The span of one call; `carrier` is its trace context as the call is to carry it."""
+    """The span of one outbound call. `carrier` is the trace context for the call's metadata."""
 
     def __init__(self, span: Span, context: DeadlineContext, deferred: Deferred) -> None:
         self._span = span
@@ -148,11 +156,13 @@ class ClientSpan:
         inject(self.carrier, context=trace.set_span_in_context(span))
 
     def end_with(self, call: grpc.aio.Call) -> None:
-        """End it with the status of `call`, whenever and however that ends: answered, failed, cut or cancelled."""
+        """End the span with the status of `call` when that ends: answered, failed, cut or
+        cancelled.
+        """
         call.add_done_callback(self._ended)
 
     def end_unsent(self, error: BaseException) -> None:
-        """End it for a call that could not even be begun."""
+        """End the span of a call that could not be begun."""
         self._span.set_attribute("error.type", type(error).__qualname__)
         self._span.set_status(Status(StatusCode.ERROR, str(error)))
         self._span.end()

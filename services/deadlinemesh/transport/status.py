@@ -1,7 +1,7 @@
-"""The one place where errors become gRPC statuses, and statuses errors again.
+"""Maps errors to gRPC statuses, and statuses back to errors. No other module does this.
 
-Every status has a `google.rpc.ErrorInfo` of the domain `deadlinemesh`; refused requests have a `BadRequest` beside it, and
-refusals that pass a `RetryInfo`.
+Each status has a `google.rpc.ErrorInfo` of the domain `deadlinemesh`. The status of a refused
+request also has a `BadRequest`, and that of a temporary refusal a `RetryInfo`.
 """
 
 from __future__ import annotations
@@ -71,14 +71,17 @@ _BY_REASON: dict[str, type[MeshError]] = {
 
 
 _UNHEALTHY = "backend unhealthy"
-"""How gRPC ends the status of a call for which no peer said that it serves."""
+"""End of gRPC's status message for a call if no peer reported that it serves."""
 _OVERSIZED = "message larger than max"
-"""In the status of a call with a message that one side does not send, or the other does not take."""
+"""Part of gRPC's status message for a call with a message that is too large to send or
+to accept.
+"""
 _LASTING = "lasting"
-"""In an error's metadata: it would be the same the next time."""
+"""Key in an error's metadata. If set, a retry would give the same error."""
 
-# All trailing metadata together must stay below 8 KiB: a client on the C core refuses what is larger, and sees neither code nor
-# cause. Beyond ASCII, `grpc-message` has three bytes for one, and the message stands in the details as well.
+# All trailing metadata together must stay below 8 KiB. A client on the C core refuses more, and
+# sees neither code nor cause. In `grpc-message` a byte beyond ASCII takes three, and the details
+# contain the message again.
 _MESSAGE_BYTES = 1000
 _VIOLATIONS_BYTES = 2500
 _VIOLATION_BYTES = 500
@@ -88,7 +91,7 @@ _NAME_BYTES = 100
 NO_METHOD = rpc_status.to_status(
     status_pb2.Status(code=grpc.StatusCode.UNIMPLEMENTED.value[0], message="there is no such method here")
 )
-"""The status of a call of a method that is not served, as gRPC has it: without details of ours."""
+"""gRPC's own status for a method that is not served: without details of ours."""
 
 
 def code_of(error: MeshError) -> grpc.StatusCode:
@@ -97,7 +100,9 @@ def code_of(error: MeshError) -> grpc.StatusCode:
 
 
 def status_of(error: MeshError, context: DeadlineContext | None = None) -> grpc.Status:
-    """The rich status of `error`. `context` is the one under which it happened; it adds `granted_ms` and `elapsed_ms`."""
+    """The rich status of `error`. `context` is the one in force when it happened. It adds
+    `granted_ms` and `elapsed_ms`.
+    """
     # A peer's error keeps the names that the peer gave.
     hop, phase = (_fitting(name, _NAME_BYTES) for name in (error.hop, error.phase))
     known = {"hop": hop, "phase": phase, _LASTING: "true" if isinstance(error, UpstreamRefused) else ""}
@@ -125,7 +130,7 @@ def status_of(error: MeshError, context: DeadlineContext | None = None) -> grpc.
 
 
 def _bad_request(violations: Sequence[Violation]) -> error_details_pb2.BadRequest:
-    """As many of the violations as fit, and how many there are besides."""
+    """As many of the violations as fit, and the number of the others."""
     told = error_details_pb2.BadRequest()
     for number, violation in enumerate(violations):
         if told.ByteSize() > _VIOLATIONS_BYTES - 2 * _VIOLATION_BYTES:
@@ -137,17 +142,26 @@ def _bad_request(violations: Sequence[Violation]) -> error_details_pb2.BadReques
 
 
 def _fitting(text: str, most: int) -> str:
-    """`text`, cut where it has more than `most` bytes, and without the lone surrogates that no message can hold."""
-    encoded = text[: most + 1].encode(errors="replace")  # a character is a byte at least
+    """`text` without lone surrogates, as no message can hold them. Cut if longer than
+    `most` bytes.
+    """
+    encoded = text[: most + 1].encode(errors="replace")  # a character is at least one byte
     return encoded.decode() if len(encoded) <= most else encoded[: most - 4].decode(errors="ignore") + " …"
 
 
 def error_from(error: grpc.aio.AioRpcError, upstream: str, *, in_its_words: bool = False) -> MeshError:
     """The mesh's error for a failed call to `upstream`.
 
-    A deadline spent further down becomes DeadlineSpentUpstream and keeps the hop that said so. A status that no hop of the
-    mesh wrote is judged by its code alone. Its words may tell addresses, and a tenant may read the error: they go to the log, but
-    for a client, which asks for the error `in_its_words`.
+    A deadline spent further down becomes DeadlineSpentUpstream and keeps the name of the hop that
+    reported it. A status that no hop of the mesh wrote is judged by its code alone.
+
+    The text of such a status may contain addresses, and a tenant may read the error. So the text
+    goes to the log only. With `in_its_words`, which is for clients, the error contains it.
+
+        try:
+            reply = await stub.Search(request)
+        except grpc.aio.AioRpcError as error:
+            raise error_from(error, "search") from error
     """
     info, violations, retry_after = _details_of(error)
     message = error.details() or error.code().name
@@ -206,6 +220,6 @@ def _details_of(
                 packed.Unpack(retry)
                 retry_after = max(0.0, retry.retry_delay.ToNanoseconds() / 1e9)
     except (ValueError, DecodeError):
-        # Unreadable, or in contradiction to the status: whoever wrote them cannot be trusted on either.
+        # Unreadable, or in contradiction to the status: then neither can be trusted.
         return None, (), None
     return info, violations, retry_after

@@ -1,9 +1,12 @@
-"""Calls whose peer does not send its request, or does not read its reply, and their end.
+"""Ends calls if the peer does not send its request, or does not read its reply.
 
-A peer with a flow-control window of 0 holds back a reply, the status behind it, and with both the call. The core ends such a call
-by itself only where the client sent a `grpc-timeout`, and grpc.aio has no means to end a call but to send something. What there is:
-the core resets the stream of a call that nothing refers to any more. Two tasks of grpc.aio refer to one, and both can be cancelled.
-Its server refers to the call that it took last until it takes another, so `on_ended` has a server call itself.
+A peer with a flow-control window of 0 holds back a reply, the status behind it, and so the whole
+call. The core ends such a call itself only if the client sent a `grpc-timeout`. grpc.aio can end a
+call only by sending something.
+
+One way remains: the core resets the stream of a call that nothing refers to any more. Two tasks of
+grpc.aio refer to a call, and both can be cancelled. Its server refers to the last call it took
+until it takes another, so `on_ended` makes a server call itself.
 """
 
 from __future__ import annotations
@@ -22,44 +25,54 @@ from deadlinemesh.deadline import Clock, DeadlineContext
 __all__ = ["LAST_MESSAGE_S", "READ_GRACE_S", "UNREAD_AFTER_S", "Exchange", "Stage", "Stragglers"]
 
 READ_GRACE_S = 0.15
-"""Seconds after its deadline in which a reply must have been read. Less than the 250 ms after which work counts as an orphan."""
+"""Seconds after its deadline in which a reply must be read. Less than the 250 ms after which work
+counts as an orphan.
+"""
 
 LAST_MESSAGE_S = 1.0
-"""Seconds for a message that has no deadline of its own, such as a refusal, to be read."""
+"""Seconds in which a message without a deadline, such as a refusal, must be read."""
 
 UNREAD_AFTER_S = 0.05
-"""Seconds after which a message that is on its way counts as unread: one that is read leaves at once."""
+"""Seconds after which a message that is being sent counts as unread. A message that is read leaves
+at once.
+"""
 
 _JUST_BEFORE_S = 0.005
-"""Seconds before its deadline at which an unread reply is noted: at the deadline itself the peer's own timer ends the call."""
+"""Seconds before its deadline at which an unread reply is noted. At the deadline itself the peer's
+own timer ends the call.
+"""
 
 _BEHIND_S = 0.02
-"""Seconds by which a timer may be late before what it would end is given another turn of the event loop."""
+"""Seconds. If a timer is later than this, the calls to end get the same time once more."""
 
 _END_EVERY_S = 0.02
-"""Seconds between two rounds of ending calls: finding their other tasks takes as long for one as for all that are due by then."""
+"""Seconds between two rounds of ending calls. Finding their other tasks takes as long for one call
+as for all calls due by then.
+"""
 
 _FEWEST_KEPT = 32
 
 
 class Stage(Enum):
-    """What a call waits for."""
+    """The event that a call waits for."""
 
     REQUEST = "request"
-    """The peer, to send its request."""
+    """The peer sends its request."""
     WORK = "work"
-    """The handler. The call's scope ends that."""
+    """The handler works. The call's scope ends it."""
     FIRST_MESSAGE = "first message"
-    """The peer, to read what is sent first. No scope may cut that."""
+    """The peer reads the first message. No scope may cut that."""
     REPLY = "reply"
-    """The peer, to read the last of the reply."""
+    """The peer reads the rest of the reply."""
 
 
 _WORK, _REPLY = Stage.WORK, Stage.REPLY  # Python looks the members of an enumeration up slowly
 
 
 class Exchange:
-    """One call as far as it depends on its peer. `until` is the instant at which the stage must be over; none for work."""
+    """One call, as far as it depends on its peer. `until` is the instant at which the stage must be
+    over; inf for work.
+    """
 
     __slots__ = ("apart", "context", "method", "request_late", "sending_since", "stage", "task", "unread", "until")
 
@@ -70,23 +83,27 @@ class Exchange:
         self.until = inf
         self.stage = _WORK
         self.context: DeadlineContext | None = None
-        """The context of the call; None while nothing of it is believed."""
+        """The context of the call; None while the gate has not believed it."""
         self.apart: asyncio.Task[None] | None = None
-        """The task that sends the first message, where that is not `task`."""
+        """The task that sends the first message, if it is not `task`."""
         self.request_late = False
-        """Whether the task was cancelled as the request did not arrive in time."""
+        """True if the task was cancelled because the request did not arrive in time."""
         self.sending_since = inf
-        """Since when a message before the last is on its way; inf while none is."""
+        """The instant at which the sending of the current message began; inf if none is being sent.
+        Not set for the last message of a call.
+        """
         self.unread = False
-        """Whether the call has ended, by its peer's timer or by ours, with something unread."""
+        """True if the call has ended, by its peer's timer or by ours, with something unread."""
 
     def work(self) -> None:
-        """It is the handler's turn, not the peer's."""
+        """Enter the stage WORK: the call waits for the handler, not for the peer."""
         self.stage, self.until = _WORK, inf
 
 
 class Stragglers:
-    """The exchanges of one hop. `on_unread` is told once of each that ends with something unread."""
+    """The exchanges of one hop. `on_unread` is called once for each that ends with something
+    unread.
+    """
 
     def __init__(self, clock: Clock, on_unread: Callable[[Exchange], None]) -> None:
         self.on_ended: Callable[[], None] = lambda: None
@@ -101,7 +118,9 @@ class Stragglers:
         self._ends_again_at = -inf
 
     def expect(self, exchange: Exchange, stage: Stage, until: float) -> None:
-        """Go on to `stage`, in which the peer has its turn until the instant `until`. Watched until its task has ended."""
+        """Enter `stage`: the peer must act until the instant `until`. The exchange is watched until
+        its task has ended.
+        """
         exchange.stage, exchange.until = stage, until
         self._exchanges.add(exchange)
         if until < self._looks_at:
@@ -110,12 +129,12 @@ class Stragglers:
             self._forget_ended()
 
     def open(self, exchange: Exchange) -> None:
-        """Have the peer read what is sent first in time."""
+        """Give the peer until READ_GRACE_S after the deadline to read the first message."""
         assert exchange.context is not None
         self.expect(exchange, Stage.FIRST_MESSAGE, exchange.context.absolute_deadline + READ_GRACE_S)
 
     def reply(self, exchange: Exchange, now: float) -> None:
-        """Have the peer read the rest of the reply in time."""
+        """Set the instant until which the peer must read the rest of the reply."""
         context = exchange.context
         if context is None:
             until = now + LAST_MESSAGE_S
@@ -125,13 +144,13 @@ class Stragglers:
         self.expect(exchange, _REPLY, until)
 
     def give_up(self, exchange: Exchange) -> None:
-        """Wait no longer for one request."""
+        """Stop waiting for the request of one call."""
         exchange.request_late = True
-        # Not from the running task: a scope takes that for its caller's leaving.
+        # Not from the running task: a scope would take that for the caller's leaving.
         asyncio.get_running_loop().call_soon(exchange.task.cancel, context=Context())
 
     def hurry(self) -> None:
-        """Wait no longer for any request."""
+        """Stop waiting for any request."""
         now = self._clock.monotonic()
         for exchange in self._exchanges:
             if exchange.stage is Stage.REQUEST:
@@ -139,7 +158,7 @@ class Stragglers:
         self._look()
 
     async def sent(self) -> None:
-        """Return once every reply that is on its way has been read, or its call has ended."""
+        """Return once every reply being sent has been read, or its call has ended."""
         while sending := {one.task for one in self._exchanges if one.stage is not Stage.WORK and not one.task.done()}:
             await asyncio.wait(sending)
 
@@ -148,7 +167,7 @@ class Stragglers:
         self.end([one for one in self._exchanges if one.stage is not Stage.WORK and not one.task.done()])
 
     def unread(self, exchange: Exchange) -> None:
-        """The call ends with something unread."""
+        """Record that the call ends with something unread."""
         if not exchange.unread:
             exchange.unread = True
             self._on_unread(exchange)
@@ -157,7 +176,7 @@ class Stragglers:
         """End calls at once, without a status: their streams are reset."""
         listeners = _listeners()
         for exchange in exchanges:
-            asyncio.Task.cancel(exchange.task)  # not by the scope, which may be holding
+            asyncio.Task.cancel(exchange.task)  # not by the scope, as it may be holding
             for task in (exchange.apart, listeners.get(exchange.task)):
                 if task is not None:
                     task.cancel()
@@ -167,7 +186,8 @@ class Stragglers:
         if self._timer is not None:
             self._timer.cancel()
         self._looks_at = at
-        # On the loop's own clock, which need not be ours, and in a context of its own, which keeps no call alive.
+        # On the loop's own clock: it may differ from ours. In an empty context, so that the timer
+        # keeps no call alive.
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(max(0.0, at - self._clock.monotonic()), self._look, context=Context())
 
@@ -180,7 +200,8 @@ class Stragglers:
         self._forget_ended()
         late = [exchange for exchange in self._exchanges if exchange.until <= now]
         if is_behind and not self._was_behind:
-            # The event loop stood still: what has come meanwhile is still to be taken up, and is not to be missed.
+            # The event loop stood still. Events of that time are not handled yet and may still
+            # complete these calls.
             self._was_behind = True
             self._look_at(now + _BEHIND_S)
             return
@@ -188,7 +209,7 @@ class Stragglers:
         unread = []
         for exchange in late:
             deadline = None if exchange.context is None else exchange.context.absolute_deadline
-            exchange.until = max(deadline or now, now) + READ_GRACE_S  # it may take more than one cancellation
+            exchange.until = max(deadline or now, now) + READ_GRACE_S  # may take several cancels
             if exchange.stage is Stage.REQUEST and not exchange.request_late:
                 self.give_up(exchange)
             elif exchange.stage is Stage.REPLY and deadline is not None and now < deadline:
@@ -208,7 +229,9 @@ class Stragglers:
             self._look_at(nearest)
 
     def _ended(self, exchange: Exchange, _: object) -> None:
-        """A call that was in its reply just before its deadline has ended: at the deadline itself, its reply was not read."""
+        """Note an unread reply: the call was in its reply just before its deadline, and has ended.
+        It was not read if that was at the deadline itself.
+        """
         assert exchange.context is not None
         if exchange.context.remaining <= 0:
             self.unread(exchange)
@@ -222,9 +245,11 @@ class Stragglers:
 
 
 def _listeners() -> dict[asyncio.Task[Any], asyncio.Task[Any]]:
-    """For the task of each call, the other one that grpc.aio has for it, which listens for the call's end.
+    """For the task of each call, the other task that grpc.aio has for it: that one listens for the
+    call's end.
 
-    Found among what the garbage collector knows that one to refer to: grpc.aio keeps no way from one to the other.
+    grpc.aio keeps no reference from one to the other. So they are found among the objects that, by
+    the garbage collector, the listening task refers to.
     """
     found = {}
     for task in asyncio.all_tasks():

@@ -1,9 +1,11 @@
-"""Local throttling: calls that would be shed over there are shed here, before anything is sent.
+"""Local throttling: sheds calls that the other side would shed, before anything is sent.
 
-One method's calls are judged tenant by tenant, and kind by kind where their caller names kinds: who is refused for what it does
-itself holds nobody else back, nor itself where it does something else. While nothing is shed, only one call in WATCH_ONE_IN is
-looked at, which costs the others nothing; it tells how many were accepted before the first that is not. A burst of refusals says
-little of a server that has accepted ten times as many in that second.
+The calls of one method are judged for each tenant, and for each kind if the caller names kinds. So
+the refusals of one tenant hold back no other tenant, and the refusals of one kind no other kind.
+
+While nothing is shed, only one call in WATCH_ONE_IN is watched, and the others cost nothing. They
+give the number of calls accepted before the first refusal. A burst of refusals says little about a
+server that has accepted ten times as many calls in that second.
 """
 
 from __future__ import annotations
@@ -18,13 +20,15 @@ from deadlinemesh.transport.ended import code_of_ended, error_of_ended
 __all__ = ["Throttling"]
 
 WATCH_ONE_IN = 8
-"""Of the calls of which nothing was shed lately."""
+"""One call in so many is watched, for a tenant and kind without recent refusals."""
 
 MOST_KNOWN = 1024
-"""Tenants' kinds of calls of which nothing was shed lately and something is known."""
+"""Pairs of tenant and kind, without recent refusals, that are remembered."""
 
 _SOON = 1.0
-"""Seconds after which a caller that was shed here may try again; a throttle doubles what it lets through in a few of them."""
+"""Seconds after which a caller that was shed here may try again. A throttle doubles the calls it
+lets through in a few seconds.
+"""
 
 
 class Throttling:
@@ -33,15 +37,15 @@ class Throttling:
     def __init__(self, method: str) -> None:
         self.method = method
         self._throttles: dict[tuple[str, str], Throttle] = {}
-        """By tenant and kind, where something was shed lately."""
+        """By tenant and kind, if calls were shed lately."""
         self._calm: dict[tuple[str, str], Throttle] = {}
-        """Where nothing was: what they would begin with."""
+        """By tenant and kind, if none was: the throttle to begin with."""
         self._calm_calls = 0
 
     def admit(self, context: DeadlineContext, kind: str) -> Watch | None:
-        """Take note of a call that is about to be made. Raises Shed if it should not be.
+        """Count a call that is about to be made. Raises Shed if it should not be made.
 
-        Returns what is to be told how it fares; None if nobody needs to know.
+        Returns a `Watch` for the call's outcome; None if the call is not watched.
         """
         key = (context.tenant_id, kind)
         throttle = self._throttles.get(key)
@@ -58,7 +62,7 @@ class Throttling:
         return Watch(self, key, context.clock)
 
     def accepted(self, key: tuple[str, str], now: float, calls: int) -> None:
-        """A watched call was accepted, and so many are taken to have been."""
+        """Count `calls` accepted calls for one watched call that was accepted."""
         throttle = self._throttles.get(key) or self._calm.get(key)
         if throttle is None:
             if len(self._calm) >= MOST_KNOWN:
@@ -67,7 +71,9 @@ class Throttling:
         throttle.accepted(now, calls)
 
     def shed(self, key: tuple[str, str], now: float, calls: int) -> None:
-        """A watched call was shed, and so many are taken to have been; but of a caller that nothing is known of, one."""
+        """Count `calls` shed calls for one watched call that was shed; only one if nothing is known
+        of the caller.
+        """
         throttle = self._throttles.get(key)
         if throttle is None:
             self._throttles = {one: other for one, other in self._throttles.items() if not other.calm(now)}
@@ -79,7 +85,9 @@ class Throttling:
 
 
 class Watch:
-    """Tells a `Throttling` whether one call was accepted: by its first response, or its end."""
+    """Reports the outcome of one call to its `Throttling`: accepted or shed, by its first response
+    or its end.
+    """
 
     def __init__(self, throttling: Throttling, key: tuple[str, str], clock: Clock, stands_for: int = 1) -> None:
         self._throttling = throttling
@@ -89,13 +97,13 @@ class Watch:
         self._over = False
 
     def answered(self) -> None:
-        """A response has come."""
+        """Record that a response has come."""
         if not self._over:
             self._over = True
             self._throttling.accepted(self._key, self._clock.monotonic(), self._stands_for)
 
     def ended(self, call: grpc.aio.Call) -> None:
-        """The call has ended."""
+        """Record that the call has ended."""
         if self._over:
             return
         code = code_of_ended(call)
@@ -107,6 +115,6 @@ class Watch:
             self.shed()
 
     def shed(self) -> None:
-        """The call was shed."""
+        """Record that the call was shed."""
         self._over = True
         self._throttling.shed(self._key, self._clock.monotonic(), self._stands_for)

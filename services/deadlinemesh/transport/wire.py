@@ -1,7 +1,8 @@
 """The metadata that carries a deadline and its owner from hop to hop.
 
-`grpc-timeout` alone cannot: the C core rounds it up and may reuse one that is 3% longer. So every call carries both it, which any
-conformant server obeys, and the exact rest in microseconds beside it. The receiver takes the tighter of the two.
+`grpc-timeout` alone is not exact: the C core rounds it up, and may reuse one that is 3% longer. So
+each call carries it, for any conformant server, and the exact remaining time in microseconds beside
+it. The receiver takes the tighter of the two.
 """
 
 from __future__ import annotations
@@ -17,20 +18,31 @@ from deadlinemesh.errors import shown
 __all__ = ["IDENTITY", "REMAINING_US", "TRACEPARENT", "Identity", "decode", "encode", "exact", "identity_of"]
 
 REMAINING_US = "deadline-remaining-us"
-"""What remains of the deadline at the moment of sending: whole microseconds, decimal, at most 16 digits."""
+"""Header: the time that remains at the moment of sending. Whole microseconds, decimal, at most 16
+digits.
+"""
 IDENTITY = "mesh-identity"
-"""Who calls and for whom: `token=SECRET;tenant=ID;tier=NAME;run=ID;trace=ID`. The token is the secret that peers of the mesh share,
-and what the rest is believed for. One header, the same for a whole run, because each costs every hop.
+"""Header: the caller and the owner of the call, as
+`token=SECRET;tenant=ID;tier=NAME;run=ID;trace=ID`.
+
+The token is the secret that peers of the mesh share. A receiver believes the rest because of it. It
+is one header, the same for a whole run, because each header costs every hop.
 """
 TRACEPARENT = "traceparent"
-"""W3C Trace Context, version 00. Inside the mesh it travels beside the identity where spans are recorded."""
+"""Header: W3C Trace Context, version 00. Inside the mesh it travels beside the identity if spans
+are recorded.
+"""
 
 _MALFORMED = 100
-"""Characters that are told of a value which is malformed: it may be all of the 8 KiB that headers may have."""
+"""Characters of a malformed value that are reported. It may fill all of the 8 KiB that headers may
+have.
+"""
 
 LEAST_TRANSIT = 0.00015
-"""Seconds that a call takes at least from here to where it is read. Six hops of it are under the millisecond by which a deadline
-may become earlier on its way; seen: 0.3 to 0.7 ms on one machine."""
+"""Seconds that a call takes at least from its sending to its reading. Six hops of it stay below the
+millisecond by which a deadline may become earlier on its way. Measured: 0.3 to 0.7 ms on one
+machine.
+"""
 
 Metadata = tuple[tuple[str, str], ...]
 Pairs = Sequence[tuple[str, str | bytes]]
@@ -44,7 +56,7 @@ _TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who calls and for whom. Empty strings stand for what was not sent."""
+    """The caller and the owner of a call. An empty string stands for a part that was not sent."""
 
     mesh_token: bytes
     tenant_id: str
@@ -54,8 +66,8 @@ class Identity:
 
 
 def exact(remaining: float) -> str:
-    """`remaining` seconds, as REMAINING_US says them: less LEAST_TRANSIT and rounded down, so that
-    they never grow on the way.
+    """`remaining` seconds as the value of REMAINING_US. They are reduced by LEAST_TRANSIT and
+    rounded down, so they never grow on the way.
     """
     return f"{int((remaining - LEAST_TRANSIT) * 1_000_000)}" if remaining > LEAST_TRANSIT else "0"
 
@@ -73,13 +85,14 @@ def encode(context: DeadlineContext, remaining: float, mesh_token: str) -> Metad
 
 
 def decode(metadata: Pairs) -> Said:
-    """Read a call's metadata, believing nothing yet.
+    """Read a call's metadata without believing it yet.
 
-    Returns the exact rest in seconds, None where the caller sent none; the identity as it was sent, empty where none was; and a
-    `deadline-remaining-us` that is not what it should be and is ignored, else None.
+    Returns three values: the exact remaining seconds, None if the caller sent none; the identity
+    header, empty if none was sent; and a malformed `deadline-remaining-us`, which is ignored, else
+    None.
     """
     rest, identity, malformed = None, "", None
-    for pair in metadata:  # unpacked only where wanted: grpc.aio's pairs are slow at it
+    for pair in metadata:  # unpacked only if needed: grpc.aio's pairs are slow at it
         key = pair[0]
         if key == REMAINING_US:
             value = pair[1]
@@ -98,12 +111,12 @@ _NOBODY = Identity(b"", "", "", "", "")
 
 
 def identity_of(value: str) -> Identity:
-    """Who an identity's header says is calling, and for whom. Nobody, if it is not one."""
+    """Decode an identity header. An invalid one gives an identity of empty strings."""
     match = _IDENTITY.fullmatch(value)
     if not match:
         return _NOBODY
     token, *whose = match.groups("")
-    return Identity(token.encode("utf-8", "surrogatepass"), *whose)  # whatever was sent, it is compared and no more
+    return Identity(token.encode("utf-8", "surrogatepass"), *whose)  # compared only
 
 
 def trace_id_of(traceparent: str) -> str:
@@ -113,7 +126,7 @@ def trace_id_of(traceparent: str) -> str:
 
 
 def checked_token(mesh_token: str) -> str:
-    """`mesh_token` itself. Raises ValueError where it cannot stand in an identity."""
+    """Return `mesh_token`. Raises ValueError if it cannot be part of an identity header."""
     if not mesh_token or ";" in mesh_token or not (mesh_token.isascii() and mesh_token.isprintable()):
         raise ValueError(
             "the mesh token tells a peer from a stranger: it must be printable ASCII without `;`, and not empty"

@@ -3,7 +3,7 @@
 phases.py     durations, phases, a hop's report of its time
 messages.py   conversations and tool calls
 turns.py      a model turn's request and events
-tools.py      a tool's description, a call's events
+tools.py      a tool's description, the events of a tool call
 """
 
 from deadlinemesh.transport.codec.messages import (

@@ -1,4 +1,4 @@
-"""Conversations and tool calls."""
+"""Conversations and tool calls on the wire."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 _ENTRIES_PER_TURN = 512
-"""Messages and calls converted in one turn of the event loop, about 2 ms."""
+"""Messages and tool calls converted in one turn of the event loop, about 2 ms."""
 
 _M = TypeVar("_M", Message, common_pb2.Message)
 
@@ -30,19 +30,21 @@ _ROLES_TO_WIRE = {role: value for value, role in _ROLES.items()}
 
 
 def provider_data_to_wire(data: ProviderData | None) -> common_pb2.ProviderData | None:
-    """Opaque data; None, which leaves the field unset, for none."""
+    """Encode opaque data. None stays None: the field is left unset."""
     return None if data is None else common_pb2.ProviderData(provider=data.provider, data=data.data)
 
 
 def provider_data_from_wire(holder: Any) -> ProviderData | None:
-    """The opaque data of a message that has the field `provider_data`; None if it is unset."""
+    """Decode the opaque data of a message that has the field `provider_data`; None if
+    it is unset.
+    """
     if not holder.HasField("provider_data"):
         return None
     return ProviderData(holder.provider_data.provider, holder.provider_data.data)
 
 
 def tool_call_to_wire(call: ToolCall) -> common_pb2.ToolCall:
-    """A tool call."""
+    """Encode a tool call."""
     return common_pb2.ToolCall(
         id=call.id,
         name=call.name,
@@ -52,13 +54,14 @@ def tool_call_to_wire(call: ToolCall) -> common_pb2.ToolCall:
 
 
 def tool_call_from_wire(call: common_pb2.ToolCall) -> ToolCall:
-    """A tool call."""
+    """Decode a tool call."""
     return ToolCall(call.id, call.name, call.arguments_json, provider_data_from_wire(call))
 
 
 def add_message(field: Any, message: Message) -> None:
-    """Add a conversation's entry to a repeated field."""
-    # Built in place: a message put into another is serialized and parsed again, and may have megabytes.
+    """Add one entry of a conversation to a repeated field."""
+    # Built in place. A message that is put into another one is serialized and parsed again, and it
+    # may have megabytes.
     added = field.add(
         role=common_pb2.ROLE_UNSPECIFIED if message.role is None else _ROLES_TO_WIRE[message.role],
         content=message.content,
@@ -75,7 +78,7 @@ def add_message(field: Any, message: Message) -> None:
 
 
 def message_from_wire(message: common_pb2.Message) -> Message:
-    """A conversation's entry. A role that this version does not know becomes None."""
+    """Decode one entry of a conversation. A role that this version does not know becomes None."""
     return Message(
         role=_ROLES.get(message.role),
         content=message.content,
@@ -86,13 +89,13 @@ def message_from_wire(message: common_pb2.Message) -> Message:
 
 
 async def add_messages(field: Any, messages: Iterable[Message]) -> None:
-    """Add a conversation to a repeated field, yielding to the event loop in between."""
+    """Add a conversation to a repeated field. Yields to the event loop in between."""
     async for message in _in_turns(messages):
         add_message(field, message)
 
 
 async def messages_from_wire(messages: Iterable[common_pb2.Message]) -> list[Message]:
-    """A conversation. Yields to the event loop in between."""
+    """Decode a conversation. Yields to the event loop in between."""
     return [message_from_wire(message) async for message in _in_turns(messages)]
 
 

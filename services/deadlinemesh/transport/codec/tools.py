@@ -1,4 +1,4 @@
-"""A tool's description and the events of a call."""
+"""A tool's description and the events of a tool call on the wire."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _STATUSES_TO_WIRE = {status: value for value, status in _STATUSES.items()}
 
 
 def tool_spec_to_wire(spec: ToolSpec) -> common_pb2.ToolSpec:
-    """A tool's description."""
+    """Encode a tool's description."""
     return common_pb2.ToolSpec(
         name=spec.name,
         description=spec.description,
@@ -35,7 +35,10 @@ def tool_spec_to_wire(spec: ToolSpec) -> common_pb2.ToolSpec:
 
 
 def tool_spec_from_wire(spec: common_pb2.ToolSpec) -> ToolSpec:
-    """A tool's description; an empty schema allows no arguments. Raises ValueError for an unusable schema."""
+    """Decode a tool's description. An empty schema allows no arguments.
+
+    Raises ValueError for an unusable schema.
+    """
     return ToolSpec(spec.name, spec.description, _schema(spec.arguments_schema_json), spec.idempotent)
 
 
@@ -52,7 +55,7 @@ def _schema(text: str) -> Mapping[str, Any]:
 
 
 def tool_event_to_wire(event: ToolEvent) -> tool_runner_pb2.CallToolResponse:
-    """A call's event."""
+    """Encode an event of a tool call."""
     match event:
         case ToolStarted(queued):
             started = tool_runner_pb2.ToolStarted(queue_us=microseconds(queued))
@@ -65,7 +68,7 @@ def tool_event_to_wire(event: ToolEvent) -> tool_runner_pb2.CallToolResponse:
 
 
 def tool_event_from_wire(response: tool_runner_pb2.CallToolResponse) -> ToolEvent | None:
-    """A call's event; None for one that this version does not know."""
+    """Decode an event of a tool call; None for one that this version does not know."""
     match response.WhichOneof("event"):
         case "started":
             return ToolStarted(response.started.queue_us / 1_000_000)

@@ -1,4 +1,4 @@
-"""A model turn's request and its events."""
+"""A model turn's request and its events on the wire."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _REASONS_TO_WIRE = {reason: value for value, reason in _REASONS.items()}
 
 
 async def turn_to_wire(turn: TurnRequest) -> llm_proxy_pb2.GenerateRequest:
-    """A turn's request."""
+    """Encode a turn's request. Yields to the event loop in between."""
     request = llm_proxy_pb2.GenerateRequest(
         model=turn.model,
         tools=[tool_spec_to_wire(tool) for tool in turn.tools],
@@ -54,7 +54,9 @@ async def turn_to_wire(turn: TurnRequest) -> llm_proxy_pb2.GenerateRequest:
 
 
 async def turn_from_wire(request: llm_proxy_pb2.GenerateRequest, found: list[Violation]) -> TurnRequest:
-    """A turn's request. Violations of tools that have no usable schema are added to `found`."""
+    """Decode a turn's request. Adds a violation to `found` for each tool without a
+    usable schema.
+    """
     return TurnRequest(
         model=request.model,
         messages=tuple(await messages_from_wire(request.messages)),
@@ -73,7 +75,7 @@ def _tool_from_wire(tool: common_pb2.ToolSpec, field: str, found: list[Violation
 
 
 def turn_event_to_wire(event: TurnEvent) -> llm_proxy_pb2.GenerateResponse:
-    """A turn's event."""
+    """Encode an event of a turn."""
     match event:
         case TextDelta(text):
             return llm_proxy_pb2.GenerateResponse(text=llm_proxy_pb2.TextDelta(text=text))
@@ -89,7 +91,7 @@ def turn_event_to_wire(event: TurnEvent) -> llm_proxy_pb2.GenerateResponse:
 
 
 def turn_event_from_wire(response: llm_proxy_pb2.GenerateResponse) -> TurnEvent | None:
-    """A turn's event; None for one that this version does not know."""
+    """Decode an event of a turn; None for one that this version does not know."""
     match response.WhichOneof("event"):
         case "started":
             return TurnStarted(response.started.model, response.started.queue_us / 1_000_000)
