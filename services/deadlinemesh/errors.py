@@ -1,7 +1,8 @@
-"""The one error tree of the mesh.
+"""The error tree of the mesh.
 
-Code raises these nouns; `transport.status` alone turns them into gRPC statuses and back. Each error knows its `Cause`, the
-reason that travels in `google.rpc.ErrorInfo`, and carries what a reader needs to put things right.
+Code raises these errors. Only `transport.status` maps them to gRPC statuses and back. Each error of
+stopped work has a `Cause`, the reason sent in `google.rpc.ErrorInfo`. Each error carries the facts
+that its reader needs.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ __all__ = [
 ]
 
 MOST_VIOLATIONS = 20
-"""Violations of one request that are told; of the rest, only how many there are."""
+"""Violations of one request that an error lists. Of the rest it gives only the number."""
 
 MOST_CHOICES = 20
 """Valid choices that an error names."""
@@ -52,11 +53,16 @@ LONGEST_SHOWN = 60
 """Characters of a value that an error repeats."""
 
 LONGEST_MESSAGE = 4000
-"""Characters of an error's text. Those who write one keep it far shorter; this is for texts that come from elsewhere."""
+"""Characters of an error's text. Our own texts are far shorter. This limits texts from
+elsewhere.
+"""
 
 
 class Cause(StrEnum):
-    """Why work stopped. The names are those of the `Cause` enum in `protos/`, without its prefix."""
+    """The reason why work stopped.
+
+    Names are those of the `Cause` enum in `protos/`, without its prefix.
+    """
 
     DEADLINE_SPENT = "DEADLINE_SPENT"
     DEADLINE_SPENT_UPSTREAM = "DEADLINE_SPENT_UPSTREAM"
@@ -69,9 +75,10 @@ class Cause(StrEnum):
 
 
 class MeshError(Exception):
-    """The root. `reason` names the kind of error for machines; `str()` explains it to people.
+    """The base class. `reason` names the kind of error for machines; `str()` explains it to people.
 
-    `hop` and `phase` say where it happened, where that is known; an error that came over the wire keeps its origin's.
+    `hop` and `phase` are its origin; empty if unknown. An error that came over the wire keeps the
+    `hop` and `phase` of its origin.
     """
 
     reason = "INTERNAL"
@@ -83,7 +90,7 @@ class MeshError(Exception):
 
 
 class Stopped(MeshError):
-    """Work was stopped, or never begun, for one of the causes that the mesh keeps apart."""
+    """Work was stopped, or never begun, for one of the causes that the mesh distinguishes."""
 
     cause = Cause.INTERNAL
 
@@ -92,7 +99,7 @@ class Stopped(MeshError):
 
 
 class DeadlineSpent(Stopped):
-    """The deadline passed here."""
+    """The deadline passed at this hop."""
 
     cause = Cause.DEADLINE_SPENT
 
@@ -104,13 +111,13 @@ class DeadlineSpentUpstream(Stopped):
 
 
 class ClientCancelled(Stopped):
-    """The caller cancelled or went away."""
+    """The caller cancelled or disconnected."""
 
     cause = Cause.CLIENT_CANCELLED
 
 
 class Shed(Stopped):
-    """Refused because of load. `retry_after` is in seconds, None where nothing better than 'later' is known."""
+    """Refused because of load. `retry_after` is in seconds, or None if no estimate exists."""
 
     cause = Cause.SHED
 
@@ -126,16 +133,19 @@ class Doomed(Stopped):
 
 
 class Draining(Stopped):
-    """The hop finishes what it has and takes nothing new."""
+    """The hop finishes its running work and accepts nothing new."""
 
     cause = Cause.DRAINING
 
 
 class UpstreamFailed(Stopped):
-    """A dependency failed for a reason of its own. `retry_after` is in seconds, as the dependency asked; else None."""
+    """A dependency failed for its own reason.
+
+    `retry_after` is in seconds, as the dependency asked; None if it did not.
+    """
 
     cause = Cause.UPSTREAM_FAILED
-    retry_after: float | None = None  # of the class, as a tool's subclass need not call the constructor of this one
+    retry_after: float | None = None  # also a class attribute: a subclass need not call __init__
 
     def __init__(self, message: str, *, retry_after: float | None = None, hop: str = "", phase: str = "") -> None:
         super().__init__(message, hop=hop, phase=phase)
@@ -143,29 +153,35 @@ class UpstreamFailed(Stopped):
 
 
 class UpstreamRefused(UpstreamFailed):
-    """A dependency refused the request itself: it would refuse it again. To those who need not know, the same cause."""
+    """A dependency refused the request itself, and would refuse it again.
+
+    It has the same Cause as UpstreamFailed. Only the retry logic distinguishes the two.
+    """
 
 
 class InternalFailure(Stopped):
-    """A defect of ours, or of a hop that could not say more."""
+    """A defect of the mesh, or a failure of a hop that gave no cause."""
 
     cause = Cause.INTERNAL
 
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """What is wrong with one field, and what would be right."""
+    """An error in one field, with a correct form."""
 
     field: str
     description: str
 
 
 class WrongUsage(Exception):
-    """A command's options make no sense, or name what is not there. The message says what would be right."""
+    """The options of a command are inconsistent, or name something that does not exist.
+
+    The message says how to correct them.
+    """
 
 
 class Violations:
-    """Collects what is wrong with one request: the first MOST_VIOLATIONS, then only their number.
+    """Collects violations of one request: the first MOST_VIOLATIONS, then only their number.
 
     >>> found = Violations()
     >>> for number in range(22):
@@ -185,7 +201,7 @@ class Violations:
             self._first.append(Violation(field, description))
 
     def told(self) -> list[Violation]:
-        """The violations to tell; the last one is the number of those left out."""
+        """The violations to report. If some were left out, the last one is their number."""
         left_out = self._count - len(self._first)
         return [*self._first, Violation("", f"and {left_out} more")] if left_out else list(self._first)
 
@@ -194,7 +210,11 @@ class Violations:
 
 
 class InvalidRequest(MeshError):
-    """The request cannot be served as it is. Holds every violation given; its text has the first MOST_VIOLATIONS."""
+    """The request cannot be served as it is.
+
+    It holds all violations given. Its text lists the first MOST_VIOLATIONS + 1, because the last
+    one of `Violations.told()` may be a number.
+    """
 
     reason = "INVALID_REQUEST"
 
@@ -213,13 +233,13 @@ class NotFound(InvalidRequest):
 
 
 class Unauthenticated(MeshError):
-    """The caller did not prove who it is."""
+    """The caller did not prove its identity."""
 
     reason = "UNAUTHENTICATED"
 
 
 class NoDeadline(MeshError):
-    """Work without a deadline was asked of the mesh, which has none."""
+    """Work was requested without a deadline. The mesh does no such work."""
 
     reason = "NO_DEADLINE"
 
@@ -231,7 +251,10 @@ class TooLarge(MeshError):
 
 
 def choices(names: Iterable[str]) -> str:
-    """The valid choices as a sentence's end: `one of a, b, c`, or `none is defined`. Names at most MOST_CHOICES of them."""
+    """The valid choices as the end of a sentence: `one of a, b, c`, or `none is defined`.
+
+    Names at most MOST_CHOICES of them.
+    """
     rest = iter(names)
     listed = ", ".join(shortened(name, LONGEST_SHOWN) for name in islice(rest, MOST_CHOICES))
     more = sum(1 for _ in rest)
@@ -239,12 +262,14 @@ def choices(names: Iterable[str]) -> str:
 
 
 def shortened(text: str, most: int) -> str:
-    """`text`, cut with a mark where it has more than `most` characters."""
+    """`text`, cut to `most` characters, with a mark if it was longer."""
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def shown(value: Any, most: int = LONGEST_SHOWN, *, as_json: bool = False) -> str:
-    """A value as an error message shows it: quoted, on one line, at most `most` characters; never spelled out whole before.
+    """A value as an error message shows it: quoted, on one line, at most `most` characters.
+
+    A large value is never formatted in full.
 
     >>> shown("x" * 4_000_000, 12)
     "'xxxxxxxx..."
@@ -290,5 +315,8 @@ _ADDRESS = re.compile(
 
 
 def without_addresses(text: str, most: int = 500) -> str:
-    """Words of others as a tenant may read them: without URLs, addresses and keys, and at most so many characters."""
+    """An external text that a tenant may read: without URLs, addresses and keys.
+
+    It has at most `most` characters.
+    """
     return shortened(_ADDRESS.sub("…", text[: 4 * most]), most)

@@ -1,4 +1,4 @@
-"""`python -m deadlinemesh.cli` is `dmesh`."""
+"""`python -m deadlinemesh.cli` is the same as `dmesh`."""
 
 from deadlinemesh.cli import main
 

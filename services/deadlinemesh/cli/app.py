@@ -1,4 +1,4 @@
-"""The commands of `dmesh`: what they are called and what they take. What they do is in the modules beside."""
+"""The commands of `dmesh` with their names and options. The modules beside implement them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,8 @@ def up(
 ) -> None:
     """Start a mesh on this machine, until Ctrl-C.
 
-    Each service is a process of its own and answers on the loopback address only. `dmesh run` finds the mesh by itself.
+    Each service is a separate process, and listens on the loopback address only. `dmesh run` finds
+    the mesh by itself.
     """
     from deadlinemesh.cli.up import up as start
     from deadlinemesh.local.machine import UpOptions
@@ -80,11 +81,12 @@ def serve(
 ) -> None:
     """Run one service, as containers do.
 
-    It serves until SIGTERM or SIGINT and then drains; a second signal ends it at once.
+    It serves until SIGTERM or SIGINT and then drains. A second signal ends it at once.
     """
     if service not in PORTS:
         _wrong(f"{service!r} is no service: {choices(PORTS)}")
-    # The kernel keeps from a container's first process every signal that it has no handler for, and importing takes a while.
+    # A container's first process receives only signals that it has handlers for. The imports take
+    # a while, so this handler comes first.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     from deadlinemesh.hosting.serve import serve as run_service
 
@@ -137,8 +139,9 @@ def demo(
 ) -> None:
     """Play an incident of three tenants, naive and meshed.
 
-    B's provider turns slow while A and C share the pool with it. Shows whose budget was eaten by whom, and where time
-    went. Needs no key and no network, and takes about half a minute.
+    B's provider turns slow while A and C share the pool with it. Shows how much of each budget went
+    into waiting for another tenant, and where time went. Needs no key and no network, and takes
+    about half a minute.
     """
     from deadlinemesh.demo.play import demo as play
 
@@ -153,7 +156,7 @@ def bench(
     seed: Annotated[int, _named("N", "Of what it draws.")] = 1,
     as_json: Json = False,
 ) -> None:
-    """Measure what the mesh promises, beside plain grpc.aio. Needs a checkout."""
+    """Measure the promises of the mesh, beside plain grpc.aio. Needs a checkout."""
     from deadlinemesh.cli.bench import NoBenchmarks, benchmark_names, run_bench, show
 
     try:
@@ -171,7 +174,7 @@ def bench(
 
 
 def _exit(work: Callable[[], Coroutine[Any, Any, Exit]]) -> NoReturn:
-    """Run a command to its exit code. Ctrl-C cancels it, so that it closes what it has open."""
+    """Run a command to its exit code. Ctrl-C cancels it, so that it can close its resources."""
     try:
         code = asyncio.run(work())
     except KeyboardInterrupt:
@@ -185,7 +188,10 @@ def _exit(work: Callable[[], Coroutine[Any, Any, Exit]]) -> NoReturn:
 
 
 def _seconds(text: str) -> float | None:
-    """A deadline as it is typed; None for 0. Raises ValueError naming the forms."""
+    """Parse a deadline as typed; None for 0.
+
+    Raises ValueError naming the valid forms.
+    """
     try:
         seconds = float(text)
     except ValueError:

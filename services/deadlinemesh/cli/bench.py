@@ -1,4 +1,4 @@
-"""`dmesh bench`: the benchmarks of a checkout, found and reported."""
+"""`dmesh bench`: finds and runs the benchmarks of a checkout, and prints the results."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ __all__ = ["NoBenchmarks", "benchmark_names", "run_bench", "show"]
 
 
 class NoBenchmarks(WrongUsage):
-    """There are no benchmarks here, or none of that name. The message says what would be right."""
+    """There are no benchmarks here, or none of that name. The message says how to correct this."""
 
 
 def benchmark_names() -> list[str]:
-    """The names there are. Raises NoBenchmarks."""
+    """The names of the benchmarks. Raises NoBenchmarks."""
     return list(_registry())
 
 
@@ -38,9 +38,9 @@ def run_bench(name: str, repetitions: int | None, seed: int) -> dict[str, Any]:
     if name not in benches:
         raise NoBenchmarks(f"{name!r} is no benchmark: {choices(benches)}")
     for variable in [name for name in os.environ if name.lower().endswith("_proxy")]:
-        del os.environ[variable]  # everything measured is on this machine, and the peers' clients would use a proxy
+        del os.environ[variable]  # peers' clients would use a proxy even on this machine
     options = importlib.import_module("benchmarks.report").Options(repetitions=repetitions, seed=seed)
-    spare_the_event_loop()  # what measures must not pause either
+    spare_the_event_loop()  # the measuring process must not pause either
     measured = benches[name](options)
     if inspect.isawaitable(measured):
 

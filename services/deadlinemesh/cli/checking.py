@@ -1,4 +1,4 @@
-"""What is wrong with a policy file: what it says of itself, and what a tool-runner would refuse of it."""
+"""Finds the problems of a policy file, including those that a tool-runner would refuse."""
 
 from __future__ import annotations
 
@@ -18,24 +18,26 @@ __all__ = ["Checked", "checked"]
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What was found in a policy file."""
+    """The result of checking a policy file."""
 
     problems: tuple[Problem, ...] = ()
     warnings: tuple[Problem, ...] = ()
-    """What it names and is not here. Where the services are it may be."""
+    """Modules and variables that the file names and this machine lacks. The services may
+    have them.
+    """
     counts: Mapping[str, int] = field(default_factory=dict)
-    """How much there is of what; empty where that cannot be told."""
+    """Number of tiers, tenants and so on; empty if the file cannot be parsed."""
 
 
 def checked(file: Path) -> Checked:
-    """Check the policy in `file`. Its modules of tools are imported."""
+    """Check the policy in `file`. This imports its tool modules."""
     name = str(file)
     try:
-        text = text_in(file)  # once: a pipe has it only once, and a file may be replaced
+        text = text_in(file)  # read once: a pipe gives it only once, and a file may be replaced
         policy = parse(text, name)
     except PolicyError as error:
         return Checked(error.problems)
-    with redirect_stdout(sys.stderr):  # whatever modules print as they are imported
+    with redirect_stdout(sys.stderr):  # modules may print at import
         refused = asyncio.run(_refused(policy))
     wrong = [(one.field, one.description) for one in refused if not isinstance(one, NotHere)]
     not_here = [(one.field, f"{one.description}: {_NOT_HERE}") for one in refused if isinstance(one, NotHere)]
@@ -47,7 +49,7 @@ _NOT_HERE = "a tool-runner without it does not start, and names of tools are not
 
 
 async def _refused(policy: Policy) -> Sequence[Violation]:
-    """What a tool-runner refuses of `policy`, whose variables are taken to be set."""
+    """The reasons for a tool-runner to refuse `policy`, if its variables were set."""
     named = (variable for tool in policy.tools.http.values() for variable in tool.headers_env.values())
     try:
         registry = Registry.from_policy(policy, environ=dict.fromkeys(named, "set"))

@@ -31,9 +31,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and no
 
 @policy_app.command(epilog="Exit codes: 0 the policy is right; 2 it is not.")
 def check(file: Annotated[Path, typer.Argument(help="The policy file.")], as_json: Json = False) -> None:
-    """Check a policy file, and that a tool-runner can have its tools, whose modules are imported. Prints every problem as
-    FILE:LINE: PATH: REASON, and warns of modules and environment variables that it names and that are not here."""
-    from deadlinemesh.cli.checking import checked  # what it imports takes a while
+    """Check a policy file.
+
+    Also checks that a tool-runner can load the policy's tools, so their modules are imported.
+    Prints every problem as FILE:LINE: PATH: REASON. Warns of modules and environment variables that
+    the policy names and this machine lacks.
+    """
+    from deadlinemesh.cli.checking import checked  # a slow import
 
     found = checked(file)
     if as_json:
@@ -53,7 +57,10 @@ def hash_a_key(
     tenant: Annotated[str, typer.Option(help="Make a fresh key for this tenant instead of reading one.")] = "",
     as_json: Json = False,
 ) -> None:
-    """Print the hash of an API key, as a policy file stores it. Reads the key from standard input."""
+    """Print the hash of an API key, as a policy file stores it.
+
+    Reads the key from standard input.
+    """
     if not tenant and sys.stdin.isatty():
         print("the key to hash (--tenant NAME makes one): ", end="", file=sys.stderr, flush=True)
     key = new_key(tenant) if tenant else sys.stdin.readline().strip()
@@ -80,10 +87,10 @@ def status(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Tell which policy each process of the mesh has in force, since when, and why a newer one was refused.
+    """Show the policy of each process of the mesh, since when, and why a newer one was refused.
 
-    Asks the mesh of `dmesh up`; where a service was started by itself, as in a container, what it writes to
-    DMESH_POLICY_STATUS_FILE.
+    Shows the processes of `dmesh up`. For a service that was started alone, as in a container,
+    reads the file that the service writes to DMESH_POLICY_STATUS_FILE.
     """
     found = policy_status.read_all(_status_files(file, CommandSettings()))
     if not found:
@@ -120,7 +127,7 @@ def _at(instant: float) -> str:
 
 @policy_app.command()
 def show() -> None:
-    """Print the embedded policy: the one to copy and change."""
+    """Print the embedded policy, to copy and change."""
     print(resources.files("deadlinemesh.policy").joinpath("default.yaml").read_text("utf-8"), end="")
 
 

@@ -1,4 +1,4 @@
-"""`dmesh up`: starts a mesh, tells how to use it, keeps it up until it is told to stop."""
+"""`dmesh up`: starts a mesh, prints how to use it, and keeps it up until a signal stops it."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ __all__ = ["up"]
 
 
 async def up(policy_file: Path | None, options: UpOptions, settings: CommandSettings, *, as_json: bool) -> Exit:
-    """Run a mesh by the policy in that file, as it is and as it changes, until SIGINT, SIGTERM, or SIGHUP if that was not
-    ignored, then drain it. A second signal ends it at once.
+    """Run a mesh by the policy in `policy_file`, then drain it.
 
-    Raises PolicyError or WrongUsage for what cannot be started.
+    The mesh follows changes of the file. It runs until SIGINT, SIGTERM, or SIGHUP unless that is
+    ignored. A second signal ends it at once. Raises PolicyError or WrongUsage if it cannot be
+    started.
     """
     file = None
     if policy_file is not None:
@@ -52,7 +53,7 @@ async def up(policy_file: Path | None, options: UpOptions, settings: CommandSett
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # Under nohup a terminal that closes is no reason to end.
+        # Under nohup, the mesh keeps running when the terminal closes.
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             loop.add_signal_handler(number, on_signal)
     show = _print_json if as_json else _print_panel
@@ -75,9 +76,10 @@ async def up(policy_file: Path | None, options: UpOptions, settings: CommandSett
 
 
 async def _refuse_what_no_tool_runner_has(policy_file: Path) -> None:
-    """Raise PolicyError with all for which the tool-runners here would not start.
+    """Raise PolicyError with every reason why tool-runners would not start here.
 
-    A process like theirs is asked: it imports modules from where they do, and what that leaves behind ends with it.
+    A child process checks, as a tool-runner would: it imports modules from the same places.
+    Everything that these imports start ends with the child.
     """
     said: list[bytes] = []
 
@@ -94,7 +96,7 @@ async def _refuse_what_no_tool_runner_has(policy_file: Path) -> None:
         process.send_signal(signal.SIGKILL)
     try:
         found = json.loads(b"".join(said))
-    except ValueError:  # a module has ended the process: the tool-runner's log will tell
+    except ValueError:  # a module has ended the process: the tool-runner's log will show it
         return
     problems = [*found.get("problems", ()), *(one for one in found["warnings"] if one["path"].startswith("tools."))]
     if problems:
@@ -156,18 +158,21 @@ async def _kill_when(hurried: asyncio.Event, mesh: RunningMesh) -> None:
 
 
 class _Telling:
-    """What a person is told on standard error. Nobody waits for whoever reads it, and if nobody does, the mesh goes on."""
+    """Messages for people on standard error.
+
+    Writing never waits for a reader. Without a reader, the mesh goes on.
+    """
 
     def __init__(self) -> None:
         self._lines = Lines(sys.stderr)
         self.close = self._lines.close
 
     def say(self, what: str) -> None:
-        """Tell something of the mesh."""
+        """Print a message about the mesh."""
         self._lines.put(f"dmesh: {what}")
 
     def pass_on(self, name: str, line: str) -> None:
-        """Pass a line on from the log of one of its programs."""
+        """Print a line from the log of one of the mesh's programs."""
         self._lines.put(f"{name} | {line}")
 
 
@@ -182,7 +187,7 @@ def _print_panel(state: MeshState) -> None:
     )
     for title, lines in _examples(state).items():
         console.print(Text(f"\n{title}", style="bold"))
-        for line in lines:  # never wrapped, so that they can be pasted
+        for line in lines:  # never wrapped, so that users can paste them
             console.print(Text(f"  {line}"), soft_wrap=True)
     console.print(Text("\nCtrl-C drains and stops; once more stops at once.", style="dim"))
 

@@ -1,4 +1,4 @@
-"""Whose time went where, as one lane for each run on a common time axis. Pure: pieces of time in, text out."""
+"""Each run's time as one lane on a common time axis. Pure: pieces of time in, text out."""
 
 from __future__ import annotations
 
@@ -22,31 +22,34 @@ def letter(tenant: str) -> str:
 
 @dataclass(slots=True)
 class Piece:
-    """A stretch of a run: `model`, `tool`, `wait`, or `other`. In seconds since the run began; without an end it is still on."""
+    """A part of a run's time. `kind` is `model`, `tool`, `wait`, or `other`.
+
+    `start` and `end` are seconds since the run began. `end` is None while the piece lasts.
+    """
 
     kind: str
     start: float
     end: float | None = None
     by: str = ""
-    """Who holds what is waited for."""
+    """For `wait`: the tenant that holds the resource."""
 
 
 @dataclass(slots=True)
 class Lane:
-    """One run as it is seen from its user, who leaves when `granted` seconds are over."""
+    """One run from its user's view. The user leaves after `granted` seconds."""
 
     tenant: str
     label: str
     granted: float
     starts_at: float = 0.0
-    """Since the act began."""
+    """Seconds since the act began."""
     pieces: list[Piece] = field(default_factory=list)
     answered_at: float | None = None
     partial: bool = False
     failed: str = ""
 
     def enter(self, at: float, kind: str, by: str = "") -> None:
-        """From `at` on, the run does or waits for something else."""
+        """Begin a new piece of time at `at`, unless the last one is the same."""
         last = self.pieces[-1] if self.pieces else None
         if last is not None and last.end is None:
             if (last.kind, last.by) == (kind, by):
@@ -55,12 +58,12 @@ class Lane:
         self.pieces.append(Piece(kind, at, None, by))
 
     def leave(self, at: float) -> None:
-        """The run is over, or is seen no longer."""
+        """End the last piece of time: the run is over, or no longer watched."""
         if self.pieces and self.pieces[-1].end is None:
             self.pieces[-1].end = at
 
     def eaten(self) -> dict[str, float]:
-        """Seconds of the run's budget that went into waiting for what each tenant held."""
+        """Seconds of the run's budget spent waiting, by the tenant that held the resource."""
         found: dict[str, float] = {}
         for piece in self.pieces:
             if piece.kind == "wait":
@@ -69,12 +72,12 @@ class Lane:
         return found
 
     def outlived(self) -> float:
-        """Seconds for which its work went on after its deadline."""
+        """Seconds that the run's work went on after its deadline."""
         ends = [piece.end for piece in self.pieces if piece.end is not None]
         return max(0.0, max(ends, default=0.0) - self.granted)
 
     def verdict(self) -> str:
-        """What its user says."""
+        """The result for the user, in a few words."""
         others = {by: seconds for by, seconds in self.eaten().items() if by != self.tenant and seconds >= 0.05}
         ate = "".join(f"; {letter(by)} ate {seconds:.1f} s" for by, seconds in others.items())
         if self.answered_at is not None and self.answered_at <= self.granted:
@@ -82,7 +85,7 @@ class Lane:
         return f"{self.failed or 'no answer'}{ate}"
 
     def as_json(self) -> dict[str, Any]:
-        """For `--json`."""
+        """The lane for `--json`."""
         in_time = self.answered_at is not None and self.answered_at <= self.granted
         eaten = {by: round(seconds * 1000, 3) for by, seconds in self.eaten().items()}
         return {
@@ -104,16 +107,16 @@ class Act:
     title: str
     lanes: list[Lane] = field(default_factory=list)
     open_requests: int = 0
-    """At the upstreams, once every deadline is over."""
+    """Requests still open at the upstreams after all deadlines."""
 
     def eaten(self, eater: str) -> dict[str, float]:
-        """Seconds that `eater` has eaten of each other tenant's budgets."""
+        """Seconds of each other tenant's budgets spent waiting for `eater`."""
         return {
             lane.tenant: lane.eaten().get(eater, 0.0) for lane in self.lanes if lane.tenant != eater and lane.pieces
         }
 
     def as_json(self) -> dict[str, Any]:
-        """For `--json`."""
+        """The act for `--json`."""
         return {"runs": [lane.as_json() for lane in self.lanes], "open_requests_after_deadlines": self.open_requests}
 
 
@@ -131,7 +134,10 @@ _ASCII = _Marks(".", "#", "x", "|", "*")
 
 
 def drawn(act: Act, seconds: float, width: int, *, now: float | None = None, ascii_only: bool = False) -> list[Text]:
-    """The act on an axis of `seconds`, as far as it has come by `now`, seconds since it began; to its end without."""
+    """The act on an axis of `seconds`, drawn up to `now`, in seconds since it began.
+
+    Without `now` it is drawn to its end.
+    """
     marks = _ASCII if ascii_only else _BLOCKS
     room = max(20, width - _LABEL - _VERDICT)
     until = seconds if now is None else now

@@ -1,7 +1,7 @@
-"""An agent platform as it is commonly written, for the demo to show what becomes of it. Naive on purpose.
+"""An agent platform as it is commonly written. It is naive on purpose, to show the result.
 
-All tenants share one connection pool. Each call has a timeout of its own, which begins with the connection; a run has no deadline.
-Nobody is told when a user leaves, so that what was begun goes on.
+All tenants share one connection pool. Each call has a separate timeout, which begins with the
+connection. A run has no deadline. When a user leaves, nothing is cancelled, so work goes on.
 """
 
 from __future__ import annotations
@@ -25,11 +25,16 @@ from deadlinemesh.vocabulary import Message, Role, TextDelta, ToolCall, ToolSpec
 __all__ = ["NaivePlatform"]
 
 TIMEOUT = 10.0
+"""Seconds of each timeout of an HTTP call. The wait for a connection has none."""
 MOST_TURNS = 10
+"""Turns of the model in one run."""
 
 
 class NaivePlatform:
-    """The platform. `elapsed` tells the seconds since the act began; what runs do is drawn into their lanes."""
+    """The platform. It draws the activity of runs into their lanes.
+
+    `elapsed` returns the seconds since the act began.
+    """
 
     def __init__(self, policy: Policy, pool: int, elapsed: Callable[[], float]) -> None:
         model = next(iter(policy.models.values()))
@@ -51,7 +56,7 @@ class NaivePlatform:
         await self._client.aclose()
 
     async def run(self, lane: Lane, prompt: str) -> str:
-        """An agent's loop, to its answer, however long that takes."""
+        """Run an agent's loop to its answer, however long that takes."""
         doing: Counter[str] = Counter()
         self._doing[id(lane)] = (lane, doing)
         messages = [Message(Role.SYSTEM, "Use the tools, then answer briefly."), Message(Role.USER, prompt)]
@@ -91,7 +96,7 @@ class NaivePlatform:
 
         async def connected(name: str, info: Any) -> None:
             nonlocal holds
-            if not holds:  # the first thing that is told comes once there is a connection, or leave to make one
+            if not holds:  # the first trace event: the pool has assigned a connection
                 holds = True
                 self._holding[lane.tenant] += 1
                 doing.update({"wait": -1, "tool": 1})
@@ -112,7 +117,10 @@ class NaivePlatform:
             self._note()
 
     def _note(self) -> None:
-        """Have every lane show what its run does now: who holds the pool may have changed for all that wait."""
+        """Update the lanes of all runs.
+
+        The tenant that holds the pool may have changed for every waiter.
+        """
         holder = max(self._holding, key=lambda tenant: self._holding[tenant], default="")
         for lane, doing in self._doing.values():
             kind = next((kind for kind in ("tool", "wait", "model") if doing[kind] > 0), "model")

@@ -1,7 +1,8 @@
-"""`dmesh demo`: the article's Tuesday afternoon, naive and then meshed. No key and no network are needed.
+"""`dmesh demo`: the article's incident, first without the mesh and then with it.
 
-Three tenants share their upstreams. B's data provider turns slow while several of B's runs wait for it; then A and C come, who ask
-for something else. First they are served by a platform as it is commonly written, then by the mesh, from the same seeds.
+It needs no key and no network. Three tenants share their upstreams. B's data provider turns slow
+while several runs of B wait for it. Then A and C send requests to other upstreams. A platform as it
+is commonly written serves them first, then the mesh, from the same seeds.
 """
 
 from __future__ import annotations
@@ -43,15 +44,15 @@ NAIVE = "naive: one connection pool, a timeout for each call, no deadline for th
 MESHED = "meshed: one deadline for each run, a share of every pool for each tenant"
 
 GONE_AFTER = 0.3
-"""Seconds after the last deadline at which the requests still open are counted."""
+"""Seconds from the last deadline to the count of open requests."""
 
 _PLAIN_WIDTH, _WIDEST = 120, 140
 
 
 async def demo(seed: int, *, as_json: bool, save: Path | None = None) -> Exit:
-    """Play both acts on a mesh and a world of their own, and show whose time went where; `save` is where the picture goes.
+    """Play both acts on a separate mesh and world, and show each tenant's time.
 
-    Raises WrongUsage where it cannot be saved.
+    The picture is saved to `save`, if given. Raises WrongUsage if that is not possible.
     """
     if save is not None and (save.suffix != ".svg" or not save.parent.is_dir()):
         raise WrongUsage(f"--save {save}: write the name of an .svg file in a folder that exists")
@@ -85,7 +86,7 @@ async def demo(seed: int, *, as_json: bool, save: Path | None = None) -> Exit:
 
 @asynccontextmanager
 async def _world(seed: int) -> AsyncIterator[tuple[TurningWorld, Policy]]:
-    """The upstreams of both acts, and a policy that knows where they are."""
+    """The upstreams of both acts, and a policy with their addresses."""
     world = TurningWorld(seed=seed)
     async with serving(world) as url:
         policy = with_http_base(default_policy(), DEMO_BASE, url)
@@ -106,7 +107,10 @@ class _Watched:
         return 0.0 if self._began_at is None else time.monotonic() - self._began_at
 
     async def play(self, world: TurningWorld, one: Callable[[Scene, Lane], Any]) -> list[Any]:
-        """Turn the provider slow, begin every run at its time, and return what came of those of SCENES when the act is over."""
+        """Turn the provider slow and begin every run at its time.
+
+        Returns the results of the runs of SCENES when the act is over.
+        """
         world.slow, self._began_at = True, time.monotonic()
         scenes = incident()
         lanes = [Lane(scene.tenant, scene.label, scene.order.deadline or 0.0, scene.at) for scene in scenes]
@@ -135,7 +139,7 @@ async def _naively(watched: _Watched, world: TurningWorld, policy: Policy) -> No
     async def one(scene: Scene, lane: Lane) -> None:
         task = asyncio.create_task(platform.run(lane, scene.order.prompt))
         left.append(task)
-        await asyncio.wait({task}, timeout=lane.granted)  # then the user is gone, and the platform goes on
+        await asyncio.wait({task}, timeout=lane.granted)  # then the user leaves, the platform goes on
         if task.done():
             task.result()
             lane.answered_at = watched.elapsed() - lane.starts_at
@@ -172,11 +176,11 @@ async def _through_the_mesh(
 
 
 _KINDS = {"tool_call": "tool", "tool_queue": "wait", "llm_queue": "wait"}
-"""What a lane shows of a ledger's phases; the others are the model's."""
+"""The kind of a lane's piece for a phase. For every other phase it is `model`."""
 
 
 class _LaneView:
-    """Draws a run of the mesh into its lane, by what its own ledger says."""
+    """Draws a run of the mesh into its lane, from the phases that the run reports."""
 
     def __init__(self, lane: Lane) -> None:
         self._lane = lane
@@ -199,12 +203,13 @@ class _LaneView:
             self._lane.partial = finished.partial
         else:
             kind = _KINDS.get(timeline.phase, "model")
-            # The mesh does not say who holds a slot. Here it can only be the one that asks for more than there is.
+            # The mesh does not tell the holder of a slot. Here it can only be the tenant that asks
+            # for more slots than there are.
             self._lane.enter(at, kind, AGGRESSOR if kind == "wait" else "")
 
 
 class _Stage:
-    """Where the acts are shown: drawn as they are played on a terminal, printed when they are over anywhere else."""
+    """Shows the acts: live on a terminal, elsewhere printed when they are over."""
 
     def __init__(self, console: Console, *, quiet: bool) -> None:
         self._console = console
@@ -214,19 +219,19 @@ class _Stage:
         self._says = ""
 
     def drawing(self) -> AbstractContextManager[Any]:
-        """Draw for the block."""
+        """Draw during the block."""
         if self._live:
             return Live(console=self._console, refresh_per_second=10, get_renderable=self._render)
         return nullcontext() if self._quiet else _Then(lambda: self._console.print(self._render(), soft_wrap=True))
 
     def begins(self, act: Act) -> _Watched:
-        """The next act, from here on."""
+        """Start to show the next act."""
         watched = _Watched(act)
         self._acts.append(watched)
         return watched
 
     def tell(self, what: str) -> None:
-        """Say what happens now."""
+        """Show the current step."""
         self._says = what
         if not self._quiet and not self._live:
             self._console.print(Text(what, style="dim"), soft_wrap=True)
@@ -243,7 +248,7 @@ class _Stage:
 
 
 class _Then(AbstractContextManager[None]):
-    """Does something at the end of a block that went well."""
+    """Calls a function at the end of a block, unless the block raised."""
 
     def __init__(self, what: Callable[[], None]) -> None:
         self._what = what
@@ -256,7 +261,7 @@ class _Then(AbstractContextManager[None]):
 
 
 def _save(path: Path, *acts: Act) -> None:
-    """Both acts as a picture, which rich draws as SVG."""
+    """Save both acts as an SVG picture."""
     canvas = Console(record=True, file=io.StringIO(), width=_WIDEST, force_terminal=True, color_system="truecolor")
     for act in acts:
         canvas.print(Group(*drawn(act, SECONDS, _WIDEST), Text()))
@@ -265,7 +270,7 @@ def _save(path: Path, *acts: Act) -> None:
 
 
 def inside_budget(ended: Timeline | MeshError) -> bool:
-    """Whether a run gave an answer, be it a partial one, before its deadline."""
+    """True if a run gave a whole or partial answer before its deadline."""
     if isinstance(ended, MeshError) or ended.finished is None:
         return False
     finished = ended.finished
@@ -297,7 +302,7 @@ def _show(console: Console, ended: list[Timeline | MeshError], holds: bool) -> N
 
 
 def _moral(*acts: Act) -> Text:
-    """Whose budget was eaten by whom, in a line for each act."""
+    """The time that the aggressor took from each other tenant, and the requests left, per act."""
     lines = []
     for act in acts:
         eaten = ", ".join(f"{seconds:.1f} s of {letter(tenant)}'s" for tenant, seconds in act.eaten(AGGRESSOR).items())

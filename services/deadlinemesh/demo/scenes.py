@@ -1,4 +1,7 @@
-"""The article's Tuesday afternoon: who asks for what, and what turns slow. Naive and meshed are played from the same seeds."""
+"""The article's incident: the tenants' runs, and the provider that turns slow.
+
+Both acts are played from the same seeds.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,15 @@ from deadlinemesh.views.run import Order
 __all__ = ["AGGRESSOR", "CALM", "DEADLINE", "POOL", "SCENES", "SECONDS", "Scene", "TurningWorld", "incident"]
 
 DEADLINE = 6.0
-"""Seconds that each run is given."""
+"""Seconds granted to each run."""
 POOL = 8
 """Connections to the upstreams, shared by all tenants."""
 AHEAD = 0.8
-"""Seconds by which B's runs are at work before A and C come."""
+"""Seconds that B's runs are at work before A and C come."""
 SECONDS = AHEAD + DEADLINE + 1.5
-"""For which an act is watched: every deadline is over by then, and what outlives it is seen."""
+"""Seconds that an act is watched. All deadlines are over by then, and work after them is
+visible.
+"""
 AGGRESSOR = "bolt"
 
 
@@ -58,20 +63,24 @@ SCENES = (
         AHEAD,
     ),
 )
-"""One run of each tenant, whose waterfalls are shown."""
+"""One run of each tenant. Their waterfalls are shown."""
 
 CALM = {
     "acme": 'Look up the customer "halden" and search the knowledge base for "shipping times"',
     "bolt": "Get the market quotes for ACME",
     "cora": "Build the portfolio report on account PF-10007",
 }
-"""What each asked for a moment before, when the provider was quick."""
+"""The prompts of each tenant shortly before, while the provider was quick."""
 
 MORE_OF_B = (("CSTI", "HLDN"), ("NRBY", "OSTR"), ("QNTM", "VLTA"), ("KRNX", "LMBD"), ("PRSM", "TRVO"))
 
 
 def incident() -> tuple[Scene, ...]:
-    """All runs once the provider is slow: those of SCENES, and more of B's, which hold more connections than there are."""
+    """All runs after the provider has turned slow.
+
+    These are the runs of SCENES, and more of B's. Together B's runs need more connections than
+    there are.
+    """
     more = (
         Scene(
             AGGRESSOR,
@@ -85,7 +94,7 @@ def incident() -> tuple[Scene, ...]:
 
 
 class TurningWorld(DemoWorld):
-    """The demo world, whose market data is quick until it turns slow."""
+    """The demo world. Its market data is quick until it turns slow."""
 
     slow = False
     _QUICK = 0.5
@@ -98,5 +107,5 @@ class TurningWorld(DemoWorld):
         return self._SLOW.draw(endpoint, key, self._seed) if self.slow else min(usual, self._QUICK)
 
     def open_requests(self) -> int:
-        """Requests that are being answered, whether or not anybody still waits for them."""
+        """The number of requests being answered, even if no client waits for them."""
         return sum(calls.started - calls.ended - calls.abandoned for calls in self.calls.values())

@@ -1,18 +1,18 @@
-"""The tool-runner: runs tools of every kind, each inside its caller's deadline.
+"""The tool-runner runs tools of every kind, each inside its caller's deadline.
 
-    tool.py         `@tool`: a Python function becomes a tool
-    outcome.py      what a tool is and what comes of a call
-    arguments.py    a model's arguments, checked; what is wrong is explained so that it can correct itself
-    keywords.py     the keywords of JSON Schema that a hostile text could make slow
-    kinds/          how each kind of tool is run: python.py, process.py, http.py
-    workers/        the processes in which plain functions run
-    registry.py     the tools of a policy, and who may use which
-    builtin.py      the tools that are always there
-    cache.py        results of idempotent tools, kept for their tenants
-    service.py      one call: queue, progress, result, and where its time went
-    servicer.py     the same as `ToolRunnerService`; the only module here that knows messages
+    tool.py         `@tool` makes a Python function a tool
+    outcome.py      the base class of tools, the call that a tool sees, failures as results
+    arguments.py    checks a model's arguments, and explains each violation to the model
+    keywords.py     JSON Schema keywords that are checked in bounded time
+    kinds/          the kinds of tools: python.py, process.py, http.py
+    workers/        processes that run plain functions
+    registry.py     the tools of a policy, and the tenants that may use each
+    builtin.py      the built-in tools
+    cache.py        results of idempotent tools, cached per tenant
+    service.py      one call: queue, progress, result, and its time by phase
+    servicer.py     the same as `ToolRunnerService`; the only module here that uses messages
 
-What a tool's author needs is exported here; `docs/writing-tools.md` is the guide.
+The names that authors of tools need are exported here. The guide is `docs/writing-tools.md`.
 """
 
 from deadlinemesh.tool_runner.outcome import ToolError

@@ -1,7 +1,7 @@
-"""A model's arguments, checked against the tool's schema.
+"""Checks a model's arguments against the tool's schema.
 
-A model that reads what was wrong, where, and what would be right, usually gets its second call right. So nothing here
-raises for bad arguments: it explains.
+A model usually gets its second call right if it reads the error, its place, and a correct form. So
+bad arguments raise nothing here. They are explained.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from deadlinemesh.tool_runner.outcome import located
 __all__ = ["ArgumentsReader"]
 
 LONGEST_VALUE = 80
-"""Characters of a wrong value, or of a name, that are repeated to the model."""
+"""Characters of a wrong value, or of a name, that an explanation repeats to the model."""
 
 LONGEST_VIOLATION = 2000
 """Characters of one violation."""
@@ -37,10 +37,11 @@ _NAMES |= {"string": "a string", "boolean": "true or false", "null": "null"}
 
 
 class ArgumentsReader:
-    """Checks the arguments of one tool. Compiled once.
+    """Checks the arguments of one tool. The schema is compiled once.
 
-    Raises ValueError for something that is no JSON, as one such schema would fail every request to a model, or not a JSON
-    Schema of an object, or has a pattern that cannot be matched in linear time.
+    Raises ValueError if the schema is not JSON, is not a JSON Schema of an object, or has a pattern
+    that cannot be matched in linear time. One schema that is not JSON would fail every request to a
+    model.
     """
 
     def __init__(self, schema: Mapping[str, Any]) -> None:
@@ -55,17 +56,20 @@ class ArgumentsReader:
         _resolve_all(schema)
         refuse_patterns(schema)
         self._schema = schema
-        # A registry of its own has nothing in it, so that no `$ref` can make the tool-runner fetch a URL.
+        # An empty registry: no `$ref` can make the tool-runner fetch a URL.
         self._validator = ValidatorInTime(schema, registry=Registry(), format_checker=FormatsInTime)
 
     def read(self, text: str) -> tuple[dict[str, Any], list[str]]:
-        """The arguments in `text`, and what is wrong with them: nothing, if they may be used. Empty text means `{}`."""
+        """Return the arguments in `text`, and their violations.
+
+        Use the arguments only if there are no violations. Empty text means `{}`.
+        """
         try:
             arguments = json.loads(text if text.strip() else "{}", parse_constant=_refuse, parse_float=_finite)
         except (ValueError, RecursionError) as broken:
             why = _UNREAD.get(type(broken)) or str(broken)
             return {}, [f"arguments: not JSON: {why}; give {self._expected(self._schema)}"]
-        violations: dict[str, None] = {}  # an ordered set: one missing property of several is reported by each
+        violations: dict[str, None] = {}  # an ordered set: errors may repeat an explanation
         try:
             with bounded():
                 errors = islice(self._validator.iter_errors(arguments), MOST_VIOLATIONS)
@@ -73,7 +77,8 @@ class ArgumentsReader:
                 for one in islice(explained, MOST_VIOLATIONS):
                     violations[shortened(one, LONGEST_VIOLATION)] = None
         except (TooLong, RecursionError, OverflowError) as unread:
-            # Not merely one violation among others: within `not` it would let through what it could not look at.
+            # These end the whole check. As a plain violation inside `not`, each would let a value
+            # pass that was never checked.
             why = _UNREAD.get(type(unread)) or str(unread)
             violations[f"arguments: {why}"] = None
         return arguments if isinstance(arguments, dict) else {}, list(violations)
@@ -99,7 +104,7 @@ class ArgumentsReader:
             yield f"{located(place)}: {shown(given, LONGEST_VALUE, as_json=True)} does not fit; give {self._expected(schema)}"
 
     def _expected(self, schema: Any, depth: int = 0) -> str:
-        """In words, what fits `schema`."""
+        """Describe in words the values that fit `schema`."""
         if not isinstance(schema, Mapping) or depth > 3:
             return "a JSON value"
         if reference := schema.get("$ref"):
@@ -144,7 +149,11 @@ _BOUNDS = {
 
 
 def _not_of_json(part: Any, place: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], float]]:
-    """The numbers that JSON does not have. Whatever else it does not have comes neither from pydantic nor out of a policy."""
+    """Yield the place and the value of each number that is not finite.
+
+    JSON has no such numbers. Other values without a JSON form come neither from pydantic nor from a
+    policy.
+    """
     if isinstance(part, float) and not math.isfinite(part):
         yield place, part
     elif isinstance(part, Mapping):

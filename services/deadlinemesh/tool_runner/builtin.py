@@ -1,4 +1,4 @@
-"""The tools that are always there: they need neither key nor network."""
+"""The built-in tools. They need no key and no network."""
 
 from __future__ import annotations
 
@@ -21,10 +21,14 @@ from deadlinemesh.tool_runner.tool import Progress, tool
 __all__ = ["calculate", "current_time", "long_task", "text_stats"]
 
 MOST_BITS = 8192
-"""Of any whole number on the way to a result: more is no arithmetic but an attack on the event loop."""
+"""Bits of any whole number during a calculation. Larger ones would hold the event loop, and are
+refused as an attack.
+"""
 
 MOST_DIGITS = 400
-"""To either side of the point, that `round` rounds to: no float has more, and of a whole number it computes 10 ** digits first."""
+"""Digits, before or after the decimal point, that `round` accepts. No float has more. For a whole
+number `round` computes 10 ** digits first.
+"""
 
 
 @tool(idempotent=True)
@@ -68,7 +72,8 @@ async def text_stats(text: Annotated[str, Field(max_length=1_000_000, descriptio
     return {
         "characters": len(text),
         "words": len(text.split()),
-        # Each match begins at a sentence's last letter: from its first, a text without a full stop would be read again and again.
+        # Each match begins at a sentence's last letter. A match that began at the first letter
+        # would take quadratic time for a text without a full stop.
         "sentences": len(re.findall(r"[^.!?][.!?]+(?=\s|$)", text)) or int(bool(text.strip())),
         "lines": len(text.splitlines()),
     }

@@ -1,8 +1,9 @@
-"""Results of idempotent tools, kept for a while, each for the tenant that caused it.
+"""Results of idempotent tools, cached for a while, separately for each tenant.
 
-Reading is part of a call and spends its time, so a store that is slow is soon given up in favour of the tool. Writing is nobody's
-wait. It is its owner's work under a deadline of its own: it outlives the run that caused it, whose end does not end it, and
-whatever run is on meanwhile has nothing to do with it.
+A read is part of the call and spends its time. If the store is slow, the call soon gives up and
+runs the tool. A write delays no call. It is background work with its own deadline, on the account
+of the tenant that caused it. It goes on after the end of the run that caused it, and is charged to
+no other run.
 """
 
 from __future__ import annotations
@@ -29,18 +30,20 @@ __all__ = ["CacheKey", "KeptResults", "MemoryCache", "ResultCache"]
 _LOG = logging.getLogger("deadlinemesh.tool_runner")
 
 READ_SHARE = 0.05
-"""Of what remains of a call, the most that looking into the cache may take."""
+"""The largest share of a call's remaining time that a cache read may take."""
 
 MOST_WRITES = 64
-"""Writes of one tenant at once. A store that hangs must not fill the memory with what it was to keep: more are left out."""
+"""Concurrent writes of one tenant. More are skipped, so that a store that hangs cannot fill the
+memory with pending results.
+"""
 
 _OVERHEAD = 500
-"""Bytes of an entry beside its two texts, about."""
+"""Approximate bytes of an entry besides its content and arguments."""
 
 
 @dataclass(frozen=True, slots=True)
 class CacheKey:
-    """Whose result of what. No tenant ever has another's key."""
+    """The key of a result: tenant, tool and arguments. Tenants never share a key."""
 
     tenant_id: str
     tool: str
@@ -49,13 +52,22 @@ class CacheKey:
 
 
 class ResultCache(Protocol):
-    """Where results are kept: in this process, or elsewhere. What it raises is logged and never fails a call."""
+    """A store for results, in this process or elsewhere.
+
+    Its exceptions are logged and never fail a call.
+    """
 
     async def get(self, key: CacheKey) -> str | None:
-        """What was put under `key`, unless its time is over. The current deadline is a small share of the call's."""
+        """Return the content stored under `key`, or None if there is none or it has expired.
+
+        The current deadline is a small share of the call's remaining time.
+        """
 
     async def put(self, key: CacheKey, content: str, seconds: float) -> None:
-        """Keep `content` for `seconds`. The current context is its owner's, with the write's own deadline."""
+        """Keep `content` for `seconds`.
+
+        The current context is the owner's, with the write's own deadline.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +90,10 @@ class _Shelf:
 
 
 class MemoryCache:
-    """The embedded store: at most `most_bytes` of this process's memory, in all.
+    """The embedded store. It uses at most `most_bytes` of this process's memory in total.
 
-    Where that is not enough, the tenant that holds most gives up what it has not used for longest: one that stores without end
-    takes nothing from those that hold less.
+    When it is full, it evicts the least recently used entry of the tenant that holds the most
+    bytes. So a tenant that stores without end takes nothing from tenants that hold less.
     """
 
     def __init__(self, most_bytes: int, clock: Clock = SYSTEM_CLOCK) -> None:
@@ -91,7 +103,7 @@ class MemoryCache:
 
     @property
     def size(self) -> int:
-        """Bytes in use, about."""
+        """Approximate bytes in use."""
         return sum(shelf.size for shelf in self._shelves.values())
 
     def __len__(self) -> int:
@@ -110,7 +122,7 @@ class MemoryCache:
         return entry.content
 
     async def put(self, key: CacheKey, content: str, seconds: float) -> None:
-        """See `ResultCache.put`. What would never fit is not kept."""
+        """See `ResultCache.put`. An entry larger than the whole cache is not kept."""
         shelf = self._shelves.setdefault(key.tenant_id, _Shelf())
         shelf.remove(key)
         size = sys.getsizeof(content) + sys.getsizeof(key.arguments) + _OVERHEAD
@@ -128,7 +140,7 @@ class MemoryCache:
 
 
 class KeptResults:
-    """What a tool-runner does with a store: which results it keeps, how long it waits for them, and on whose account it writes."""
+    """The cache policy: the results to keep, the time limit of reads, the owner of writes."""
 
     def __init__(
         self, cache: ResultCache, background: Background, tools: ToolsPolicy, telemetry: Telemetry, hop: str = ""
@@ -142,7 +154,10 @@ class KeptResults:
         self._writing: Counter[str] = Counter()
 
     async def find(self, tool: Tool, arguments: Mapping[str, Any]) -> ToolResult | None:
-        """The current tenant's kept result of this call; None where there is none, or none in time."""
+        """Return the current tenant's cached result of this call.
+
+        None if there is none, or none in time.
+        """
         if not _may_be_kept(tool):
             return None
         context = current()
@@ -150,7 +165,8 @@ class KeptResults:
             return None
         began_at = context.clock.monotonic()
         patience = min(self._read_budget, context.remaining * READ_SHARE)
-        # A task of its own, as a store that holds on to its cancellation must not hold the call. The scope ends what is left of it.
+        # In a separate task, so that a store that delays its cancellation cannot delay the call.
+        # The scope ends that task.
         read = asyncio.get_running_loop().create_task(self._read(key, patience), name=f"cache read {tool.spec.name}")
         try:
             await asyncio.wait([read], timeout=patience)
@@ -164,7 +180,10 @@ class KeptResults:
         return None if content is None else ToolResult(ToolStatus.OK, content)
 
     def keep(self, tool: Tool, arguments: Mapping[str, Any], result: ToolResult) -> None:
-        """Have the result of the current tenant's call written, if it is one to keep. Waits for nothing."""
+        """Write the result of the current tenant's call in the background, if it may be kept.
+
+        Does not wait.
+        """
         if result.status is not ToolStatus.OK or not _may_be_kept(tool):
             return
         owner = current()
@@ -220,7 +239,10 @@ class KeptResults:
 
 
 def _pass_on_a_cancel(error: BaseException) -> None:
-    """Raise `error` if it is the running task's own cancel, and not one that a store has raised by itself: that is a failure."""
+    """Raise `error` if it is a cancellation of the running task.
+
+    A CancelledError that the store raised without such a cancellation counts as a failure.
+    """
     task = asyncio.current_task()
     if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
         raise error
@@ -233,5 +255,5 @@ def _may_be_kept(tool: Tool) -> bool:
 def _key(tenant_id: str, tool: str, arguments: Mapping[str, Any]) -> CacheKey | None:
     try:
         return CacheKey(tenant_id, tool, json.dumps(arguments, sort_keys=True, separators=(",", ":")))
-    except RecursionError:  # long arguments are read in a thread, where there is more room for their nesting than here
+    except RecursionError:  # arguments read in a thread may be nested too deeply for here
         return None

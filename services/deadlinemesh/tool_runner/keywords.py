@@ -1,4 +1,7 @@
-"""The keywords of JSON Schema that would let what a model sends hold the event loop: patterns, and the search for equal items."""
+"""JSON Schema keywords in bounded time: patterns, and the search for equal items.
+
+Without these bounds, a model's arguments could hold the event loop.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +22,13 @@ from deadlinemesh.tool_runner.outcome import located
 __all__ = ["MOST_STEPS_OF_A_CALL", "FormatsInTime", "ValidatorInTime", "bounded", "refuse_patterns"]
 
 MOST_STEPS_OF_A_CALL = 20_000_000
-"""Bytes of texts times what the patterns weigh against which they are held, in all: 600 ms at worst, beside the event loop."""
+"""Steps that the patterns of one call may take. A step is one character of a text times one unit of
+the pattern's weight. So many take 600 ms at worst, in a thread for long arguments.
+"""
 
 LONGEST_REGEX = 1000
-"""Characters of a text in the `format` regex. They are compiled, and a long one takes its time."""
+"""Characters of a text in the `format` regex. Such a text is compiled, and a long one takes long.
+"""
 
 _steps_left: ContextVar[int] = ContextVar("_steps_left")
 
@@ -45,7 +51,7 @@ def bounded() -> Iterator[None]:
 
 
 def refuse_patterns(schema: Any) -> None:
-    """Raise ValueError for a schema whose patterns cannot be matched in linear time."""
+    """Raise ValueError for a schema with patterns that cannot be matched in linear time."""
     for loc, reason in faults_of_patterns(schema):
         raise ValueError(f"{located(loc)}: {reason}")
     if _holds(schema, "unevaluatedProperties") and _holds(schema, "patternProperties"):
@@ -85,20 +91,22 @@ def _additional_properties(
 
 
 def _unique_items(validator: Any, unique: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
-    # jsonschema compares every two items that cannot be sorted: 700 small objects held the event loop for seconds.
+    # jsonschema compares every pair of items that cannot be sorted. 700 small objects held the
+    # event loop for seconds.
     if unique and validator.is_type(instance, "array") and len(set(map(_comparable, instance))) < len(instance):
         yield ValidationError("two items are equal")
 
 
 def _comparable(value: Any) -> Any:
-    """What is equal for equal values of JSON, and can be looked up: 1 is 1.0 but not true."""
+    """Return a hashable key that is equal for equal JSON values. 1 equals 1.0 but not true."""
     if isinstance(value, list):
         return ("array", *map(_comparable, value))
     if isinstance(value, dict):
         return ("object", frozenset((name, _comparable(inner)) for name, inner in value.items()))
     if isinstance(value, (bool, str)) or value is None:
         return ("", value)
-    # As a text, whose hash nobody can foresee: whole numbers can be chosen to have all the same, and no lookup would be quick.
+    # As text, because its hash cannot be predicted. A caller could choose whole numbers that all
+    # have the same hash, and every lookup would be slow.
     return str(int(value) if isinstance(value, float) and value.is_integer() else value), "number"
 
 

@@ -1,4 +1,4 @@
-"""What a tool is, and what comes of a call."""
+"""The base class of tools, the call that a tool sees, and failures as results."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ __all__ = ["Call", "Tool", "ToolError", "failure", "invalid_arguments", "located
 
 
 LONGEST_PLACE = 160
-"""Characters of a path into arguments: their names may be a model's own."""
+"""Characters of a path into arguments. A model may have chosen the names in it."""
 
 LONGEST_FAILURE = 4000
-"""Characters of the text of an exception that was not raised for a model to read."""
+"""Characters of the text of an exception that was not written for a model."""
 
 
 class ToolError(Exception):
-    """Raised by a tool that failed for a reason which the model should read as it is.
+    """The tool failed, and the model should read this message unchanged.
 
-    `transient` says whether trying again may help; `retry_after` after how many seconds, where that is known.
+    `transient` is true if another attempt may succeed. `retry_after` is the seconds until that
+    attempt, or None if unknown.
     """
 
-    # Of the class, as a subclass need not call the constructor of this one.
+    # Also class attributes, because a subclass need not call this constructor.
     transient: bool = False
     retry_after: float | None = None
 
@@ -39,10 +40,10 @@ class Call(Protocol):
     """A call as the tool's kind sees it."""
 
     def begun(self) -> None:
-        """Say that the wait for a connection or a worker is over. Only the first time counts."""
+        """Report that the wait for a connection or a worker is over. Only the first call counts."""
 
     async def progress(self, fraction: float, message: str = "") -> None:
-        """Say how far the tool is, from 0 to 1. Waits when the caller does not read."""
+        """Report the tool's progress, from 0 to 1. Waits while the caller does not read."""
 
 
 class Tool(ABC):
@@ -50,17 +51,22 @@ class Tool(ABC):
 
     spec: ToolSpec
     origin: str
-    """Where it is defined, for people: a function's module and name, or a place in the policy file."""
+    """The tool's definition, for people: a function's module and name, or a place in the policy
+    file.
+    """
     cache_for: float = 0.0
     """Seconds for which a result is kept for the same tenant and arguments; 0 keeps none."""
 
     @abstractmethod
     async def run(self, arguments: Mapping[str, Any], call: Call) -> ToolResult:
-        """Run with arguments that fit the schema. What it raises becomes a failure, except a cancellation."""
+        """Run the tool with arguments that fit the schema.
+
+        An exception becomes a failure result, except a cancellation, Shed and Doomed.
+        """
 
 
 def invalid_arguments(tool: str, violations: Sequence[str]) -> ToolResult:
-    """The result of a call that was not made, with each violation on a line of its own."""
+    """The result of a call that was not made. Lists each violation on a separate line."""
     listed = "\n".join(f"- {violation}" for violation in violations)
     return ToolResult(
         ToolStatus.INVALID_ARGUMENTS,
@@ -69,12 +75,14 @@ def invalid_arguments(tool: str, violations: Sequence[str]) -> ToolResult:
 
 
 def failure(tool: str, error: BaseException) -> ToolResult:
-    """The result of a call that raised `error`. It has a `ToolError`'s text unchanged, of others the type and the text without
-    addresses.
+    """The result of a call that raised `error`.
+
+    The text of a `ToolError` is kept unchanged. For other errors the result has the type and the
+    text without addresses.
     """
     try:
         text = str(error)
-    except Exception as broken:  # the tool's own code makes the text
+    except Exception as broken:  # `__str__` may be the tool's own code
         text = f"its text cannot be told: {type(broken).__name__}"
     if isinstance(error, ToolError):
         return ToolResult(ToolStatus.FAILED, f"{tool} failed: {text}", error.transient, error.retry_after)
@@ -89,7 +97,7 @@ def failure(tool: str, error: BaseException) -> ToolResult:
 
 
 def located(path: Iterable[str | int]) -> str:
-    """A path into JSON for people: `items[0].price`; `arguments` for the whole."""
+    """Format a path into JSON for people, as `items[0].price`. An empty path is `arguments`."""
     text = ""
     for part in path:
         if len(text) > LONGEST_PLACE:
@@ -100,5 +108,5 @@ def located(path: Iterable[str | int]) -> str:
 
 
 def sound(text: str) -> str:
-    """`text` without lone surrogates, which JSON can spell and UTF-8 cannot."""
+    """`text` without lone surrogates. JSON can spell them, UTF-8 cannot."""
     return text.encode(errors="replace").decode()

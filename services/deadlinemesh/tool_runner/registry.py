@@ -1,4 +1,4 @@
-"""The tools of a policy, and who may use which."""
+"""The tools of a policy, and the tenants that may use each."""
 
 from __future__ import annotations
 
@@ -33,23 +33,31 @@ __all__ = ["NotHere", "Registry"]
 
 
 class NotHere(Violation):
-    """A module that this process cannot import. Another one may, where it is installed."""
+    """A module that this process cannot import.
+
+    It may be installed in the tool-runner's environment.
+    """
 
     __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
 class _Places:
-    """What calls wait for. A tool-runner has them once, whatever its policy: else it would have twice as many during a change."""
+    """The HTTP connections and the workers that calls wait for.
+
+    A tool-runner has only one set, for all its policies. Two sets would double the limits during a
+    change of policy.
+    """
 
     connections: OriginConnections
     workers: Workers
 
 
 class Registry:
-    """Tools by name. Holds the HTTP client and the places that they share; `aclose` ends both when the last call is over.
+    """Tools by name, with the HTTP client, connections and workers that they share.
 
-    One that is to take another's place can be made in a thread; `take_place_of` is the event loop's.
+    `aclose` ends these when the last call is over. A registry that replaces another can be made in
+    a thread, but `take_place_of` must run on the event loop.
     """
 
     @classmethod
@@ -64,10 +72,14 @@ class Registry:
         telemetry: Telemetry | None = None,
         keeper: Callable[[], Keeper] = Keeper,
     ) -> Registry:
-        """All tools that `policy` names. `environ` has the variables that it names; waits are told to `telemetry`; `keeper` is what
-        `Workers` has. Its tools use the places of `before`, which are its own once it has taken the place of that.
+        """A registry of all tools that `policy` names.
 
-        Raises InvalidRequest with every violation found; each names its place in the policy file.
+        `environ` has the environment variables that the policy names. `telemetry` records each wait
+        for a connection or a worker. `keeper` makes the keeper of `Workers`. With `before`, the
+        tools share the connections and workers of `before`. They belong to the new registry after
+        `take_place_of(before)`.
+
+        Raises InvalidRequest with every violation found. Each names its place in the policy file.
         """
         client = http_client(policy.tools)
         places = None if before is None else before._places
@@ -81,7 +93,7 @@ class Registry:
             if other is not tool and other.origin != tool.origin:
                 what = f"the name {tool.spec.name!r} is taken twice: by {other.origin} and by {tool.origin}"
                 violations.append(Violation(field, what))
-        if not any(isinstance(one, NotHere) for one in violations):  # else it may have the tools that are missed
+        if not any(isinstance(one, NotHere) for one in violations):  # else these may define them
             violations += _unknown(policy, found)
         if violations:
             raise InvalidRequest(violations)
@@ -89,9 +101,12 @@ class Registry:
         return cls(found, allowed, client, places, policy)
 
     def take_place_of(self, before: Registry, shares: Mapping[str, Share]) -> None:
-        """Take over the places of `before`, with whoever holds them or waits for them; `shares` are the tiers'."""
+        """Take over the connections and workers of `before`, including their holders and waiters.
+
+        `shares` are the tiers' shares.
+        """
         if self._places is not None and self.policy is not None:
-            before._places = None  # not its own to end any more
+            before._places = None  # `before` must not close them any more
             self._places.connections.use(self.policy, shares)
             self._places.workers.use(self.policy, shares)
 
@@ -103,55 +118,69 @@ class Registry:
         places: _Places | None = None,
         policy: Policy | None = None,
     ) -> None:
-        """`allowed` names each tenant's tools; an empty list allows all. Raises ValueError for a schema that cannot be used."""
+        """`allowed` names each tenant's tools; an empty list allows all.
+
+        Raises ValueError for a schema that cannot be used.
+        """
         self._tools = {name: (tools[name], _arguments_of(tools[name])) for name in sorted(tools)}
         self._allowed = {tenant: frozenset(names) for tenant, names in allowed.items()}
         self._client = client
         self._places = places
         self.policy = policy
-        """Whose tools these are; None where it is made of tools alone."""
+        """The policy that defines these tools; None for a registry that was made without one."""
         self.in_use = InUse()
         """Each call uses the registry until it is over."""
 
     def specs(self, tenant_id: str) -> tuple[ToolSpec, ...]:
-        """The tools that the tenant may use, in alphabetical order. Raises NotFound for an unknown tenant."""
+        """The tools that the tenant may use, in alphabetical order.
+
+        Raises NotFound for an unknown tenant.
+        """
         if tenant_id not in self._allowed:
             raise NotFound([Violation("tenant_id", f"the tool-runner's policy knows no tenant {shown(tenant_id)}")])
         allowed = self._allowed[tenant_id]
         return tuple(tool.spec for name, (tool, _) in self._tools.items() if not allowed or name in allowed)
 
     def knows(self, tenant_id: str) -> bool:
-        """Whether its policy has the tenant."""
+        """True if the policy has the tenant."""
         return tenant_id in self._allowed
 
     def allows(self, tenant_id: str, name: str) -> bool:
-        """Whether the tenant may use the tool, and there is one."""
+        """True if the tool exists and the tenant may use it."""
         allowed = self._allowed.get(tenant_id)
         return allowed is not None and name in self._tools and (not allowed or name in allowed)
 
     def has(self, name: str) -> bool:
-        """Whether there is such a tool, whoever may use it."""
+        """True if the tool exists, for any tenant."""
         return name in self._tools
 
     def tool(self, name: str) -> tuple[Tool, ArgumentsReader]:
-        """The tool of this name, and its arguments' check."""
+        """The tool of this name, and the reader of its arguments."""
         return self._tools[name]
 
     def find(self, tenant_id: str, name: str) -> tuple[Tool, ArgumentsReader]:
-        """A tool and its arguments' check. Raises NotFound, naming the tools that the tenant may use."""
+        """A tool and the reader of its arguments.
+
+        Raises NotFound, naming the tools that the tenant may use.
+        """
         names = [spec.name for spec in self.specs(tenant_id)]
         if name not in names:
             raise NotFound([Violation("name", f"there is no tool {shown(name)}; {choices(names)}")])
         return self._tools[name]
 
     def warm(self) -> None:
-        """Start what the first call of a plain function would have to wait for. Raises OSError where that is not possible."""
+        """Start the keeper now, so that the first call of a plain function need not wait for it.
+
+        Does nothing without such functions. Raises OSError if the start is not possible.
+        """
         if self._places is not None and any(isinstance(tool, ProcessTool) for tool, _ in self._tools.values()):
             self._places.workers.warm()
 
     async def aclose(self, within: float | None = None) -> None:
-        """Wait until no call uses the registry, or for `within` seconds, then end its processes, unless they have gone over to
-        another, and close its connections.
+        """Wait until no call uses the registry, at most `within` seconds; then close its resources.
+
+        Ends the workers, unless another registry has taken them over, and closes the HTTP
+        connections.
         """
         await self.in_use.ended(within)
         if self._places is not None:
@@ -179,8 +208,9 @@ def _candidates(
         field = f"tools.modules[{index}]"
         try:
             offered = list(_offered(importlib.import_module(module_name), places.workers))
-        except (Exception, SystemExit) as error:  # whatever a module raises at import; nothing is awaited here
-            # A TypeError is what `@tool` raises for a function that cannot be a tool, wherever that is imported.
+        except (Exception, SystemExit) as error:  # anything may be raised; nothing is awaited here
+            # `@tool` raises TypeError for a function that cannot be a tool. That fails on every
+            # machine, not only here.
             kind = Violation if isinstance(error, TypeError) else NotHere
             violations.append(kind(field, f"{module_name} cannot be imported: {type(error).__name__}: {error}"))
             continue
@@ -210,7 +240,10 @@ def _arguments_of(tool: Tool) -> ArgumentsReader:
 
 
 def _offered(module: ModuleType, workers: Workers) -> Iterator[Tool]:
-    """The module's own tools, and those of others that it names in `__all__`: an import alone offers nothing."""
+    """The tools that the module defines, and the imported ones that it names in `__all__`.
+
+    An import alone offers nothing.
+    """
     public = getattr(module, "__all__", ())
     for name, value in vars(module).items():
         definition = definition_of(value)
@@ -219,7 +252,7 @@ def _offered(module: ModuleType, workers: Workers) -> Iterator[Tool]:
 
 
 def _wrong(http: HttpToolPolicy, url: UrlTemplate) -> Iterator[tuple[str, str]]:
-    """What a policy file's own checks find too, for policies that were not made from a file."""
+    """Violations that the checks of a policy file find too, for policies not made from a file."""
     try:
         ArgumentsReader(http.arguments)
     except ValueError as error:

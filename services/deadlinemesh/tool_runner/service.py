@@ -1,4 +1,4 @@
-"""One tool call, from its queue to its result, without a word of gRPC."""
+"""One tool call, from its queue to its result, independent of gRPC."""
 
 from __future__ import annotations
 
@@ -39,28 +39,32 @@ __all__ = ["ToolService"]
 _LOG = logging.getLogger("deadlinemesh.tool_runner")
 
 UNREAD_PROGRESS = 16
-"""Progress events that may wait for a slow reader before the tool has to."""
+"""Progress events that may wait for a slow reader. When there are more, the tool waits."""
 
 PROGRESS_CHARACTERS = 1000
-"""Of a progress message; it is for people."""
+"""Characters of a progress message. It is for people."""
 
 MOST_PROGRESS_EVENTS = 10_000
-"""Of one call, and so many bytes; what a tool tells beyond them is dropped. A call of 300 s may tell 33 a second."""
+"""Progress events of one call. Later events are dropped. A call of 300 s may send 33 per second."""
 
 MOST_PROGRESS_BYTES = 1_000_000
+"""Bytes of the progress messages of one call. Later events are dropped."""
 
 LONG_ARGUMENTS = 8192
-"""Characters of arguments whose check would hold up the event loop: 16 ms for so many, where they are whole numbers."""
+"""Characters of arguments. Longer arguments are checked in a thread, not on the event loop. So many
+take 16 ms if they are whole numbers.
+"""
 
 MESSAGE_OVERHEAD = 512
-"""Bytes of a result message that are not its content, with room to spare."""
+"""Bytes reserved in a result message for everything but the content. Fewer are needed."""
 
 
 class ToolService:
-    """Runs the tools of a registry. `clock` must be that of the contexts it is called in.
+    """Runs the tools of a registry. `clock` must be the clock of the calls' contexts.
 
-    A result that would not fit into a message of `message_bytes` is cut, with a mark. A call with more than `longest_arguments`
-    characters of arguments is not made. Without `kept`, none is kept.
+    A result that would not fit into a message of `message_bytes` is cut, with a mark. A call with
+    more than `longest_arguments` characters of arguments is not made. Without `kept`, no result is
+    kept.
     """
 
     def __init__(
@@ -72,7 +76,7 @@ class ToolService:
         longest_arguments: int = LONGEST_ARGUMENTS,
     ) -> None:
         self.registry = registry
-        """The tools of calls to come."""
+        """The tools of future calls."""
         self._most_bytes = message_bytes - MESSAGE_OVERHEAD
         self._longest_arguments = longest_arguments
         self._clock = clock
@@ -86,22 +90,26 @@ class ToolService:
         return next(known, self.registry).specs(tenant_id)
 
     def _find(self, name: str) -> tuple[Registry, Tool, ArgumentsReader]:
-        """The current tenant's tool, its arguments' check, and the registry that holds it. Raises NotFound."""
+        """Return the holding registry, the current tenant's tool, and the reader of its arguments.
+
+        Raises NotFound.
+        """
         tenant_id = current().tenant_id
         for registry in chain((self.registry,), self._past):
-            if registry.allows(tenant_id, name):  # if it was in the past, the tool may be only the tenant's no more
+            if registry.allows(tenant_id, name):  # a past one allows it, the current may have it
                 holder = self.registry if self.registry.has(name) else registry
                 return holder, *holder.tool(name)
         known = choices(one.name for one in self.specs())
         raise NotFound([Violation("name", f"there is no tool {shown(name)}; {known}")])
 
     async def call(self, name: str, arguments_json: str, call_id: str = "") -> AsyncGenerator[ToolEvent, None]:
-        """Run a tool: `ToolStarted`, any number of `ToolProgress`, then `ToolFinished`. A call with
-        wrong arguments, or with a kept result, yields only `ToolFinished`.
+        """Run a tool. Yields `ToolStarted`, any number of `ToolProgress`, then `ToolFinished`.
 
-        A tool's failure is a result. Raises NotFound for an unknown tool, and Shed or Doomed where no slot
-        comes free in time. A spent deadline and a cancellation pass through. Close the generator, with
-        `contextlib.aclosing`, to end the tool.
+        A call with wrong arguments, or with a kept result, yields only `ToolFinished`.
+
+        A tool's failure is a result. Raises NotFound for an unknown tool, and Shed or Doomed if no
+        slot comes free in time. A spent deadline and a cancellation pass through. To end the tool,
+        close the generator with `contextlib.aclosing`.
         """
         context, call_id = current(), shortened(call_id, LONGEST_CALL_ID)
         most_bytes, kept, longest = self._most_bytes, self._kept, self._longest_arguments
@@ -137,11 +145,13 @@ class ToolService:
         kept: KeptResults | None = None,
         longest_arguments: int = LONGEST_ARGUMENTS,
     ) -> Rest:
-        """Use `registry` and `kept` for calls to come, but for those of runs that began with what it takes away. The rest closes
-        the old registry.
+        """Use `registry` and `kept` for future calls. Returns a Rest that closes the old registry.
+
+        Runs that began under the old registry may still use the tools that are no longer in the new
+        one.
         """
         old, self.registry = self.registry, registry
-        self._kept = kept  # another registry's tool of the same name need not be the same tool
+        self._kept = kept  # a tool of the same name in another registry may be a different tool
         self._most_bytes = message_bytes - MESSAGE_OVERHEAD
         self._longest_arguments = longest_arguments
         needed_for = 0.0
@@ -151,18 +161,28 @@ class ToolService:
         return Rest(old.aclose, needed_for)
 
     def warm(self) -> None:
-        """Start what the first call would have to wait for. Raises OSError where that is not possible."""
+        """Start the keeper of workers, so that the first call need not wait for it.
+
+        Raises OSError if that is not possible.
+        """
         self.registry.warm()
 
     async def aclose(self) -> None:
-        """End all processes and close all connections, once no call is running but orphans."""
+        """End all processes and close all connections.
+
+        First waits REPORT_ORPHAN_AFTER seconds for running calls. Calls that are still running then
+        are orphans.
+        """
         await self.registry.aclose(REPORT_ORPHAN_AFTER)
 
 
 async def _read(
     arguments: ArgumentsReader, text: str, longest: int, running: _Running
 ) -> tuple[dict[str, Any], list[str]]:
-    """Like `ArgumentsReader.read`; long arguments are read in a thread, which shares the interpreter with the event loop."""
+    """Check like `ArgumentsReader.read`. Long arguments are checked in a thread.
+
+    That thread shares the interpreter with the event loop.
+    """
     if len(text) > longest:
         return {}, [f"arguments: they have {len(text)} characters; give at most {longest}"]
     if len(text) <= LONG_ARGUMENTS:
@@ -172,14 +192,14 @@ async def _read(
 
 
 class _Running:
-    """The `Call` that a tool sees: what it says of itself becomes events."""
+    """The `Call` that a tool sees. It turns the tool's reports into events."""
 
     def __init__(self, ledger: Ledger[Phase]) -> None:
         self._ledger = ledger
         self._begun = False
         self._told = 0
         self._told_bytes = 0
-        # Room for one more than progress may fill, so that neither `begun` nor the end ever has to wait.
+        # One place more than progress may fill, so that neither `begun` nor the end ever waits.
         self._events: asyncio.Queue[ToolEvent | None] = asyncio.Queue(UNREAD_PROGRESS + 1)
 
     def begun(self) -> None:
@@ -194,7 +214,7 @@ class _Running:
         self._told += 1
         self._told_bytes += len(text.encode())
         if self._told > MOST_PROGRESS_EVENTS or self._told_bytes > MOST_PROGRESS_BYTES:
-            await asyncio.sleep(0)  # no tool waits any longer for it than for what is told
+            await asyncio.sleep(0)  # a dropped event costs the tool no more time than a sent one
             return
         within = 0.0 if math.isnan(fraction) else min(1.0, max(0.0, fraction))
         await self._events.put(ToolProgress(within, text))
@@ -204,7 +224,7 @@ class _Running:
         return self._ledger.phase(Phase.TOOL_QUEUE)
 
     async def events_until(self, task: asyncio.Task[ToolResult]) -> AsyncGenerator[ToolEvent, None]:
-        """What happens until the tool's task is done."""
+        """Yield the call's events until the tool's task is done."""
         task.add_done_callback(self._wake)
         with self.waiting():
             while not (task.done() and self._events.empty()):
@@ -213,7 +233,8 @@ class _Running:
                     yield event
 
     def _wake(self, task: asyncio.Task[ToolResult]) -> None:
-        # A full queue needs none: its reader is not waiting, and sees that the task is done once it has read all.
+        # A full queue needs no wake-up: its reader is not waiting. After the last event it sees
+        # that the task is done.
         if not self._events.full():
             self._events.put_nowait(None)
 
@@ -222,18 +243,22 @@ class _Running:
 
 
 def _result_of(task: asyncio.Task[ToolResult], tool: Tool, context: DeadlineContext, call_id: str) -> ToolResult:
-    """The result of a task that is done: its own, or a failure's."""
+    """The result of a task that is done. A failure becomes a result, too.
+
+    Raises a spent deadline, Shed, Doomed, a cancellation of the whole call, and errors that are not
+    an `Exception`.
+    """
     if task.cancelled():
         own = asyncio.current_task()
         if own is not None and own.cancelling():
-            raise asyncio.CancelledError  # the whole call is being ended, not only the tool
+            raise asyncio.CancelledError  # the whole call is cancelled, not only the tool
         error: BaseException | None = ToolError("the tool cancelled itself")
     else:
         error = task.exception()
     if error is None:
         return task.result()
     if context.is_expired or not isinstance(error, Exception) or isinstance(error, (Shed, Doomed)):
-        raise error  # the call is refused, not answered: its caller is to hold back
+        raise error  # Shed and Doomed refuse the call itself: its caller must hold back
     if not isinstance(error, ToolError):
         _LOG.warning(
             "tool %s (%s) failed: call %s, tenant %s, run %s",
@@ -248,17 +273,20 @@ def _result_of(task: asyncio.Task[ToolResult], tool: Tool, context: DeadlineCont
 
 
 async def _ended(task: asyncio.Task[ToolResult]) -> None:
-    """End the tool's task. A cancel that arrives meanwhile goes on at once; the scope still owns the task then."""
+    """End the tool's task and wait for it.
+
+    A cancellation during the wait passes through at once. The scope still owns the task then.
+    """
     if not task.done():
-        if not task.cancelling():  # by its scope: a second time at once would only disturb its closing
+        if not task.cancelling():  # its scope has not: a second one disturbs cleanup
             task.cancel()
         await asyncio.wait([task])
     if not task.cancelled():
-        task.exception()  # seen, so that asyncio does not complain: the caller left and wants no result
+        task.exception()  # marks it as retrieved: the caller has left, and asyncio would log it
 
 
 def _fitting(result: ToolResult, most_bytes: int) -> ToolResult:
-    """The result with content that a message can carry."""
+    """The result, with its content cut to fit into a message."""
     content = sound(result.content)
     encoded = content.encode()
     if len(encoded) > most_bytes:

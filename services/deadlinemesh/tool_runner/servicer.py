@@ -1,4 +1,4 @@
-"""The tool-runner behind gRPC: maps messages to the vocabulary and back."""
+"""The tool-runner's gRPC servicer: maps messages to the vocabulary and back."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ __all__ = ["ToolRunnerServicer", "build"]
 
 
 class ToolRunnerServicer(tool_runner_pb2_grpc.ToolRunnerServiceServicer):
-    """The tool-runner behind gRPC. The inbound interceptor sets the context, ends calls on time and maps errors."""
+    """The tool-runner's gRPC servicer.
+
+    The inbound interceptor sets the context, ends calls on time and maps errors.
+    """
 
     def __init__(
         self,
@@ -34,7 +37,10 @@ class ToolRunnerServicer(tool_runner_pb2_grpc.ToolRunnerServiceServicer):
         registry_of: Callable[[Policy, Registry], Registry] = Registry.from_policy,
         keeping: Callable[[Policy], KeptResults | None] = lambda _: None,
     ) -> None:
-        """`registry_of` makes the tools of a policy that takes another's place, and `keeping` what keeps results under it."""
+        """`registry_of(policy, before)` makes the tools of a new policy.
+
+        `keeping` makes its result cache.
+        """
         self.service = service
         self._registry_of = registry_of
         self._keeping = keeping
@@ -52,20 +58,27 @@ class ToolRunnerServicer(tool_runner_pb2_grpc.ToolRunnerServiceServicer):
         return tool_runner_pb2.ListToolsResponse(tools=[tool_spec_to_wire(spec) for spec in self.service.specs()])
 
     def prepared(self, policy: Policy) -> GoOver:
-        """Make the tools of `policy`. The rest closes the old one's connections. Raises InvalidRequest if they are not right."""
+        """Make the tools of `policy`. Returns the function that applies them.
+
+        The Rest that this function returns closes the connections of the old registry. Raises
+        InvalidRequest if the tools are not valid.
+        """
         registry = self._registry_of(policy, self.service.registry)
 
         def go_over() -> Rest:
             limits = policy.limits
             rest = self.service.replace(registry, limits.message_bytes, self._keeping(policy), limits.longest_arguments)
-            with suppress(OSError):  # the call that has to wait for it tells what is wrong
+            with suppress(OSError):  # the first call that needs it reports the error
                 self.warm()
             return rest
 
         return go_over
 
     def warm(self) -> None:
-        """Start what the first call would have to wait for. Raises OSError where that is not possible."""
+        """Start the keeper of workers, so that the first call need not wait for it.
+
+        Raises OSError if that is not possible.
+        """
         self.service.warm()
 
     async def aclose(self) -> None:
@@ -82,11 +95,14 @@ def build(
     http_client: Callable[[ToolsPolicy], httpx.AsyncClient] = pooled_client,
     keeper: Callable[[], Keeper] = Keeper,
 ) -> ToolRunnerServicer:
-    """A tool-runner for `policy`. Raises InvalidRequest with every violation if its tools are not right.
+    """A tool-runner for `policy`.
 
-    `background` is that of the hop: results are written in it; without it none are kept. `cache` stands in for the embedded
-    store. A store of your own outlives a change of policy, and what it holds is used to the end of its time. `http_client` makes
-    the client that HTTP tools share, `keeper` what starts worker processes.
+    `background` is the hop's background work, in which results are written; without it no results
+    are kept. `cache` replaces the embedded store. Such a store outlives a change of policy, and its
+    entries are used until they expire. `http_client` makes the client that HTTP tools share.
+    `keeper` makes the keeper that starts worker processes.
+
+    Raises InvalidRequest with every violation if the policy's tools are not valid.
     """
 
     def keeping(policy: Policy) -> KeptResults | None:

@@ -1,7 +1,7 @@
-"""`@tool`: a Python function becomes a tool. An `async def` runs on the event loop, a plain `def` in a worker process.
+"""`@tool` makes a Python function a tool.
 
-Everything about a function is checked when it is decorated, so that a mistake shows at start and not at a tenant's
-first call.
+An `async def` runs on the event loop, a plain `def` in a worker process. The decorator checks
+everything about a function at once, so a mistake shows at start and not at a tenant's first call.
 """
 
 from __future__ import annotations
@@ -30,29 +30,38 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Progress(Protocol):
-    """A parameter annotated with this is no argument: the tool-runner fills it in. In tests any async callable does."""
+    """The type of a parameter by which a tool reports progress.
+
+    The parameter is not an argument for the model: the tool-runner fills it in. In tests any async
+    callable will do.
+    """
 
     def __call__(self, fraction: float, message: str = "") -> Awaitable[None]:
-        """Tell the caller how far the tool is: `fraction` from 0 to 1, `message` for people. A plain function need not await it."""
+        """Report the tool's progress: `fraction` from 0 to 1, `message` for people.
+
+        A plain function need not await it.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """What `@tool` found out about a function."""
+    """A decorated function, with the facts that `@tool` derived from it."""
 
     function: Callable[..., Any]
     spec: ToolSpec
     origin: str
     arguments: type[BaseModel]
-    """Validates arguments and converts them to the annotated types. A field's alias is the parameter's name."""
+    """Validates arguments and converts them to the annotated types. A field's alias is the
+    parameter's name.
+    """
     progress: str | None
-    """The parameter that wants a `Progress`; None without one."""
+    """The name of the parameter of type `Progress`; None if there is none."""
     cache_for: float = 0.0
     """Seconds for which a result is kept; 0 keeps none."""
 
     @property
     def blocks(self) -> bool:
-        """Whether it is a plain function, for which a worker process is needed."""
+        """True for a plain function, because it needs a worker process."""
         return not inspect.iscoroutinefunction(self.function)
 
     def bind(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,11 +77,13 @@ def tool(*, idempotent: bool = False, cache_for: float = 0.0) -> Callable[[Funct
 def tool(
     function: Function | None = None, *, idempotent: bool = False, cache_for: float = 0.0
 ) -> Function | Callable[[Function], Function]:
-    """Make a function a tool: its name, its docstring and its annotations are what a model is told.
+    """Make a function a tool. A model sees its name, its docstring and its annotations.
 
-    `idempotent` says that a second identical call does no harm, which allows it to be retried. `cache_for` is for how many
-    seconds a result may be given again to the same tenant for the same arguments. The function itself is returned unchanged.
-    Raises TypeError, saying what to write instead, for a function that cannot be a tool.
+    `idempotent` means that a second identical call does no harm, so it may be retried. `cache_for`
+    is the number of seconds for which a result may be reused for the same tenant and arguments. The
+    function itself is returned unchanged.
+
+    Raises TypeError for a function that cannot be a tool. The message says what to write instead.
     """
 
     def decorate(decorated: Function) -> Function:
@@ -83,9 +94,10 @@ def tool(
 
 
 def definition_of(candidate: object) -> Definition | None:
-    """What `@tool` found out about `candidate`; None if it was not decorated.
+    """The Definition of a decorated function; None if `candidate` was not decorated.
 
-    Raises TypeError for what wraps a tool: `functools.wraps` makes it look like one, and it would never be called.
+    Raises TypeError for a wrapper around a tool. `functools.wraps` makes it look like the tool, but
+    the wrapper would never be called.
     """
     found = getattr(candidate, _ATTRIBUTE, None) if inspect.isfunction(candidate) else None
     if not isinstance(found, Definition):
@@ -98,7 +110,10 @@ def definition_of(candidate: object) -> Definition | None:
 
 
 class _PlainSchema(GenerateJsonSchema):
-    """Without the titles that pydantic makes up from names: a model would pay tokens for what it already reads."""
+    """A schema without pydantic's generated titles.
+
+    They repeat the names, and a model would pay tokens for them.
+    """
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
@@ -160,13 +175,14 @@ def _arguments(function: Callable[..., Any], origin: str) -> tuple[type[BaseMode
                 raise TypeError(f"{origin}: both {progress!r} and {name!r} want a Progress; one is enough")
             progress = name
             continue
-        if isinstance(parameter.default, FieldInfo):  # it would be a default indeed, and check nothing
+        if isinstance(parameter.default, FieldInfo):  # only a default, it checks nothing
             raise TypeError(
                 f"{origin}: {name!r} has its checks in the place of its default: write {name}: Annotated[TYPE, Field(...)]"
                 " = DEFAULT"
             )
         default = ... if parameter.default is parameter.empty else parameter.default
-        # A name of our own under an alias: parameters may be called `schema`, `copy` or `_x`, a model's fields may not.
+        # A generated field name with the parameter's name as alias: a parameter may be called
+        # `schema`, `copy` or `_x`, a model's field may not.
         fields[f"argument_{len(fields)}"] = (hints[name], Field(default, alias=name))
     try:
         model = create_model(function.__name__, __config__=ConfigDict(extra="forbid"), **fields)
@@ -181,7 +197,10 @@ def _arguments(function: Callable[..., Any], origin: str) -> tuple[type[BaseMode
 
 
 def _backtracking(schema: Any) -> str | None:
-    """A pattern in pydantic's schema that it leaves to Python's engine. A tool's own code may do so; its annotations need not."""
+    """Find a pattern that pydantic's schema leaves to Python's regex engine; None if there is none.
+
+    A tool's own code may use that engine. Its annotations need not.
+    """
     left: list[tuple[Any, bool]] = [(schema, False)]
     while left:
         part, by_python = left.pop()

@@ -1,7 +1,7 @@
-"""Runs as people see them in a terminal, and scripts in JSON.
+"""Output of runs: for people in a terminal, and as JSON for scripts.
 
-run.py        one run, watched to its end
-live.py       a run while it runs
-waterfall.py  where a run's time went, as rows on one time axis
+run.py        calls the mesh, watches one run to its end
+live.py       shows a run while it runs
+waterfall.py  divides a run's time into rows on one time axis
 output.py     exit codes, JSON, errors
 """

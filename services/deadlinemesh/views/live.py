@@ -1,4 +1,4 @@
-"""What a run shows while it runs: a live view on a terminal, plain lines anywhere else."""
+"""Shows a run while it runs: a live view on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from deadlinemesh.views.waterfall import Timeline
 __all__ = ["LiveView", "PlainView", "View", "can_draw", "colour_of_outcome", "style_of"]
 
 _TEXT_LINES = 6
-"""Of the model's text, shown from its end."""
+"""Lines of the model's text that are shown, from its end."""
 
 
 class View(Protocol):
-    """Shows a run. `timeline` has taken the event already."""
+    """Shows a run. The caller adds each event to `timeline` before it calls `show`."""
 
     def __enter__(self) -> Self: ...
 
@@ -33,11 +33,11 @@ class View(Protocol):
     ) -> None: ...
 
     def show(self, event: orchestrator_pb2.RunResponse, timeline: Timeline) -> None:
-        """Take note of an event."""
+        """Show an event."""
 
 
 class PlainView:
-    """One line for each event and the text as it flows, without control codes."""
+    """One line for each event, and the text as it arrives, without control codes."""
 
     def __init__(self) -> None:
         self._mid_line = False
@@ -84,7 +84,10 @@ class PlainView:
 
 
 class LiveView:
-    """The phase, the budget as it shrinks, tools at work, the text as it grows. Gone when the run has ended."""
+    """The phase, the remaining budget, running tools, and the text so far.
+
+    Cleared when the run ends.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -104,7 +107,7 @@ class LiveView:
 
     def show(self, event: orchestrator_pb2.RunResponse, timeline: Timeline) -> None:
         if event.HasField("started"):
-            # The run's own clock: its call arrived so long before this event was sent.
+            # The run's own clock. Its call arrived `elapsed_us` before this event was sent.
             self._began_at = time.monotonic() - event.elapsed_us / 1e6
         self._timeline = timeline
 
@@ -174,7 +177,7 @@ def colour_of_outcome(finished: orchestrator_pb2.RunFinished) -> str:
 
 
 def can_draw(console: Console) -> bool:
-    """Whether the blocks of a waterfall can be written there."""
+    """True if the console's encoding has the block characters of a waterfall."""
     encoding = console.encoding or sys.getdefaultencoding()
     try:
         "█━▏░▒".encode(encoding)

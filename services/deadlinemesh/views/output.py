@@ -1,4 +1,4 @@
-"""What commands print and how they exit: exit codes, JSON, errors as people read them."""
+"""Output of commands: exit codes, JSON, and errors in a form for people."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = [
 
 
 class Exit(IntEnum):
-    """What the exit code of `dmesh` says."""
+    """The exit codes of `dmesh`. EXIT_CODES explains them."""
 
     ANSWERED = 0
     FAILED = 1
@@ -46,25 +46,25 @@ _OUTCOMES = {
 
 
 def exit_of_run(finished: orchestrator_pb2.RunFinished) -> Exit:
-    """The exit code for how a run ended."""
+    """The exit code for the outcome of a run."""
     return _OUTCOMES.get(finished.outcome, Exit.FAILED)
 
 
 def exit_of_error(error: MeshError) -> Exit:
-    """The exit code for a call that gave no run."""
+    """The exit code for a call that produced no run."""
     if isinstance(error, (InvalidRequest, Unauthenticated)):
         return Exit.REFUSED
     return Exit.UNAVAILABLE if isinstance(error, (UpstreamFailed, Draining, Shed)) else Exit.FAILED
 
 
 def complain(*problems: str) -> None:
-    """One line for each problem, on standard error."""
+    """Print one line for each problem on standard error."""
     for problem in problems:
         print(f"dmesh: {problem}", file=sys.stderr)
 
 
 def explain(error: MeshError) -> list[str]:
-    """An error as lines: the reason, then each refused field with what would be right."""
+    """Format an error as lines: the reason, then one line for each violation."""
     lines = [f"{error.reason}: {error}"]
     if isinstance(error, InvalidRequest) and error.violations:
         lines = [f"{error.reason}: the request was refused"]
@@ -90,7 +90,7 @@ def error_json(error: MeshError) -> dict[str, Any]:
 
 
 def ledger_ms(ledger: common_pb2.Ledger) -> dict[str, float]:
-    """Milliseconds by phase, and what none explains."""
+    """Milliseconds by phase, and those that no phase explains."""
     spent = {phase_name(one.phase): round(one.spent_us / 1e3, 3) for one in ledger.phases}
     return {**spent, "unattributed": round(ledger.unattributed_us / 1e3, 3)}
 
@@ -138,5 +138,5 @@ def run_json(timeline: Timeline) -> dict[str, Any]:
 
 
 def _cause(cause: common_pb2.Cause) -> str | None:
-    """None where the run was not stopped."""
+    """The cause without its prefix; None if the run was not stopped."""
     return None if not cause else common_pb2.Cause.Name(cause).removeprefix("CAUSE_")

@@ -1,4 +1,4 @@
-"""`dmesh run`: one run, watched to its end, and then where its time went."""
+"""`dmesh run`: watches one run to its end, then shows the time by phase."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ __all__ = ["NoMesh", "Order", "Target", "find_mesh", "print_finished", "run", "r
 
 
 class NoMesh(WrongUsage):
-    """There is nothing to call, or no key for it. The message says what would be right."""
+    """There is no mesh to call, or no key for it. The message says how to correct this."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Whom to call, as whom."""
+    """A mesh's address, and the API key for it."""
 
     address: str
     api_key: str
@@ -39,7 +39,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What to run. `deadline` is in seconds; None leaves it to the tenant's tier."""
+    """A run to start. `deadline` is in seconds; None means the tenant's tier decides."""
 
     prompt: str
     deadline: float | None = None
@@ -49,7 +49,7 @@ class Order:
 
 
 def find_mesh(settings: CommandSettings, tenant: str, address: str, key: str, plaintext: bool | None) -> Target:
-    """The mesh to call: the one that is named, else the one that `dmesh up` started. Raises NoMesh."""
+    """The mesh to call: the named one, or else the one that `dmesh up` started. Raises NoMesh."""
     if tenant and key:
         raise NoMesh("--tenant picks a key of the mesh that `dmesh up` started: give it or --key, not both")
     up = states.read(settings.state_path)
@@ -70,7 +70,7 @@ def find_mesh(settings: CommandSettings, tenant: str, address: str, key: str, pl
 
 
 async def run(target: Target, order: Order, *, as_json: bool, console: Console) -> Exit:
-    """Run an agent and print what came of it."""
+    """Run an agent and print the result."""
     view: View | None = None
     if not as_json:
         view = LiveView(console) if console.is_terminal else PlainView()
@@ -93,7 +93,7 @@ async def run(target: Target, order: Order, *, as_json: bool, console: Console) 
 
 
 async def run_to_end(target: Target, order: Order, view: View | None = None) -> Timeline:
-    """Watch a run to its end. Raises any of the mesh's errors where it gives none."""
+    """Watch a run to its end. Raises a MeshError if the run does not finish."""
     timeline = Timeline()
     async with DeadlineMesh(target.address, api_key=target.api_key, plaintext=target.plaintext) as mesh:
         events = mesh.run(
@@ -114,7 +114,7 @@ async def run_to_end(target: Target, order: Order, view: View | None = None) -> 
 
 
 def print_finished(timeline: Timeline, console: Console, *, title: str = "") -> None:
-    """The answer, then where the time went."""
+    """Print the answer, then the time by phase."""
     finished = timeline.finished
     assert finished is not None
     console.print(Text(f"\n{title or ('PARTIAL answer' if finished.partial else 'answer')}", style="bold"))

@@ -1,4 +1,4 @@
-"""Where a run's time went, as rows on one time axis. Pure: events in, rows and text out.
+"""A run's time as rows on one time axis. Pure: events in, rows and text out.
 
 Times are in seconds since the run's call arrived.
 """
@@ -23,12 +23,15 @@ class Row:
     start: float
     duration: float
     note: str = ""
-    """How a tool call ended, unless it went well."""
+    """A tool call's status, in lower case; empty if it is OK."""
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A piece of text and what it is: a row's kind, or one of `title`, `dim`, `spent`, `left`, `reserve`, `alert`."""
+    """A piece of text and its kind.
+
+    The kind is a row's kind, or one of `title`, `dim`, `spent`, `left`, `reserve`, `alert`.
+    """
 
     text: str
     kind: str = ""
@@ -38,7 +41,7 @@ Line = tuple[Span, ...]
 
 
 def phase_name(phase: int) -> str:
-    """`llm_stream` for PHASE_LLM_STREAM; `phase_99` for one that a newer mesh names."""
+    """`llm_stream` for PHASE_LLM_STREAM; `phase_99` for a number that only a newer mesh knows."""
     try:
         return common_pb2.Phase.Name(phase).removeprefix("PHASE_").lower()
     except ValueError:
@@ -46,26 +49,26 @@ def phase_name(phase: int) -> str:
 
 
 class Timeline:
-    """Gathers a run's events."""
+    """Collects a run's events."""
 
     def __init__(self) -> None:
         self.started: orchestrator_pb2.RunStarted | None = None
         self.finished: orchestrator_pb2.RunFinished | None = None
         self.phase = "admission"
-        """The phase in force, and since when."""
+        """The current phase. It began at `phase_since`."""
         self.phase_since = 0.0
         self.iteration = 0
         self.text = ""
-        """What the model has said in its present turn."""
+        """The model's text in its current turn."""
         self.open_calls: dict[str, Row] = {}
-        """Tool calls at work, by id."""
+        """Running tool calls by id."""
         self.progress: dict[str, str] = {}
-        """The last that each of them said."""
+        """The last progress message of each tool call, by id."""
         self._rows: list[Row] = []
         self._spent: dict[str, int] = {}
 
     def add(self, event: orchestrator_pb2.RunResponse) -> None:
-        """Take the next event."""
+        """Add the next event."""
         at = event.elapsed_us / 1e6
         match event.WhichOneof("event"):
             case "started":
@@ -95,12 +98,13 @@ class Timeline:
                 self._close_phase(event.finished.ledger.phases)
 
     def rows(self) -> list[Row]:
-        """Everything that has ended, in the order of its beginning; a phase before the tools that run in it."""
+        """All ended rows in order of their start. A phase comes before the tools that run in it."""
         return sorted(self._rows, key=lambda row: (row.start, row.kind == "tool"))
 
     def _close_phase(self, spent: Sequence[common_pb2.PhaseSpend]) -> None:
-        # By what the ledger charged, not by when the next event came: between two phases there may be neither. What it
-        # has charged to the phase that begins, in the instant of telling so, is that one's.
+        # The duration is the time that the ledger charged, not the time until the next event.
+        # Between two phases there may be time of neither. Time already charged to the phase that
+        # begins belongs to that phase.
         now = {phase_name(one.phase): one.spent_us for one in spent}.get(self.phase, 0)
         charged = now - self._spent.get(self.phase, 0)
         self._spent[self.phase] = now
@@ -110,7 +114,7 @@ class Timeline:
 
 _LABEL, _NUMBERS = 19, 22
 _SHORT = 0.001
-"""Segments shorter than this many seconds share one row."""
+"""Seconds. Shorter segments share one row."""
 
 
 def waterfall(timeline: Timeline, width: int = 80, *, ascii_only: bool = False) -> list[Line]:
@@ -188,7 +192,10 @@ def _bar(row: Row, total: float, room: int, marks: _Marks) -> str:
 
 
 def _noted(bar: str, row: Row, room: int) -> list[Span]:
-    """The bar with the row's note behind it, or before it where there is more room; left out where there is none."""
+    """The bar with the row's note after it, or before it if only there is room.
+
+    Without room on either side, the note is left out.
+    """
     drawn = bar.lstrip(" ")
     before, behind = len(bar) - len(drawn), room - len(bar)
     if len(row.note) < behind:

@@ -1,9 +1,9 @@
-"""One cancellation for what cannot bear two.
+"""A single cancellation for work that a second one would harm.
 
-A scope cancels again and again, because a single `CancelledError` is easily swallowed. httpcore needs some turns of the
-event loop to close a connection, and a second cancellation in one of them leaves the connection open for ever: the
-upstream works on for a caller that has gone, and nothing will tell it. So an exchange gets one, and then its time to
-close.
+A scope cancels repeatedly, because a single `CancelledError` is easily swallowed. httpcore needs
+several turns of the event loop to close a connection. A second cancellation in one of them leaves
+the connection open for ever. The upstream then works on for a caller that has gone, and gets no
+sign of it. So an HTTP exchange is cancelled once, and then has time to close.
 """
 
 from __future__ import annotations
@@ -19,15 +19,20 @@ __all__ = ["cancelled_once"]
 T = TypeVar("T")
 
 PATIENCE = 10
-"""Cancellations after which another one is passed on: what has not ended by then is not closing, but stuck."""
+"""Cancellations per one that is passed on: the first, the eleventh and so on. Work that has not
+ended after ten is not closing, but stuck.
+"""
 
 
 async def cancelled_once(work: Coroutine[Any, Any, T]) -> T:
-    """Await `work`, which is cancelled with the caller, but only once. Returns or raises when it has really ended.
+    """Await `work`, and cancel it with the caller, but only once.
 
-    The caller waits for that, so its scope sees, counts and reports whatever takes too long.
+    Returns or raises when it has ended.
+
+    The caller waits for that end, so its scope sees, counts and reports work that takes too long.
     """
-    # The scope must not adopt the task, or it would cancel it itself. Nothing can cancel a thread that looks up a name.
+    # The scope must not adopt the task, because it would cancel it directly. It still owns the
+    # task's threads: one looks up the host's name, and nothing can cancel that.
     task = asyncio.get_running_loop().create_task(work, context=outside_any_scope(but_threads=True))
     cancelled: asyncio.CancelledError | None = None
     cancels = 0
@@ -41,6 +46,6 @@ async def cancelled_once(work: Coroutine[Any, Any, T]) -> T:
             cancels += 1
     if cancelled is not None:
         if not task.cancelled():
-            task.exception()  # seen: nobody is left to be told
+            task.exception()  # marks it as retrieved: the caller is cancelled and needs no result
         raise cancelled
     return task.result()

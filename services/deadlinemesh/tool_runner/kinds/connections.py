@@ -1,13 +1,14 @@
-"""HTTP connections: how many, to whom, and whose wait for one is charged to whom.
+"""HTTP connections: a limit per origin, shared fairly, with each wait charged to its waiter.
 
-Two things about the client matter here.
+Two properties of the client are essential.
 
-The pool of httpcore must never make a request wait. One that is cancelled just as it is given a new connection leaves
-the connection behind for ever (httpcore issue 1093), and calls that share a deadline are cancelled in the very
-same moment. So the pool is unbounded and the wait is ours: it costs the waiter's own time, it is measured, and a cancel
-leaves nothing behind.
+The pool of httpcore must never make a request wait. A request that is cancelled just as it is given
+a new connection leaks that connection for ever (httpcore issue 1093). Calls that share a deadline
+are cancelled at the very same moment. So the pool is unbounded, and requests wait in a bulkhead of
+this project instead. That wait spends the waiter's own time, is measured, and leaks nothing when
+cancelled.
 
-The client must have no memory. It is shared by all tenants, so a cookie that one call is given must not go out with
+The client must keep no state. All tenants share it, so a cookie from one call must not go out with
 another's.
 """
 
@@ -26,19 +27,25 @@ __all__ = ["OriginConnections", "pooled_client"]
 
 
 def pooled_client(tools: ToolsPolicy) -> httpx.AsyncClient:
-    """The HTTP client of one tool-runner. It has no timeouts: the scope's deadline covers all, the wait included."""
+    """The HTTP client of one tool-runner.
+
+    It has no timeouts: the scope's deadline covers everything, including the wait.
+    """
     return httpx.AsyncClient(
         timeout=None,
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=tools.connections_per_host),
         follow_redirects=False,
-        trust_env=False,  # a .netrc or a proxy variable must not decide whom tenants' data is sent to
+        trust_env=False,  # a .netrc or a proxy variable must not redirect tenants' data
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-        headers={"User-Agent": "deadline-mesh", "Accept-Encoding": "identity"},  # what is counted is what is kept
+        headers={"User-Agent": "deadline-mesh", "Accept-Encoding": "identity"},  # limits count real sizes
     )
 
 
 class OriginConnections:
-    """The connections to each origin. `bulkhead` makes one's, given its name and its bounds."""
+    """A bulkhead of connections for each origin.
+
+    `bulkhead` makes one, given its name and its bounds.
+    """
 
     def __init__(self, policy: Policy, bulkhead: Callable[..., Bulkhead]) -> None:
         self._bulkhead = bulkhead
@@ -46,7 +53,7 @@ class OriginConnections:
         self.use(policy, policy.shares())
 
     def use(self, policy: Policy, shares: Mapping[str, Share]) -> None:
-        """Go on with the bounds of `policy` and these shares. Who holds a connection, or waits for one, goes on to."""
+        """Apply the bounds of `policy` and these shares. Holders and waiters are kept."""
         self._bounds: dict[str, Any] = {
             "limit": policy.tools.connections_per_host,
             "shares": shares,
@@ -56,7 +63,7 @@ class OriginConnections:
             bulkhead.resize(**self._bounds)
 
     def to(self, origin: str) -> Bulkhead:
-        """The connections to `origin`: hold a slot of it for each request."""
+        """The connections to `origin`. Hold one slot for each request."""
         if origin not in self._by_origin:
             self._by_origin[origin] = self._bulkhead(f"connections to {origin}", told="the tool's host", **self._bounds)
         return self._by_origin[origin]

@@ -1,7 +1,7 @@
 """Tools that are HTTP endpoints.
 
-No timeout and no retry is set anywhere: the deadline ends the call, which closes the connection, and whether to try
-again is the orchestrator's to decide.
+There are no timeouts and no retries here. The deadline ends the call, and that closes the
+connection. The orchestrator decides about retries.
 """
 
 from __future__ import annotations
@@ -32,16 +32,19 @@ __all__ = ["HttpTool"]
 _LOG = logging.getLogger("deadlinemesh.tool_runner")
 
 FAILURE_CHARACTERS = 500
-"""Of a failure's body that the model is told."""
+"""Characters of a failed response's body that the model is told."""
 
 _PIECE = 65536
-"""Bytes of a packed answer that are unpacked at once."""
+"""Bytes of a compressed response that one step decompresses to, at most."""
 
 _TRANSIENT = frozenset({408, 429})
 
 
 class HttpTool(Tool):
-    """One endpoint of a policy's `tools.http`. `headers` go with each call; `wall` is the Unix time in seconds."""
+    """One endpoint of a policy's `tools.http`.
+
+    `headers` go with each call. `wall` returns the Unix time in seconds.
+    """
 
     def __init__(
         self,
@@ -70,7 +73,7 @@ class HttpTool(Tool):
             if self._policy.method == "GET":
                 if fixed := others.keys() & url.params.keys():
                     raise UnfitArgument(f"{', '.join(sorted(fixed))}: there is no such argument")
-                # Only where there are some: what the template says is written anew with them.
+                # Only if there are some, because merging rewrites the template's own query.
                 url = url.copy_merge_params(_query(others)) if others else url
         except (UnfitArgument, httpx.InvalidURL) as error:
             return invalid_arguments(self.spec.name, [str(error)])
@@ -79,10 +82,10 @@ class HttpTool(Tool):
             try:
                 return await cancelled_once(self._exchange(url, others))
             except httpx.RequestError as error:
-                # Of these only what the network or the server did may be different next time.
+                # Only an error of the network or of the server may be different next time.
                 ours = (httpx.LocalProtocolError, httpx.UnsupportedProtocol)
                 transient = isinstance(error, httpx.TransportError) and not isinstance(error, ours)
-                # Of the words only our own are the model's to read: the others name hosts and addresses.
+                # The model reads only our own error text: other texts name hosts and addresses.
                 about = f": {error}" if isinstance(error, httpx.DecodingError) else ""
                 _LOG.warning("%s: no answer: %s: %s", self.origin, type(error).__name__, cut(error))
                 return self._failed(f"no answer: {type(error).__name__}{about}", transient)
@@ -94,7 +97,7 @@ class HttpTool(Tool):
         if self._policy.method == "GET":
             request = self._client.build_request("GET", url, headers=headers)
         else:
-            # In ASCII, as a lone surrogate has no other way onto the wire.
+            # In ASCII, because UTF-8 cannot encode a lone surrogate.
             headers = {"Content-Type": "application/json", **headers}
             request = self._client.build_request("POST", url, headers=headers, content=json.dumps(others).encode())
         response = await self._client.send(request, stream=True)
@@ -103,7 +106,7 @@ class HttpTool(Tool):
                 return ToolResult(ToolStatus.OK, await _text(response, self._policy.max_response_bytes))
             body = await _text(response, FAILURE_CHARACTERS * 4, mark=False)  # no character has more than 4 bytes
         finally:
-            await response.aclose()  # also when cancelled: an unfinished response takes its connection with it
+            await response.aclose()  # also when cancelled: this closes its connection
         said = f"HTTP {response.status_code} {response.reason_phrase}".rstrip()
         transient = response.status_code in _TRANSIENT or response.is_server_error
         wait = retry_after(response.headers, self._wall()) if transient else None
@@ -114,13 +117,13 @@ class HttpTool(Tool):
 
 
 def _query(others: Mapping[str, Any]) -> httpx.QueryParams:
-    """Query parameters: a list becomes one for each item, null is left out."""
+    """Query parameters. A list becomes one parameter per item, and null is left out."""
     each = ((name, item) for name, value in others.items() for item in (value if isinstance(value, list) else [value]))
     return httpx.QueryParams([(sound(name), sound(as_text(item))) for name, item in each if item is not None])
 
 
 async def _text(response: httpx.Response, most_bytes: int, *, mark: bool = True) -> str:
-    """The body as text, cut after `most_bytes`; nothing beyond is read."""
+    """The body as text, cut after `most_bytes`. The rest is not read."""
     parts: list[bytes] = []
     room = most_bytes
     async for chunk in _unpacked(response, most_bytes):
@@ -133,19 +136,24 @@ async def _text(response: httpx.Response, most_bytes: int, *, mark: bool = True)
 
 
 async def _unpacked(response: httpx.Response, most_bytes: int) -> AsyncGenerator[bytes, None]:
-    """The body. Nothing packed was asked for. Where it still is, few bytes may stand for very many, and are unpacked in pieces;
-    or very many for none, and are given up once they are more than `most_bytes` and a piece.
+    """Yield the body, decompressed if necessary.
+
+    The request asks for no compression, but a server may use it anyway. A few bytes may decompress
+    to very many, so they are decompressed in pieces. Very many bytes may decompress to almost none,
+    so more than `most_bytes` and a piece of compressed bytes raise DecodingError.
     """
     if response.headers.get("content-encoding", "").strip().lower() not in ("gzip", "x-gzip", "deflate"):
         async for chunk in response.aiter_raw():
             yield chunk
         return
-    unpacking = zlib.decompressobj(zlib.MAX_WBITS | 32)  # which knows one form from the other
+    unpacking = zlib.decompressobj(zlib.MAX_WBITS | 32)  # detects gzip or zlib by the header
     read = 0
     try:
         async for chunk in response.aiter_raw():
             if unpacking.eof:
-                return  # What follows the end is not of the answer. One look for it, as its absence leaves the connection in use.
+                # Data after the end is ignored. Reading for it once finds the end of the body, and
+                # the connection stays usable.
+                return
             read += len(chunk)
             while chunk and not unpacking.eof:
                 yield unpacking.decompress(chunk, _PIECE)
@@ -160,12 +168,12 @@ async def _unpacked(response: httpx.Response, most_bytes: int) -> AsyncGenerator
 
 
 def _decoded(body: bytes, encoding: str | None, *, whole: bool = True) -> str:
-    """`body` as text. Unless it is `whole`, half a character at its end is left out."""
+    """`body` as text. Unless it is `whole`, an incomplete character at its end is left out."""
     try:
         codec = codecs.lookup(encoding or "utf-8")
-        if codec.name == "punycode":  # the only one that is written in Python, and quadratic
+        if codec.name == "punycode":  # written in Python, and quadratic
             return _decoded(body, "utf-8", whole=whole)
         " ".encode(codec.name)
         return codecs.getincrementaldecoder(codec.name)("replace").decode(body, whole)
-    except (LookupError, UnicodeError):  # unknown, makes no text, as zlib, or cannot replace what is none, as idna
+    except (LookupError, UnicodeError):  # unknown, no text codec as zlib, or without "replace" as idna
         return _decoded(body, "utf-8", whole=whole)

@@ -1,4 +1,7 @@
-"""Tools that are plain Python functions: each call runs in a worker process, which is killed when its time is up."""
+"""Tools that are plain Python functions.
+
+Each call runs in a worker process, which is killed when its time is up.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,11 @@ _LOG = logging.getLogger("deadlinemesh.tool_runner")
 
 
 class ProcessTool(Tool):
-    """A plain function decorated with `@tool`. The worker imports its module, and checks what only its annotations can say."""
+    """A plain function decorated with `@tool`.
+
+    The worker imports the function's module. It also checks the constraints that only the
+    function's annotations express.
+    """
 
     def __init__(self, definition: Definition, workers: Workers) -> None:
         self.spec = definition.spec

@@ -1,4 +1,4 @@
-"""Tools that are async Python functions: they run on the event loop."""
+"""Tools that are async Python functions. They run on the event loop."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class PythonTool(Tool):
         try:
             answer = await self._definition.function(**bound)
         except SystemExit as error:
-            # asyncio would let it end the whole process, with every other tenant's calls.
+            # asyncio would let it end the whole process, with the calls of all tenants.
             raise ToolError(f"{self.spec.name} tried to exit the process") from error
         return ToolResult(ToolStatus.OK, content_of(answer))
 
 
 def content_of(answer: Any) -> str:
-    """What the model reads of a function's answer: a string as it is, anything else as JSON."""
+    """A function's answer as the model reads it: a string unchanged, any other value as JSON."""
     if isinstance(answer, str):
         return answer
     try:
@@ -54,7 +54,7 @@ def content_of(answer: Any) -> str:
     except PydanticSerializationError as error:
         if "UnicodeEncodeError" not in str(error):
             raise
-        # Half a surrogate pair, which a text of Python may have and UTF-8 may not.
+        # Half a surrogate pair: a Python string may have one, UTF-8 may not.
         plain = to_jsonable_python(_with_sound_keys(answer), bytes_mode="base64", fallback=str)
         return sound(json.dumps(plain, ensure_ascii=False, separators=(",", ":")))
 
@@ -70,7 +70,10 @@ def _with_sound_keys(part: Any) -> Any:
 
 
 def violations_of(error: ValidationError) -> list[str]:
-    """What only the annotations know to be wrong: they can say what a schema cannot, as that a date exists."""
+    """The violations of the function's annotations.
+
+    Annotations can express more than a schema, for example that a date exists.
+    """
     return [
         f"{located(problem['loc'])}: {problem['msg']}"
         for problem in islice(error.errors(include_url=False), MOST_VIOLATIONS)

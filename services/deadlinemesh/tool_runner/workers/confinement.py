@@ -1,14 +1,18 @@
-"""What keeps a worker from all that is not its tenant's: the tool-runner's secrets, and other workers' memory and files.
+"""Confines a worker.
 
-Everything here is taken for good, and what a tool starts inherits it:
+This protects the tool-runner's secrets, and the memory and files of other workers. Every limit is
+permanent, and processes that a tool starts inherit it:
 
-    a user of its own      where the keeper may set it, which it may as root: nobody else's files and processes are the worker's
-    no capabilities        and no way to new ones
-    not dumpable           no process of the same user reads its memory or its environment, until it executes another program
-    Landlock               no process outside the worker's may be traced or signalled, and of the temporary folders none but its own
-                           is readable. Needs no privilege, but Linux 5.13, and 6.12 for signals
+    a separate user     where the keeper may set one, as root may: files and processes of all other
+                        users are out of reach
+    no capabilities     and no way to gain any
+    not dumpable        no process of the same user can read the worker's memory or environment,
+                        until the worker executes another program
+    Landlock            no process outside the worker's can be traced or signalled, and no temporary
+                        folder but its own can be read. Needs no privilege, but Linux 5.13, and 6.12
+                        for signals
 
-Each applies where the system has it; `docs/operating.md` says what is left without.
+Each applies where the system has it. `docs/operating.md` says how much protection is left without.
 """
 
 from __future__ import annotations
@@ -35,24 +39,33 @@ _LIBC = ctypes.CDLL(None, use_errno=True) if _LINUX else None
 
 
 def prctl(option: int, value: int = 0) -> None:
-    """Linux's prctl(2); nothing elsewhere. What the system does not know is passed over."""
+    """Call Linux's prctl(2), ignoring errors. Does nothing on other systems."""
     if _LIBC is not None:
         _LIBC.prctl(option, value, 0, 0, 0)
 
 
 def forbid_dumps() -> None:
-    """Keep this process's memory, environment and files from others of its user, who are not root. Also from a debugger."""
+    """Hide this process's memory, environment and files from other processes of its user.
+
+    Root can still read them. Debuggers cannot.
+    """
     prctl(_PR_SET_DUMPABLE, 0)
 
 
 def bound_capabilities() -> None:
-    """Keep every program that is executed below this process from any capability, whoever owns the file."""
+    """Deny every capability to all programs executed below this process.
+
+    This holds for program files of any owner.
+    """
     for capability in range(64):
         prctl(_PR_CAPBSET_DROP, capability)
 
 
 def become(uid: int | None) -> None:
-    """Take the user and the group `uid` unless it is None, and give up every capability, for good."""
+    """Switch to the user and group `uid`, unless it is None, and drop every capability permanently.
+
+    Does nothing outside Linux.
+    """
     if not _LINUX:
         return
     if uid is not None:
@@ -62,12 +75,15 @@ def become(uid: int | None) -> None:
     prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
     assert _LIBC is not None
     header, none = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0), bytes(24)
-    _LIBC.capset(header, none)  # a user that is not root has none by now
+    _LIBC.capset(header, none)  # only root still has some here
     prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
 def usable_by(uid: int, paths: Iterable[str]) -> bool:
-    """Whether the user `uid` may read each of `paths` that there is. Forks, so call it before there are threads."""
+    """True if the user `uid` may read each of `paths` that exists.
+
+    Forks, so call it before threads start.
+    """
     existing = [path for path in paths if os.path.exists(path)]
     pid = os.fork()
     if pid == 0:
@@ -80,30 +96,35 @@ def usable_by(uid: int, paths: Iterable[str]) -> bool:
 
 
 class Landlock:
-    """The files that each worker may use: all but the temporary ones of others. Made once, in the keeper; see landlock(7).
+    """The files that each worker may use: everything except temporary files of others.
 
-    Where the kernel has no Landlock, `restrict` does nothing.
+    See landlock(7).
+
+    Made once, in the keeper. Without Landlock in the kernel, `restrict` does nothing.
     """
 
     def __init__(self, readable: Iterable[str]) -> None:
-        """`readable` is what workers may read wherever it is: what Python imports from."""
+        """Workers may read `readable` even in closed folders.
+
+        These are the paths that Python imports from.
+        """
         self.version = _syscall(_CREATE_RULESET, None, 0, 1) if _LINUX else -1
         self._rules: list[tuple[int, int]] = []
-        """What each worker may use: an open path, and the rights to it and below it."""
+        """The rules for every worker: an open path, and the rights to it and below it."""
         if self.version < 1:
             return
-        # Rights that this kernel does not know may not be named: each version knows more.
+        # The kernel refuses rights that it does not know. Each version knows more of them.
         self._all = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(self.version, 16)) - 1
         closed = {os.path.realpath(path) for path in (tempfile.gettempdir(), "/tmp", "/var/tmp")}
         for path in _around({*closed, "/dev"}):
             self._allow(path, self._all)
-        # Semaphores and shared memory have unguessable names below it, which nobody else may list.
+        # Semaphores and shared memory have unguessable names in /dev, so no worker may list it.
         self._allow("/dev", self._all & ~_READ_DIR)
         for path in readable:
             self._allow(path, self._all & (_EXECUTE | _READ_FILE | _READ_DIR))
 
     def restrict(self, folder: str) -> None:
-        """Restrict this process to what all workers may use, and to `folder`."""
+        """Restrict this process to the rules for every worker, and to `folder`."""
         if self.version < 1:
             return
         scoped = _SCOPE_ABSTRACT_SOCKETS | _SCOPE_SIGNALS if self.version >= 6 else 0
@@ -120,7 +141,7 @@ class Landlock:
             os.close(fd)
 
     def _allow(self, path: str, rights: int) -> None:
-        with suppress(OSError):  # it is gone, or is not this user's
+        with suppress(OSError):  # it is gone, or belongs to another user
             if not os.path.isdir(path):
                 rights &= _FOR_FILES
             self._rules.append((os.open(path, os.O_PATH | os.O_CLOEXEC), rights))
@@ -139,7 +160,7 @@ def _syscall(number: int, *arguments: bytes | int | None) -> int:
 
 
 def _around(closed: set[str], folder: str = "/") -> Iterator[str]:
-    """The files and folders below `folder` that are not `closed`, as few as say so."""
+    """Yield the fewest paths that cover everything below `folder` except `closed`."""
     for entry in os.scandir(folder):
         path = entry.path
         if path in closed:

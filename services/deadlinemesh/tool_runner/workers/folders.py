@@ -1,4 +1,8 @@
-"""The private folders of workers: each has its own for temporary files, home and work, which is removed when it has ended."""
+"""The private folders of workers.
+
+Each worker has a folder for its temporary files, home and working directory. It is removed when the
+worker has ended.
+"""
 
 from __future__ import annotations
 
@@ -18,19 +22,20 @@ _NAMELESS = "dmesh-new-workers-"
 
 
 class Folders:
-    """The folder of one keeper's workers, whose folders are named by their numbers. It is locked as long as this process lives.
+    """The parent folder of one keeper's worker folders, each named by the worker's number.
 
-    Folders that dead tool-runners have left are removed when it is made.
+    This process holds a lock on it as long as it lives. Folders without a lock were left by dead
+    tool-runners. A thread removes them when this object is made.
     """
 
     def __init__(self) -> None:
         nameless = tempfile.mkdtemp(prefix=_NAMELESS)
-        self._lock = _locked(nameless)  # before it has its name: nobody finds it unlocked while this process lives
-        os.chmod(nameless, 0o711)  # a worker with a user of its own goes through it, and nobody lists it
+        self._lock = _locked(nameless)  # before its final name: never found unlocked
+        os.chmod(nameless, 0o711)  # workers with other users may enter it, but not list it
         self.path = os.path.join(os.path.dirname(nameless), os.path.basename(nameless).replace(_NAMELESS, _PREFIX))
         os.rename(nameless, self.path)
         self._ended: SimpleQueue[int | None] = SimpleQueue()
-        """Workers whose folders are to be removed; None at the end."""
+        """Numbers of workers with folders to remove; None at the end."""
         threading.Thread(target=self._remove, name="worker folders", daemon=True).start()
 
     def remove(self, number: int) -> None:
@@ -42,7 +47,8 @@ class Folders:
         self._ended.put(None)
 
     def _remove(self) -> None:
-        # In a thread, since a folder may hold any number of files, and in one only, since many may end at once.
+        # In a thread, because a folder may hold any number of files. In a single thread, because
+        # many workers may end at once.
         _remove_abandoned()
         while (number := self._ended.get()) is not None:
             shutil.rmtree(f"{self.path}/{number}", ignore_errors=True)
@@ -52,7 +58,10 @@ class Folders:
 
 
 def _locked(path: str) -> int | None:
-    """A file descriptor that holds the lock of a folder; None while another holds it, or the folder is not this user's."""
+    """Lock a folder and return the file descriptor that holds the lock.
+
+    None if another process holds it, or the folder is not this user's.
+    """
     with suppress(OSError):
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:

@@ -1,6 +1,6 @@
-"""How the two ends of a worker's socket talk: a small JSON head, and a body that is passed on as it is.
+"""The message format on a worker's socket: a small JSON head, and a body of bytes.
 
-A tool's answer is the body, so the event loop never parses one, however large.
+The body is a tool's answer. The event loop passes it on and never parses it, however large.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from typing import Any
 __all__ = ["MOST_HEAD_BYTES", "Broken", "packed", "receive", "receive_blocking"]
 
 MOST_HEAD_BYTES = 64 * 1024
-"""Of a head. It holds names, numbers and the end of a traceback."""
+"""Bytes of a head. It holds names, numbers and the end of a traceback."""
 
 _PIECE = 256 * 1024
 _SIZES = struct.Struct("!II")
 
 
 class Broken(Exception):
-    """The other end does not keep to the protocol."""
+    """The other end broke the protocol."""
 
 
 def packed(head: Mapping[str, Any], body: bytes = b"") -> bytes:
     """A frame as bytes."""
-    # Not in ASCII, in which an emoji takes twelve bytes. What stands for half a character is nobody's to read.
+    # Not in ASCII, where an emoji takes twelve bytes. Half a character is replaced, and lost.
     encoded = json.dumps(head, ensure_ascii=False).encode(errors="replace")
     return b"".join((_SIZES.pack(len(encoded), len(body)), encoded, body))
 
 
 async def receive(sock: socket.socket, most_bytes: int) -> tuple[dict[str, Any], bytes] | None:
-    """The next frame from a non-blocking socket; None when the other end has closed.
+    """Return the next frame from a non-blocking socket; None if the other end has closed.
 
-    Raises Broken for what is no frame, or has a body of more than `most_bytes`.
+    Raises Broken if the bytes are not a frame, or the body has more than `most_bytes`.
     """
     loop = asyncio.get_running_loop()
 
@@ -58,7 +58,7 @@ async def receive(sock: socket.socket, most_bytes: int) -> tuple[dict[str, Any],
 
 
 def receive_blocking(sock: socket.socket) -> tuple[dict[str, Any], bytes] | None:
-    """The next frame from a blocking socket; None when the other end has closed."""
+    """Return the next frame from a blocking socket; None if the other end has closed."""
 
     def exactly(count: int) -> bytes:
         data = bytearray()

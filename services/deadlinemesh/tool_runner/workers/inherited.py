@@ -1,9 +1,15 @@
-"""What dead workers have left behind: whose it is, as far as that can be known, and whose end it holds up.
+"""Processes left by dead workers, attributed to their workers as far as possible.
 
-The keeper inherits such a process, and sees only that it has one more child. Two facts tell whose it was. A worker's session is its
-own and nobody can join it, so what is in it is that worker's. What has left it by setsid(2) comes from something that has died
-since the keeper last looked, or from another leftover: if only one worker can be meant, it is that worker's. Else it may be any
-one's of several, and holds up the end of each, but only for a while: what hangs for one tenant must not hang for all.
+The keeper inherits such a process. It sees only one more child. Two facts can tell the worker:
+
+- Its session. A worker has a separate session that no other process can join. Every process in it
+  came from that worker.
+- Its time. A process that left the session by setsid(2) came from a process that has died since the
+  keeper last looked, or from another leftover. If these belong to one worker only, so does the
+  process.
+
+Otherwise it may belong to any of several workers. Then it delays the reported end of all of them,
+but only for a while: a hanging process of one tenant must not block all tenants.
 """
 
 from __future__ import annotations
@@ -14,20 +20,25 @@ from dataclasses import dataclass
 __all__ = ["SHARED_FOR", "Leftovers"]
 
 SHARED_FOR = 1.0
-"""Seconds for which a killed process that may be one of several workers' holds up all of them. Nearly all take milliseconds."""
+"""Seconds that a killed process with several possible owners delays the end of all of them. Nearly
+all processes die within milliseconds.
+"""
 
 
 @dataclass(slots=True)
 class _Leftover:
     owners: frozenset[int]
-    """The workers, by number, one of which it comes from."""
+    """Numbers of the workers that may have left it. Exactly one did."""
     until: float | None
-    """The instant until which it holds up its owners; None where that is for as long as it lives."""
+    """The instant until when it delays the end of its owners; None for as long as it lives."""
     holds: bool = True
 
 
 class Leftovers:
-    """The processes, other than workers, that the keeper has inherited and killed, and not yet waited for."""
+    """The inherited processes that the keeper has killed and not yet waited for.
+
+    Workers are not among them.
+    """
 
     def __init__(self) -> None:
         self._by_pid: dict[int, _Leftover] = {}
@@ -37,30 +48,36 @@ class Leftovers:
 
     @property
     def owners(self) -> frozenset[int]:
-        """All workers that something may have been left by."""
+        """Numbers of all workers that may have left some of them."""
         return frozenset().union(*(one.owners for one in self._by_pid.values()))
 
     @property
     def next_release_at(self) -> float | None:
-        """The next instant at which `release` finds something, unless it is gone before."""
+        """The next instant when `release` finds a process, unless that process ends before."""
         return min((one.until for one in self._by_pid.values() if one.holds and one.until is not None), default=None)
 
     def add(self, pid: int, owners: Set[int], now: float) -> None:
-        """Note one that was found at `now`, and that one of `owners` must have left."""
+        """Note a process found at `now`, left by one of `owners`."""
         self._by_pid[pid] = _Leftover(frozenset(owners), now + SHARED_FOR if len(owners) > 1 else None)
 
     def gone(self, pid: int) -> frozenset[int]:
-        """Forget one that has been waited for. Its owners, who may have left what it had below it, too."""
+        """Forget a process that has been waited for. Returns its possible owners.
+
+        They are also the possible owners of the children that it had.
+        """
         known = self._by_pid.pop(pid, None)
         return frozenset() if known is None else known.owners
 
     def release(self, now: float) -> list[int]:
-        """Have what is shared, and has held up its owners for long enough, do so no longer. Its process ids, once."""
+        """End the delay by shared processes that have lasted for SHARED_FOR seconds.
+
+        Returns their process ids, each only once.
+        """
         late = [pid for pid, one in self._by_pid.items() if one.holds and one.until is not None and one.until <= now]
         for pid in late:
             self._by_pid[pid].holds = False
         return late
 
     def hold(self, number: int) -> bool:
-        """Whether a worker's end is held up by any of them."""
+        """True if any of them delays the end of worker `number`."""
         return any(one.holds and number in one.owners for one in self._by_pid.values())

@@ -1,4 +1,4 @@
-"""The tool-runner's hold on its keeper."""
+"""The tool-runner's side of the keeper."""
 
 from __future__ import annotations
 
@@ -28,17 +28,23 @@ __all__ = ["WORKER_UIDS", "Keeper"]
 _LOG = logging.getLogger("deadlinemesh.tool_runner")
 
 KILLS_WITHIN = 0.5
-"""Seconds after which a keeper that was told to kill a worker, and has not said that it obeyed, is taken to stand still: a tool may
-have stopped it. While the worker lives on, as one does that hangs in a system call, it is told again as often."""
+"""Seconds for the keeper to confirm a KILL. Without a confirmation the keeper is assumed to be
+stopped, perhaps by a tool. A confirmed KILL is repeated at this interval while the worker still
+lives, as it does if it hangs in a system call.
+"""
 
 READY_WITHIN = 5.0
-"""The same, while it has not said yet that it runs: on a busy machine it takes its time to load what workers need."""
+"""Seconds for the keeper to confirm a KILL before it has reported READY. On a busy machine it needs
+time to import the modules that workers need.
+"""
 
 CLOSES_WITHIN = 5.0
-"""The same, for one that was told to end every worker and itself."""
+"""Seconds for the keeper to end every worker and itself after CLOSE."""
 
 WORKER_UIDS = (61184, 65519)
-"""The users that workers have where a keeper may set theirs: those that systemd leaves to services without one of their own."""
+"""The first and last user id for workers, where the keeper may set one. systemd leaves this range
+to services without a fixed user.
+"""
 
 _PROGRAM = """
 import json, sys
@@ -53,11 +59,13 @@ _NEEDED = re.compile(
     r"|PYTHON(PATH|HOME|UTF8|IOENCODING|HASHSEED|DONTWRITEBYTECODE|PYCACHEPREFIX|UNBUFFERED|WARNINGS|DEVMODE|FAULTHANDLER"
     r"|NOUSERSITE|SAFEPATH|OPTIMIZE|MALLOC)"
 )
-"""The environment variables that keeper and workers have. The workers also have those that policy names."""
+"""Environment variables of the keeper and the workers. Workers also have those that the policy
+names.
+"""
 
 
 class KeeperProcess(Protocol):
-    """What a keeper runs in, as `subprocess.Popen` has it."""
+    """The process of a keeper, with the interface of `subprocess.Popen`."""
 
     @property
     def pid(self) -> int: ...
@@ -68,8 +76,10 @@ class KeeperProcess(Protocol):
 def _launched(
     control: socket.socket, mark: int, folder: str | None = None, uids: tuple[int, int] | None = None
 ) -> KeeperProcess:
-    """A process that keeps workers for the other end of `control`. It takes `mark`, gives each worker a folder in `folder`, and a
-    user of `uids` where it may; without them neither.
+    """Start a process that keeps workers for the other end of `control`.
+
+    It takes `mark`. It gives each worker a folder in `folder`, and a user of `uids` where it may.
+    Without `folder` or `uids`, workers get no folder or keep the user.
     """
     settings = {
         "path": _path(),
@@ -83,7 +93,7 @@ def _launched(
     return subprocess.Popen(
         [sys.executable, "-c", _PROGRAM, json.dumps(settings)],
         stdin=subprocess.DEVNULL,
-        stdout=2,  # what a tool prints belongs to the log
+        stdout=2,  # a tool's prints belong in the log
         pass_fds=[control.fileno()],
         env={name: value for name, value in os.environ.items() if _NEEDED.fullmatch(name)},
         start_new_session=True,
@@ -91,10 +101,13 @@ def _launched(
 
 
 class Keeper:
-    """A keeper process. Commands to it are queued from the moment it is started, so nobody waits for it to be ready.
+    """A keeper process.
 
-    Starting it takes the event loop about a millisecond. Raises OSError where it cannot be started. `launched` starts the process.
-    `uids` are the first and the last user that it may give to workers; None leaves them the tool-runner's.
+    Commands to it are queued from its start, so no caller waits until it is ready. The start takes
+    the event loop about a millisecond. Raises OSError if the process cannot be started.
+
+    `launched` starts the process. `uids` are the first and last user id that it may give to
+    workers. With None, workers keep the tool-runner's user.
     """
 
     def __init__(
@@ -103,21 +116,21 @@ class Keeper:
         uids: tuple[int, int] | None = WORKER_UIDS,
     ) -> None:
         self.lost = False
-        """Whether the process is gone, and every worker with it."""
+        """True if the process is gone, and every worker with it."""
         self._loop = asyncio.get_running_loop()
         self._mark = new_mark()
-        """Of the keeper, and so of everything below it."""
+        """The mark of the keeper, and so of every process below it."""
         self._folders: Folders | None = None
-        """The workers' folders, if they are processes of their own."""
+        """The workers' folders; None if another function launches the process."""
         self._workers: dict[int, Worker] = {}
         self._numbers = count(1)
         self._said = b""
         self._kills = 0
-        """KILLs that it has been told."""
+        """Number of KILL commands sent."""
         self._obeyed = 0
-        """How many of them it has obeyed, the first ones."""
+        """Number of KILL commands confirmed. They are confirmed in order."""
         self._answers_at = self._loop.time() + READY_WITHIN
-        """The instant from which on it has to have obeyed."""
+        """The instant by when a KILL must have been confirmed."""
         self._closing = False
         self._gone: asyncio.Future[None] = self._loop.create_future()
         if launched is None:
@@ -126,19 +139,19 @@ class Keeper:
         self._control, theirs = socket.socketpair()
         self._control.setblocking(False)
         with theirs:
-            # No call's, though one may be waiting for it.
+            # The process belongs to no call, although a call may be waiting for it.
             self._process = outside_any_scope().run(launched, theirs, self._mark)
         self._loop.add_reader(self._control, self._listen)
 
     def start(self, tenant_id: str) -> Worker:
-        """A new worker. It takes calls at once, even before it is there."""
+        """Start a worker. It accepts calls at once, even before its process runs."""
         ours, theirs = socket.socketpair()
         worker = Worker(next(self._numbers), tenant_id, ours, self._kill)
         self._workers[worker.number] = worker
         with theirs:
             try:
                 socket.send_fds(self._control, [COMMAND.pack(START, worker.number)], [theirs.fileno()])
-            except OSError:  # it is going, or stands still with a full socket
+            except OSError:  # the keeper is exiting, or is stopped and its socket is full
                 self._lose()
         return worker
 
@@ -146,7 +159,7 @@ class Keeper:
         """End every worker and the keeper."""
         if not self.lost:
             self._closing = True
-            with suppress(OSError):  # it is going, or stands still with a full socket
+            with suppress(OSError):  # the keeper is exiting, or is stopped and its socket is full
                 self._control.send(COMMAND.pack(CLOSE, 0))
             self._control.shutdown(socket.SHUT_WR)
             try:
@@ -166,7 +179,7 @@ class Keeper:
             self._loop.call_later(KILLS_WITHIN, self._see_obeyed, self._kills, number, context=Context())
 
     def _see_obeyed(self, kill: int, number: int) -> None:
-        if self.lost or self._closing:  # closing has a limit of its own, and no worker's end is told during it
+        if self.lost or self._closing:  # closing has its own time limit, and reports no end
             return
         if kill > self._obeyed:
             if (left := self._answers_at - self._loop.time()) > 0:
@@ -174,7 +187,7 @@ class Keeper:
             else:
                 self._give_up()
         elif number in self._workers:
-            # It may have obeyed and been stopped since; its answer to the next one tells.
+            # The keeper may have been stopped since. The confirmation of the next KILL will tell.
             self._kill(number)
 
     def _give_up(self) -> None:
@@ -212,15 +225,15 @@ class Keeper:
         self._said = self._said[whole:]
 
     def _lose(self) -> None:
-        """The keeper has gone, or is to go. Its workers go with it: the system kills them when it ends."""
+        """Mark the keeper as lost and kill it. Its workers end with it: the system kills them."""
         if self.lost:
             return
         self.lost = True
         self._loop.remove_reader(self._control)
-        self._process.kill()  # before the socket is closed, which would tell it that the tool-runner has died
-        self._process.wait()  # for what has been killed already, or has just closed its last file
+        self._process.kill()  # before the socket is closed, a sign that the tool-runner has died
+        self._process.wait()  # short: it was killed, or has just closed its last file
         self._control.close()
-        if not self._closing:  # else it has left nothing
+        if not self._closing:  # a keeper that closes has ended everything itself
             killed = kill_marked(self._mark)
             outside_any_scope().run(self._loop.run_in_executor, None, reap, killed)
         if self._folders is not None:
@@ -232,5 +245,8 @@ class Keeper:
 
 
 def _path() -> list[str]:
-    """Where modules are imported from here. The empty entry means the working directory, which a tool may change."""
+    """The import path of this process.
+
+    An empty entry means the working directory, and a tool may change that, so it is resolved.
+    """
     return [entry or os.getcwd() for entry in sys.path]

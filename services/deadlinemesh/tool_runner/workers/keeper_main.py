@@ -1,17 +1,19 @@
-"""The keeper: forks workers, kills them when it is told to, and with each of them all that it has left behind.
+"""The keeper forks workers, kills them on command, and kills every process that they leave.
 
-One process beside the tool-runner, with a single thread and without gRPC, so that it may fork. All workers are its children and
-it is the subreaper of their descendants, so a process below it that is not a worker was left by one that has ended.
+It is one process beside the tool-runner, with a single thread and without gRPC, so it may fork. All
+workers are its children, and it is the subreaper of their descendants. So any other child was left
+by a worker that has ended.
 
-What the two say to each other on their socket, each in one fixed form:
+The keeper and the tool-runner exchange messages of fixed size over a socket:
 
-    START n      fork worker n; its end of its socket comes along
-    KILL n       kill worker n, if it is there; may be said again
-    CLOSE        the end of the socket that follows is no death of the tool-runner
-    READY        it runs: until then it loads what workers need, and obeys nothing
-    OBEYED n     the answer to a KILL n, one for each and in their order: the signals are sent. It says that the keeper runs, and no
-                 more, as a process that hangs in a system call dies only when that returns
-    ENDED n, c   worker n is gone, with what it is known to have left
+    START n      fork worker n; the worker's end of its socket comes along
+    KILL n       kill worker n, if it exists; may be repeated
+    CLOSE        the tool-runner closes the socket next, and has not died
+    READY        the keeper runs. Before that, it imports the modules that workers need, and obeys
+                 no command
+    OBEYED n     confirms one KILL n, in order: the signals are sent. It shows only that the keeper
+                 runs. A process that hangs in a system call dies when that call returns
+    ENDED n, c   worker n is gone, and so are the processes that it is known to have left
 """
 
 from __future__ import annotations
@@ -45,12 +47,16 @@ from deadlinemesh.tool_runner.workers.marks import kill_marked, mark_process
 __all__ = ["CLOSE", "COMMAND", "ENDED", "KILL", "OBEYED", "READY", "REPORT", "START", "main"]
 
 COMMAND = struct.Struct("!cI")
-"""From the tool-runner: what to do, and a worker's number. With START comes the worker's end of its socket."""
+"""From the tool-runner: a command and a worker's number. START carries the worker's end of its
+socket.
+"""
 START, KILL, CLOSE = b"S", b"K", b"C"
 
 REPORT = struct.Struct("!cIi")
-"""To the tool-runner: what has been done or has happened, and a worker's number. With ENDED comes its exit code, or minus the
-number of the signal that killed it; with OBEYED, 0, and with READY both."""
+"""To the tool-runner: a report, a worker's number and a code. The code of ENDED is the exit code,
+or minus the number of the signal that killed the worker. OBEYED has the code 0. READY has number
+and code 0.
+"""
 READY, OBEYED, ENDED = b"R", b"O", b"E"
 
 _PR_SET_PDEATHSIG = 1
@@ -60,7 +66,7 @@ _FAILED_TO_WORK = 70
 
 
 _STARTER_ENDS_WITHIN_S = 2.0
-"""What a process takes to end that has closed its files."""
+"""Seconds that the tool-runner may take to end after it has closed its files."""
 
 
 def main(
@@ -73,20 +79,24 @@ def main(
 ) -> None:
     """Keep workers until the other end of the socket `control_fd` is closed.
 
-    `mark` is for this process and all below it. `tool_runner` is the process that started it. If that dies, everything is killed
-    that has `starter_mark`, which is its own. Workers have their own folders in `folder`, which is removed in the end.
+    `tool_runner` is the id of the process that started this one. `mark` is for this process and all
+    below it. If the tool-runner dies, every process with `starter_mark`, the tool-runner's mark, is
+    killed. Workers have their folders in `folder`, which is removed at the end. `uids` are the
+    first and last user id for workers.
     """
     mark_process(mark)
     forbid_dumps()
-    # Imported and used once, so that no worker has to load what all of them need.
+    # Imported and used once here, so that no worker has to load these modules.
     from deadlinemesh.tool_runner.workers.worker_main import rehearse
 
-    # One that a tool has stopped goes on when the tool-runner dies, sees that it is gone, and ends every worker. SIGKILL would
-    # leave what tools have started, and come too early: it is sent when the thread ends that has started this process.
+    # If a tool has stopped this process, SIGCONT wakes it when the tool-runner dies. It then sees
+    # the closed socket and ends every worker. SIGKILL instead would leave processes that tools
+    # started. It would also come too early: this signal is sent when the thread that started this
+    # process ends.
     prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
     rehearse()
     prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    for number in (signal.SIGINT, signal.SIGTERM):  # it ends with the tool-runner, which may want to drain first
+    for number in (signal.SIGINT, signal.SIGTERM):  # it ends with the tool-runner, after any drain
         signal.signal(number, signal.SIG_IGN)
     confinement = _Confinement(folder, uids)
     gc.collect()
@@ -94,21 +104,21 @@ def main(
     keeper = _Keeper(socket.socket(fileno=control_fd), confinement)
     keeper.run()
     if not keeper.closed and _has_ended(tool_runner):
-        kill_marked(starter_mark, {os.getpid()})  # what async tools have started
+        kill_marked(starter_mark, {os.getpid()})  # processes that async tools have started
     if folder is not None:
         shutil.rmtree(folder, ignore_errors=True)
-    os._exit(0)  # somebody waits for it, and an interpreter takes its time to close
+    os._exit(0)  # the tool-runner waits for it, and a normal interpreter exit is slow
 
 
 def _has_ended(tool_runner: int) -> bool:
     until = monotonic() + _STARTER_ENDS_WITHIN_S
     while os.getppid() == tool_runner and monotonic() < until:
-        sleep(0.005)  # it dies, and its files are closed before its children are told
+        sleep(0.005)  # a dying process closes its files before its children get a new parent
     return os.getppid() != tool_runner
 
 
 class _Confinement:
-    """What workers may not do, of whatever this process may take from them."""
+    """The limits of workers, as far as this process may set them."""
 
     def __init__(self, folder: str | None, uids: tuple[int, int] | None) -> None:
         self._folder = folder
@@ -122,13 +132,13 @@ class _Confinement:
                 )
             uids = None
         self._uids = uids
-        self._next = 0 if uids is None else random.randrange(*uids)  # several keepers of a machine seldom share a user
+        self._next = 0 if uids is None else random.randrange(*uids)  # several keepers seldom share a user
         self._taken: dict[int, int] = {}
         bound_capabilities()
         self._landlock = None if folder is None else Landlock(imported)
 
     def admit(self, number: int) -> None:
-        """Choose what worker `number` will be confined to."""
+        """Choose the user of worker `number`, before its fork."""
         if self._uids is not None:
             first, last = self._uids
             while self._next in self._taken.values() or not first <= self._next <= last:
@@ -137,7 +147,10 @@ class _Confinement:
             self._next += 1
 
     def dismiss(self, number: int) -> None:
-        """Worker `number` is gone, and all that it had started."""
+        """Free the user of worker `number`.
+
+        The worker and all processes that it started are gone.
+        """
         self._taken.pop(number, None)
 
     def enter(self, number: int) -> None:
@@ -161,19 +174,21 @@ class _Confinement:
 class _Keeper:
     def __init__(self, control: socket.socket, confinement: _Confinement) -> None:
         self.closed = False
-        """Whether the tool-runner has said that it closes."""
+        """True if the tool-runner has sent CLOSE."""
         self._confinement = confinement
         self._control = control
         control.set_inheritable(False)
         self._numbers: dict[int, int] = {}
-        """Workers by process id."""
+        """Workers' numbers by process id."""
         self._ended: dict[int, tuple[int, int]] = {}
-        """By number, the process ids and exit codes of workers that are dead, and whose end has not been told."""
+        """By number: process id and exit code of each dead worker that has not been reported as
+        ended.
+        """
         self._left = Leftovers()
         self._died: set[int] = set()
-        """Processes that have been waited for since what they may have left was last searched for."""
+        """Processes that have been waited for since the last search for leftovers."""
         self._suspects: set[int] = set()
-        """The workers, by number, that they were, or were left by."""
+        """Numbers of the workers that these processes were, or may have been left by."""
         self._woken, self._waking = os.pipe()
         os.set_blocking(self._woken, False)
         os.set_blocking(self._waking, False)
@@ -189,21 +204,22 @@ class _Keeper:
                     os.read(self._woken, 4096)
             self._reap()
             self._tell()
-            # All commands that are there, since a search among thousands of processes would else come before each of them.
+            # Obey all pending commands in one go. Otherwise a search among thousands of processes
+            # would precede each of them.
             while select([self._control], [], [], 0)[0]:
                 if not self._obey():
                     self._end_all()
                     return
 
     def _rest(self) -> float | None:
-        """Seconds until there is something to do that nothing wakes it for."""
+        """Seconds until work is due that no event announces; None if there is none."""
         if self._died:
             return 0.0
         at = self._left.next_release_at
         return None if at is None else max(0.0, at - monotonic())
 
     def _obey(self) -> bool:
-        """Do what the tool-runner wants. False when it is gone."""
+        """Obey one command of the tool-runner. False if the tool-runner is gone."""
         try:
             message, fds, _, _ = socket.recv_fds(self._control, COMMAND.size, 1)
         except ConnectionError:
@@ -213,7 +229,7 @@ class _Keeper:
         command, number = COMMAND.unpack(message)
         if command == START and fds:
             self._start(number, fds[0])
-        elif command == START:  # this process has no room for one more file
+        elif command == START:  # this process has no free file descriptor
             self._report(ENDED, number, _FAILED_TO_WORK)
         elif command == CLOSE:
             self.closed = True
@@ -244,17 +260,18 @@ class _Keeper:
 
             settle()
             self._confinement.enter(number)
-            prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # after the change of its user, which would undo it
+            prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a change of user resets it
             if os.getppid() == keeper:
-                # A session of its own: what it starts is one process group with it, unless it asks for another.
+                # A separate session. Processes that it starts are in its process group, unless
+                # they change it.
                 os.setsid()
-                prctl(_PR_SET_CHILD_SUBREAPER, 1)  # daemons stay below it, so that it can tell that it has some
+                prctl(_PR_SET_CHILD_SUBREAPER, 1)  # so it sees daemons and reports them
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 self._control.close()
                 os.close(self._woken)
                 os.close(self._waking)
-                own = os.dup(fd)  # not inheritable, and as low as in any process
+                own = os.dup(fd)  # not inheritable, and with a low number
                 os.close(fd)
                 work(socket.socket(fileno=own))
         except BaseException:
@@ -263,14 +280,14 @@ class _Keeper:
         os._exit(0)
 
     def _reap(self) -> None:
-        """Wait for what has died, and kill what that has left."""
+        """Wait for dead children, then kill the processes that they left."""
         self._wait()
         if not self._died:
             return
         suspects = self._suspects
         self._died, self._suspects = set(), set()
         found = _children()
-        self._wait()  # what has died during the search may be what left some of the found
+        self._wait()  # processes that died during the search may have left some of the found ones
         suspects = suspects | self._suspects | self._left.owners
         sessions = self._numbers | {pid: number for number, (pid, _) in self._ended.items()}
         for pid, session in found.items():
@@ -296,7 +313,7 @@ class _Keeper:
                 self._suspects |= self._left.gone(pid)
 
     def _tell(self) -> None:
-        """Tell who has ended, of those of whom nothing is left."""
+        """Report each worker that has ended and has left no process."""
         for pid in self._left.release(monotonic()):
             print(f"process {pid}, left by a tool, was killed and does not end", file=sys.stderr, flush=True)
         for number in [one for one in self._ended if one not in self._suspects and not self._left.hold(one)]:
@@ -305,7 +322,7 @@ class _Keeper:
             self._report(ENDED, number, code)
 
     def _report(self, what: bytes, number: int, code: int = 0) -> None:
-        with suppress(ConnectionError):  # the tool-runner is gone, which the next turn finds out
+        with suppress(ConnectionError):  # the tool-runner is gone, as the next turn will find
             self._control.sendall(REPORT.pack(what, number, code))
 
     def _end_all(self) -> None:
@@ -316,11 +333,14 @@ class _Keeper:
                 pid, _ = os.waitpid(-1, 0)
             except ChildProcessError:
                 return
-            self._numbers.pop(pid, None)  # waited for, so that the id may soon be another's
+            self._numbers.pop(pid, None)  # waited for: the id may be reused soon
 
 
 def _kill(pid: int) -> None:
-    """Kill a child of this process and its process group. It has not been waited for, so the id is no other's."""
+    """Kill a child of this process, and its process group.
+
+    The child has not been waited for, so no other process has its id.
+    """
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
     with suppress(ProcessLookupError, PermissionError):
@@ -328,7 +348,7 @@ def _kill(pid: int) -> None:
 
 
 def _children() -> dict[int, int]:
-    """The children of this process, with their sessions. Where there is no /proc, none are known but what was started here."""
+    """The process ids of this process's children, with their sessions. Empty without /proc."""
     own, found = os.getpid(), {}
     try:
         names = os.listdir("/proc")
@@ -338,7 +358,8 @@ def _children() -> dict[int, int]:
         if name.isdigit():
             with suppress(OSError, ValueError, IndexError):
                 with open(f"/proc/{name}/stat", "rb") as file:
-                    # The name of a process is in parentheses and may hold anything. State, parent, group and session follow.
+                    # The name of a process is in parentheses and may hold anything. State,
+                    # parent, group and session follow.
                     after_name = file.read().rpartition(b") ")[2].split()
                 if int(after_name[1]) == own:
                     found[int(name)] = int(after_name[3])

@@ -1,8 +1,10 @@
-"""Marks by which processes are found wherever they hide: whatever a marked process starts is marked too.
+"""Marks that find a process and all its descendants, wherever they hide.
 
-The mark is a limit that limits nothing: of the microseconds that a process may compute under real-time scheduling. It is inherited,
-into new sessions and programs too, can only be lowered, and any process may read it of any other, also of one that hides its memory
-and environment. Linux only; elsewhere nothing is marked.
+A process that a marked process starts has the same mark. The mark is a resource limit without
+effect: the microseconds that a process may compute under real-time scheduling (RLIMIT_RTTIME). It
+is inherited, also into new sessions and programs. It can only be lowered. Any process may read it
+of any other, even of one that hides its memory and environment. Linux only; elsewhere there are no
+marks.
 """
 
 from __future__ import annotations
@@ -21,13 +23,13 @@ __all__ = ["kill_marked", "mark_process", "new_mark", "own_mark", "reap"]
 _RLIMIT_RTTIME = 15
 _MOST = 1 << 62
 _LEAST = 1 << 32
-"""Microseconds. Below it are limits that somebody has set on purpose."""
+"""Microseconds. A limit below it was set on purpose and is kept."""
 
 _own = 0
 
 
 def new_mark() -> int:
-    """A mark for a process that this one starts; 0 where there are none."""
+    """A mark for a process that this one starts; 0 if marks are not possible."""
     if sys.platform != "linux":
         return 0
     _, hard = resource.getrlimit(_RLIMIT_RTTIME)
@@ -36,7 +38,7 @@ def new_mark() -> int:
 
 
 def mark_process(mark: int) -> None:
-    """Mark this process, and whatever it starts from now on. A mark of 0 is none."""
+    """Mark this process, and every process that it starts from now on. A mark of 0 does nothing."""
     global _own
     if mark:
         resource.setrlimit(_RLIMIT_RTTIME, (mark, mark))
@@ -44,14 +46,14 @@ def mark_process(mark: int) -> None:
 
 
 def own_mark() -> int:
-    """What this process was marked with; 0 if it was not."""
+    """The mark of this process; 0 if it has none."""
     return _own
 
 
 def kill_marked(mark: int, spared: Set[int] = frozenset()) -> Set[int]:
-    """Kill every process that has `mark`, except `spared`. Returns their process ids."""
+    """Kill every process that has `mark`, except `spared`. Returns the killed process ids."""
     killed = set(spared)
-    while mark and (marked := set(_marked(mark)) - killed):  # until none is found that was born meanwhile
+    while mark and (marked := set(_marked(mark)) - killed):  # until no new one appears
         for pid in marked:
             with suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
@@ -60,7 +62,7 @@ def kill_marked(mark: int, spared: Set[int] = frozenset()) -> Set[int]:
 
 
 def reap(pids: Iterable[int]) -> None:
-    """Wait for processes that were killed, as far as they have become this one's children. It blocks."""
+    """Wait for killed processes that have become children of this one. Blocks."""
     for pid in pids:
         with suppress(ChildProcessError):
             os.waitpid(pid, 0)

@@ -1,8 +1,9 @@
-"""How many workers there are, whose they are, and when one is used again.
+"""The pool of workers: how many there are, their tenants, and their reuse.
 
-A process that has run one tenant's call never runs another tenant's: whatever the first left in memory, in module variables or in
-the working directory is not the second's to find. So an idle worker waits for its own tenant, and the one that has waited longest
-makes room when there are as many processes as there may be. A fork costs about a millisecond, so little is lost by it.
+A process that has run one tenant's call never runs another tenant's. Otherwise a tenant could find
+the data that another one left in memory, in module variables or in the working directory. So an
+idle worker waits for its own tenant. When the limit of processes is reached, the worker that has
+been idle longest makes room. A fork costs about a millisecond, so this loses little.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ __all__ = ["Workers"]
 
 
 class Workers:
-    """The worker processes of one tool-runner. `bulkhead` makes what bounds the calls at once, and so the processes, given its
-    name and its limit. `environ` is where the variables are that policy names for them.
+    """The worker processes of one tool-runner.
 
-    Nothing is started before the first call, or `warm`; `aclose` ends everything. `keeper` makes what starts the processes, and
-    again when that is lost.
+    `bulkhead`, given a name and a limit, makes the bulkhead that limits concurrent calls, and so
+    the processes. `environ` has the variables that the policy names for workers. `keeper` makes the
+    keeper, the process that starts workers. It is called again if the keeper is lost.
+
+    No process starts before the first call or `warm`. `aclose` ends all of them.
     """
 
     def __init__(
@@ -42,12 +45,13 @@ class Workers:
         self._keeper: Keeper | None = None
         self._environ = environ
         self._environment: dict[str, str] = {}
-        self._idle: dict[Worker, None] = {}  # an ordered set: the first has waited longest
+        self._idle: dict[Worker, None] = {}  # an ordered set: the first has been idle longest
         self.use(policy, policy.shares())
 
     def use(self, policy: Policy, shares: Mapping[str, Share]) -> None:
-        """Go on by `policy` and these shares. Calls keep their processes, those that wait go on to wait, and idle processes are
-        used again.
+        """Apply `policy` and these shares.
+
+        Calls keep their processes, waiters keep waiting, and idle processes are reused.
         """
         self._policy = policy.tools
         named = policy.tools.worker_environment
@@ -58,18 +62,22 @@ class Workers:
 
     @property
     def idle(self) -> tuple[Worker, ...]:
-        """Workers that wait for another call of their tenants, the one that has waited longest first."""
+        """Workers that wait for another call of their tenants. The first has been idle longest."""
         return tuple(self._idle)
 
     def warm(self) -> None:
-        """Start what the first call would otherwise have to wait for. Raises OSError where that is not possible."""
+        """Start the keeper, so that the first call need not wait for it.
+
+        Raises OSError if that fails.
+        """
         self._kept()
 
     async def ask(self, question: WorkerCall, call: Call) -> WorkerReply:
         """Call a function in a worker of the current tenant.
 
-        Waits for a slot on the current context's time. Cancelled, it ends the worker at once, and returns when the process is
-        gone. Raises Doomed, Shed or NoDeadline as the bulkhead does, and ToolError where the worker ends by itself.
+        Waits for a slot within the current deadline. A cancellation ends the worker at once, and
+        this returns when the process is gone. Raises Doomed, Shed or NoDeadline as the bulkhead
+        does, and ToolError if the worker ends without a reply.
         """
         async with self._bulkhead.slot(question.tool), self._worker() as worker:
             answer = await worker.ask(question, call, self._answer_bytes)
@@ -88,7 +96,10 @@ class Workers:
 
     @asynccontextmanager
     async def _worker(self) -> AsyncIterator[Worker]:
-        """A worker of the current tenant for the block, which ends with it unless it was found to be reusable."""
+        """A worker of the current tenant for the block.
+
+        It ends with the block, unless it has become reusable.
+        """
         keeper, tenant_id = self._kept(), current().tenant_id
         own = (one for one in reversed(self._idle) if one.tenant_id == tenant_id and not one.ended.done())
         worker = next(own, None)
@@ -102,15 +113,17 @@ class Workers:
         try:
             yield worker
         finally:
-            kept = worker.reusable and self._bulkhead.held <= self._bulkhead.limit  # which may be smaller than it was
+            kept = worker.reusable and self._bulkhead.held <= self._bulkhead.limit  # a reload may lower it
             if kept and not worker.ended.done():
                 self._idle[worker] = None
             else:
                 await worker.end()
 
     def _make_room(self) -> None:
-        """End the workers that have another environment, and of the others those that have been idle longest, as long as there
-        are too many beside those of calls.
+        """End idle workers that have an outdated environment.
+
+        Then end those that have been idle longest, while there are too many beside the workers that
+        run calls.
         """
         stale = [worker for worker in self._idle if worker.environment != self._environment]
         while self._idle and (stale or len(self._idle) + self._bulkhead.held > self._bulkhead.limit):

@@ -22,12 +22,14 @@ __all__ = ["Worker", "WorkerCall", "WorkerReply"]
 _LOG = logging.getLogger("deadlinemesh.tool_runner")
 
 PATIENCE = 10
-"""Cancellations after which a process that will not die, as one that hangs in a system call, is waited for no longer."""
+"""Cancellations during the wait for a killed process that does not die, perhaps because it hangs in
+a system call. After more, the wait ends.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerCall:
-    """Which function a worker is to call, with what."""
+    """A function for a worker to call, with its arguments."""
 
     tool: str
     module: str
@@ -37,15 +39,15 @@ class WorkerCall:
 
 @dataclass(frozen=True, slots=True)
 class WorkerReply:
-    """What came of a call in a worker, and what it says about the worker."""
+    """The result of a call in a worker, and the state of the worker after it."""
 
     outcome: ToolResult
     traceback: str
-    """Of an exception that is no `ToolError`; for the log."""
+    """The traceback of an exception other than `ToolError`, for the log."""
     left: str
-    """What the call has left running, in words; empty where that is nothing."""
+    """Threads and processes that the call has left running, in words; empty if there are none."""
     memory_bytes: int
-    """What the worker holds after it."""
+    """Memory of the worker after the call."""
 
 
 class Worker:
@@ -55,21 +57,30 @@ class Worker:
         self.number = number
         self.tenant_id = tenant_id
         self.calls = 0
-        """Calls that it has been given."""
+        """Number of calls that it has received."""
         self.environment: Mapping[str, str] = {}
-        """Variables that its tools have besides the keeper's. They go with its first call, so that the keeper holds none."""
+        """Variables of its tools besides the keeper's. They travel with its first call, so the
+        keeper has none of them.
+        """
         self.reusable = False
-        """Whether it may be given another call. It may not while it has one, and never after one that did not end well."""
+        """True if it may receive another call. False during a call, and after a call without a
+        reply.
+        """
         self.ended: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
-        """Done when the process is gone, with its exit code or minus a signal's number; with None where that is not known."""
+        """Done when the process is gone. The result is its exit code, or minus a signal's number;
+        None if unknown.
+        """
         self._sock = sock
         self._kill = kill
         sock.setblocking(False)
 
     async def ask(self, question: WorkerCall, call: Call, most_bytes: int) -> WorkerReply:
-        """Have the function called, and tell `call` what happens meanwhile. The answer is cut after `most_bytes`.
+        """Call the function, and report its start and progress to `call`.
 
-        Raises ToolError if the worker ends before it has answered. Whoever leaves early must end the worker.
+        The answer is cut after `most_bytes`.
+
+        Raises ToolError if the worker ends before it has replied. A caller that leaves early must
+        end the worker.
         """
         self.reusable = False
         self.calls += 1
@@ -84,13 +95,14 @@ class Worker:
             "tier": context.tier,
             "trace_id": context.trace_id,
             "run_id": context.run_id,
-            # Instants, as all processes of a machine have one monotonic clock: it may take a while until this is read.
+            # Instants, because all processes of a machine share one monotonic clock, and it may
+            # take a while until this is read.
             "deadline_at": context.absolute_deadline,
             "started_at": context.started_at,
         }
         if self.calls == 1:
             head["environment"] = dict(self.environment)
-        with suppress(ConnectionError):  # how it ended is told below
+        with suppress(ConnectionError):  # the error below reports the end
             data = packed(head, json.dumps(question.arguments).encode())
             await asyncio.get_running_loop().sock_sendall(self._sock, data)
         try:
@@ -105,16 +117,22 @@ class Worker:
                     await call.progress(float(said["fraction"]), str(said["message"]))
         except (Broken, LookupError, TypeError, ValueError, OverflowError) as error:
             raise ToolError("what its process sent was no answer; does it write to what it did not open?") from error
-        await self.end()  # which changes nothing about how one that is dying ends
+        await self.end()  # a process that is dying already keeps its exit code
         raise ToolError(f"its process {_in_words(self.ended.result())} before it had answered")
 
     def kill(self) -> None:
-        """Have the process killed, with all that it has started. `ended` tells when they are gone."""
+        """Kill the process and all processes that it has started.
+
+        `ended` is done when they are gone.
+        """
         if not self.ended.done():
             self._kill(self.number)
 
     async def end(self) -> None:
-        """Kill the process and wait until it is gone, whatever cancels meanwhile, but not for ever."""
+        """Kill the process and wait until it is gone.
+
+        Up to PATIENCE cancellations do not end the wait, but are raised after it. One more ends it.
+        """
         self.kill()
         cancels = 0
         try:
@@ -132,15 +150,18 @@ class Worker:
             raise asyncio.CancelledError
 
     def gone(self, code: int | None) -> None:
-        """Note that the process is gone: whoever waits for an answer reads what it still said, and then the end."""
+        """Note that the process is gone.
+
+        A pending `ask` reads the remaining frames, and then the end.
+        """
         if not self.ended.done():
             self.ended.set_result(code)
         with suppress(OSError):
-            # Not its own exit: what it had forked held the other end too.
+            # Its exit alone may not close the other end: a process that it forked may hold it too.
             self._sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Close this end of the socket, when nobody listens at it."""
+        """Close this end of the socket. Call it when no task reads from it."""
         self._sock.close()
 
     def __repr__(self) -> str:

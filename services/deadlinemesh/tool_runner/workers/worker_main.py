@@ -1,6 +1,6 @@
-"""A worker: takes one call after the other, and runs each tool in its main thread.
+"""The program of a worker: it takes one call after another, and runs each tool in its main thread.
 
-Everything that a tool may do to its process is done to this one: it may block, spin, exit, crash, fork or never come back.
+A tool can harm only this process. It may block, spin, exit, crash, fork or never return.
 """
 
 from __future__ import annotations
@@ -33,13 +33,15 @@ from deadlinemesh.vocabulary import ToolResult, ToolStatus
 __all__ = ["rehearse", "settle", "work"]
 
 _NICER = 5
-"""By how much a worker's processor time is worth less than the event loops', which have deadlines to keep."""
+"""The increase of a worker's niceness. The event loops have deadlines to meet, so their processor
+time comes first.
+"""
 
 _TRACEBACK_CHARACTERS = 8_000
-"""Of a traceback, its end, that is kept for the log."""
+"""Characters at the end of a traceback that are kept for the log."""
 
 _MESSAGE_CHARACTERS = 1_000
-"""Of a progress message, and of what is said about a call that left something running."""
+"""Characters of a progress message, and of the list of things that a call left running."""
 
 
 @tool
@@ -49,7 +51,10 @@ def example(text: str = "") -> dict[str, str]:
 
 
 def rehearse() -> None:
-    """Make all that libraries put off until it is first needed happen now, in the keeper, and not in each worker."""
+    """Run the code paths of a call once in the keeper.
+
+    Lazy imports then happen there, not in each worker.
+    """
     definition = definition_of(example)
     assert definition is not None
     content_of(definition.function(**definition.bind({"text": ""})))
@@ -59,24 +64,25 @@ def work(sock: socket.socket) -> None:
     """Take calls until the other end of `sock` is closed."""
     while (question := receive_blocking(sock)) is not None:
         head, arguments = question
-        # What a tool sets in context variables ends with the call.
+        # Context variables that a tool sets end with the call.
         copy_context().run(_Call(sock, head).run, arguments)
 
 
 def settle() -> None:
-    """Make this process a worker by all that it may not change once it is confined."""
-    # Neither is for this process, which is ended by SIGKILL. Not ignored, as what it starts would then ignore them as well.
+    """Set the process attributes that a worker may not change after its confinement."""
+    # Only SIGKILL ends this process. The signals are handled and not ignored, because processes
+    # that it starts would inherit that they are ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
-    os.dup2(2, 1)  # what a tool prints belongs to the log
+    os.dup2(2, 1)  # a tool's prints belong in the log
     os.nice(_NICER)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # writing a core takes longer than any deadline allows
-    with suppress(OSError):  # before memory runs out for the tool-runner, it shall run out for one tool
+    with suppress(OSError):  # out of memory, the system shall kill a tool before the tool-runner
         Path("/proc/self/oom_score_adj").write_text("500")
 
 
 class _Call:
-    """One call, from its arguments to its answer."""
+    """One call, from its arguments to its reply."""
 
     def __init__(self, sock: socket.socket, head: Mapping[str, Any]) -> None:
         self._sock = sock
@@ -150,14 +156,17 @@ class _Call:
         return _Told()
 
     def _send(self, head: dict[str, Any], body: bytes = b"") -> None:
-        with self._lock:  # a tool may tell its progress from threads of its own
+        with self._lock:  # a tool may report progress from other threads
             if not self._over:
                 self._over = head["kind"] == "answer"
                 self._sock.sendall(packed({"call": self._head["call"], **head}, body))
 
 
 class _Told:
-    """What `progress` returns: it has been told already, so awaiting it does nothing."""
+    """The return value of `progress`.
+
+    The report has been sent already, so awaiting it does nothing.
+    """
 
     def __await__(self) -> Generator[Any, Any, None]:
         return
@@ -173,7 +182,10 @@ def _find(module: str, function: str) -> Definition:
 
 
 def _left(before: frozenset[threading.Thread]) -> str:
-    """What the call has left running, for the log; empty if it is nothing. Reaps children that have ended."""
+    """Threads and processes that the call has left running, for the log; empty if there are none.
+
+    Reaps children that have ended.
+    """
     left = [f"the thread {thread.name}" for thread in threading.enumerate() if thread not in before]
     with suppress(ChildProcessError):
         while True:
@@ -188,5 +200,6 @@ def _memory_bytes() -> int:
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     except OSError:
-        # The most that it ever was, and in kibibytes on Linux, which has /proc: in bytes everywhere else that counts.
+        # The peak memory. It is in kibibytes on Linux, but Linux has /proc. It is in bytes on
+        # other systems that matter.
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
