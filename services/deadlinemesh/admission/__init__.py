@@ -3,7 +3,7 @@
     bulkhead.py       `Bulkhead`: a fixed number of slots, with waiting and refusal
     queue.py          the fair queue: by band, then by tenant, then by deadline
     times.py          recent service times
-    loop_catch_up.py  a pause in which the event loop sees new arrivals
+    loop_catch_up.py  pauses, so that the event loop sees new arrivals
     quota.py          `Quotas`: rate and concurrency of each caller's calls
     budget.py         `Budget`: bytes held, per tenant and in all
     throttle.py       `Throttle`: local refusal of calls that the server would refuse

@@ -37,7 +37,7 @@ class Budget:
         self.resize(total, tenant_part)
 
     def resize(self, total: int, tenant_part: float = 0.5) -> None:
-        """Set new bounds. Held bytes stay held, even beyond them. Raises ValueError for bad bounds."""
+        """Set new bounds. Held bytes stay held. Raises ValueError for invalid bounds."""
         if total < 1 or not 0 < tenant_part <= 1:
             raise ValueError("a budget must be positive, and a tenant's part more than 0 and at most 1")
         self.total = total

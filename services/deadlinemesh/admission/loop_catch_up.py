@@ -1,4 +1,4 @@
-"""Pauses in which the event loop catches up, after work that has blocked it.
+"""Pauses for the event loop, to catch up after work that has blocked it.
 
 grpc.aio takes one new call in each turn of the event loop. If handlers compute for some
 milliseconds in every turn, calls queue up inside gRPC, unseen and in the order of arrival, until
@@ -14,11 +14,11 @@ from functools import partial
 __all__ = ["LoopCatchUp"]
 
 AFTER = 0.01
-"""Seconds of blocking work after which the loop gets a pause."""
+"""Seconds of blocking work. After these, the loop gets a pause."""
 
 QUIET = 0.0005
-"""Seconds without a new request after which the loop has caught up. A call takes about half of this
-from gRPC's queue to its request."""
+"""Seconds without a new request that end the pause: the loop has caught up. A call takes about half
+of this from gRPC's queue to its request."""
 
 LONGEST = 0.05
 """Seconds of the longest pause."""

@@ -19,7 +19,7 @@ from deadlinemesh.admission.times import Kind, RecentTimes
 __all__ = ["FairQueue", "Share", "TenantQueue", "Waiter"]
 
 _HALF_LIFE = 10.0
-"""Seconds in which a tenant's recent peak falls to half."""
+"""Half-life of a tenant's recent peak, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,8 @@ our servers' work is not much dearer than their refusals, so they should not hav
 as they serve."""
 
 HALF_LIFE = 0.5
-"""Seconds in which the counts fall to half. After a recovery, the calls let through double in about
-a second."""
+"""Half-life of the counts, in seconds. After a recovery, the calls let through double in about a
+second."""
 
 
 class Throttle:

@@ -79,7 +79,7 @@ class Kind:
         self.useful_after = RecentTimes()
         self.seen_at = -math.inf
         self._last = math.inf
-        """Seconds until the last piece was useful; infinite if it was cut before, or a probe runs."""
+        """Seconds until the last piece was useful; infinite if it was cut, or a probe runs."""
 
     def useful(self, seconds: float) -> None:
         """Note a piece of work that became useful after `seconds`."""
