@@ -80,7 +80,7 @@ class DeadlineMesh:
     ) -> AsyncGenerator[orchestrator_pb2.RunResponse, None]:
         """Run an agent and yield its events. The last event is `finished`.
 
-        A spent deadline is no error: `finished` then names it and has the partial answer. To leave
+        A spent deadline is no error: `finished` then names it and has the partial answer. Leaving
         the loop cancels the run, once the generator has no more references. Put `aclosing` around
         the generator to cancel the run at once.
         """
