@@ -1,15 +1,16 @@
-"""Admission to everything scarce: a limit, fair shares, and refusal of work that cannot finish.
+"""Admission to scarce resources: limits, fair shares, and refusal of work that cannot finish.
 
-    bulkhead.py       slots held by leases; waiting, and refusal
-    queue.py          the fair queue: bands, then tenants by weight, then deadlines
-    times.py          recent service times, learned
-    loop_catch_up.py  a pause in which the event loop sees new arrivals
-    quota.py          rate and concurrency of each caller's calls
-    budget.py         bytes held, by each and by all
-    throttle.py       local refusal of calls that would be refused remotely
-    in_use.py         resources that are closed when their last user has left
+    bulkhead.py       `Bulkhead`: a fixed number of slots, with waiting and refusal
+    queue.py          the fair queue: by band, then by tenant, then by deadline
+    times.py          recent service times
+    loop_catch_up.py  pauses, so that the event loop sees new arrivals
+    quota.py          `Quotas`: rate and concurrency of each caller's calls
+    budget.py         `Budget`: bytes held, per tenant and in all
+    throttle.py       `Throttle`: local refusal of calls that the server would refuse
+    in_use.py         `InUse`: a count of a resource's users, to close it after the last one
 
-asyncio only. It knows neither what is admitted nor any configured service time.
+It uses asyncio, `deadlinemesh.deadline` and `deadlinemesh.errors` only. It does not know the kind
+of resource, and it learns service times by itself: none is configured.
 """
 
 from deadlinemesh.admission.budget import Budget, Held

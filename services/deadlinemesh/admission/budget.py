@@ -1,10 +1,11 @@
-"""Bytes that all tenants together, and each of them alone, may hold at once.
+"""A limit on the bytes held at once, per tenant and in all.
 
-There is no queue: who would wait for memory has its bytes in memory already. What does not fit is refused at once.
+There is no queue, because a waiting request already has its bytes in memory. A request that does
+not fit is refused at once.
 
-A tenant may begin to hold more as long as it has no more than a multiple of what is free (the dynamic threshold of Choudhury and
-Hahne, IEEE/ACM Transactions on Networking 6, 1998). One that is alone gets its part, of two each gets less, and there is always
-something left for the next one.
+A tenant may hold more only while it has at most a certain multiple of the free bytes (the dynamic
+threshold of Choudhury and Hahne, IEEE/ACM Transactions on Networking 6, 1998). A lone tenant gets
+its full part. Two tenants get less each. Some bytes always stay free for the next tenant.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ __all__ = ["Budget", "Held"]
 
 
 class Budget:
-    """At most `total` bytes, of which one tenant may hold the part `tenant_part`.
+    """At most `total` bytes. One tenant may hold the fraction `tenant_part` of them.
 
     >>> budget = Budget(100, tenant_part=0.5)
     >>> held = budget.take("acme", 50)
@@ -32,24 +33,24 @@ class Budget:
     def __init__(self, total: int, tenant_part: float = 0.5) -> None:
         self._by_tenant: Counter[str] = Counter()
         self.held = 0
-        """Bytes that are held now."""
+        """Bytes held now by all tenants."""
         self.resize(total, tenant_part)
 
     def resize(self, total: int, tenant_part: float = 0.5) -> None:
-        """Go on with these bounds. Who holds more keeps it."""
+        """Set new bounds. Held bytes stay held. Raises ValueError for invalid bounds."""
         if total < 1 or not 0 < tenant_part <= 1:
             raise ValueError("a budget must be positive, and a tenant's part more than 0 and at most 1")
         self.total = total
         self._multiple = tenant_part / (1 - tenant_part) if tenant_part < 1 else math.inf
         self.most = int(total * tenant_part)
-        """Bytes that one tenant may hold."""
+        """Bytes that one tenant may hold at most."""
 
     def held_by(self, tenant_id: str) -> int:
-        """Bytes that the tenant holds now."""
+        """Bytes held now by the tenant."""
         return self._by_tenant.get(tenant_id, 0)
 
     def take(self, tenant_id: str, amount: int) -> Held | None:
-        """Hold so many bytes for the tenant; None where they do not fit."""
+        """Hold `amount` bytes for the tenant. None if they do not fit."""
         free = self.total - self.held - amount
         if free < 0 or self.held_by(tenant_id) + amount > self._multiple * free:
             return None
@@ -59,7 +60,7 @@ class Budget:
 
 
 class Held:
-    """Bytes held by one tenant, until they are released."""
+    """Bytes held for one tenant until they are released."""
 
     __slots__ = ("_budget", "_tenant_id", "amount")
 
@@ -69,9 +70,10 @@ class Held:
         self.amount = 0
 
     def grow(self, amount: int) -> bool:
-        """Hold so many more, as far as the tenant's part and the whole allow. False, and nothing is changed, where they do not fit.
+        """Hold `amount` bytes more. False, and no change, if they do not fit.
 
-        Who has begun need not leave room for others any more, so that work is not cut as soon as others come.
+        Only the tenant's part and the total count here. Work that has begun need not leave room for
+        others, so it is not cut as soon as others come.
         """
         budget = self._budget
         if budget.held + amount > budget.total or budget.held_by(self._tenant_id) + amount > budget.most:
@@ -93,11 +95,11 @@ class Held:
         self.release()
 
     def release(self) -> None:
-        """Give all of it back; a second time does nothing."""
+        """Give all bytes back. A second call does nothing."""
         self.shrink_to(0)
 
     def shrink_to(self, amount: int) -> None:
-        """Give back all but so many bytes; does nothing where it holds fewer."""
+        """Give back all but `amount` bytes. Does nothing if fewer are held."""
         budget, amount = self._budget, max(0, self.amount - amount)
         self.amount -= amount
         budget.held -= amount

@@ -1,10 +1,12 @@
-"""Slots of which there are only so many, shared out among tenants.
+"""A fixed number of slots, shared fairly among tenants.
 
-A tenant may always have its fair part of the slots. More are lent to it as long as those that others have lately needed stay free,
-and the last free one, which is for whoever comes next: one tenant's slow calls never hold everything.
+A tenant may always use its fair part of the slots. It may borrow more while enough slots stay free:
+as many as the other tenants have lately needed, but at least one for the next tenant. So the slow
+calls of one tenant never hold all slots.
 
-A claim that could not begin in time to be of use is refused as it comes. Refused for itself it is *doomed*: most of its kind took
-longer than it has left. Refused for the load it is *shed*, and told when to come again.
+A request that could not become useful in time is refused at once. It is *doomed* if nearly all work
+of its kind took longer than its remaining time. It is *shed* if the load is the reason. The error
+then says when to try again.
 """
 
 from __future__ import annotations
@@ -32,23 +34,24 @@ __all__ = ["Bulkhead", "Lease", "Wait", "WaitEnd"]
 _LOG = logging.getLogger("deadlinemesh.admission")
 
 PATIENCE = 0.8
-"""The part of its remaining time that a claim may spend on waiting and on becoming of use; a longer wait is not begun."""
+"""Fraction of its remaining time that a request may spend until it is useful, waiting included. A
+longer wait is not begun."""
 
 LOOK_EVERY = 0.25
-"""Seconds between two looks, while there is not enough, for leases that have run out and needs that have faded."""
+"""Seconds between two looks for expired leases and faded needs, while requests wait or are shed."""
 
 SOON = 0.05
-"""Seconds after which to come again where nothing better is known."""
+"""Seconds of `retry_after` if no better value is known."""
 
 _CUT = (asyncio.CancelledError, DeadlineSpent, DeadlineSpentUpstream, ClientCancelled, Draining)
-"""What ends work that would have gone on. Any other end is a failure of its own, and tells nothing of how long work takes."""
+"""Errors that cut work short. Any other error is a failure and says nothing about the duration."""
 
 _ONE = Share()
 _LONGER = "the wait took longer than expected"
 
 
 class WaitEnd(StrEnum):
-    """How a wait ended."""
+    """The end of a wait."""
 
     GRANTED = "granted"
     SHED = "shed"
@@ -59,7 +62,7 @@ class WaitEnd(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """What one claim came to, after how many seconds."""
+    """The result of one request for a slot, and the seconds that it waited."""
 
     bulkhead: str
     tenant_id: str
@@ -70,14 +73,17 @@ class Wait:
 
 
 class Lease(Waiter):
-    """A slot, held until the block of `with` is left; or until a moment after its holder's deadline, lest a lost one wedge it."""
+    """A slot, held until its `with` block is left.
+
+    The bulkhead takes a lost lease back, REPORT_ORPHAN_AFTER its deadline.
+    """
 
     def __init__(
         self, owner: Bulkhead, tenant: TenantQueue, kind: Kind, context: DeadlineContext, asked_at: float
     ) -> None:
         super().__init__(tenant, context.absolute_deadline)
         self.waited = 0.0
-        """Seconds from the claim to the slot."""
+        """Seconds from the request to the slot."""
         self._owner = owner
         self._kind = kind
         self._context = context
@@ -86,19 +92,22 @@ class Lease(Waiter):
         self._expected = 0.0
         self._of_use = False
         self._to_see = False
-        """Whether it has less time than it needs by what is known, and is let through to see whether that is still so."""
+        """True if this is a probe: let through although the known times say that it is too late."""
         self._turned = False
-        """Whether the event loop has turned since the work began."""
+        """True once the event loop has turned after the start of the work."""
         self._granted: asyncio.Future[None] | None = None
 
     def useful(self) -> None:
-        """Say that the work has become of use now, even if it were cut from here on. Unsaid, it is as it ends."""
+        """Note that the work is useful from now on, even if it is cut later.
+
+        Without this call, work is useful when its block ends without an error.
+        """
         if not self._of_use:
             self._of_use = True
             self._kind.useful(self._owner._now() - self._began_at)
 
     def release(self) -> None:
-        """Give the slot back; a second time does nothing."""
+        """Give the slot back. A second call does nothing."""
         self._owner._end(self)
 
     def _need(self) -> float:
@@ -124,10 +133,11 @@ class Lease(Waiter):
 
 
 class Bulkhead:
-    """At most `limit` holders at once. `shares` are by tier; a tier that is not among them counts as one share.
+    """At most `limit` slots held at once.
 
-    `guard` is the part of the grants that a waiting lower band gets. `most_waiting` bounds each tenant's line. What each claim came
-    to, also of one that did not have to wait, is told to `on_wait`.
+    `shares` has a share for each tier; other tiers get a default `Share`. `guard` is the fraction
+    of grants for each waiting band behind the first. `most_waiting` bounds the waiters of each
+    tenant. `on_wait` is called with the result of each request, even if it did not wait.
     """
 
     def __init__(
@@ -142,7 +152,7 @@ class Bulkhead:
         on_wait: Callable[[Wait], None] | None = None,
         told: str = "",
     ) -> None:
-        """`told` is what a tenant is told in place of a name that is not its to know."""
+        """`told` replaces `name` in errors, if tenants must not see the name."""
         self.name = name
         self._told = told or name
         self._clock = clock
@@ -156,7 +166,10 @@ class Bulkhead:
     def resize(
         self, limit: int, *, shares: Mapping[str, Share] | None = None, guard: float = 0.1, most_waiting: int = 256
     ) -> None:
-        """Go on with these bounds. Who holds a slot keeps it, also above a smaller limit, and who waits goes on to wait."""
+        """Set new bounds. Held slots stay held, even above a smaller limit, and waiters wait on.
+
+        Raises ValueError for invalid bounds.
+        """
         if limit < 1 or most_waiting < 0 or not 0 <= guard < 1:
             raise ValueError(
                 f"{self.name}: the limit must be positive, the line not negative, the guard from 0 to below 1"
@@ -169,25 +182,26 @@ class Bulkhead:
 
     @property
     def held(self) -> int:
-        """Slots that are taken."""
+        """Slots held now."""
         return len(self._leases)
 
     @property
     def waiting(self) -> int:
-        """Claims that wait."""
+        """Requests that wait now."""
         return len(self._line)
 
     @asynccontextmanager
     async def slot(self, kind: str = "") -> AsyncIterator[Lease]:
-        """Hold a slot for the block; see `acquire`."""
+        """Hold a slot for the block. See `acquire`."""
         with await self.acquire(kind) as lease:
             yield lease
 
     async def acquire(self, kind: str = "") -> Lease:
-        """Wait for a slot on the current context's time. Work of one `kind` is expected to take about as long.
+        """Wait for a slot, within the current context's time. Use the lease with `with`.
 
-        Use the lease with `with`. Raises Doomed or Shed where the work could not be of use in time, and NoDeadline where no context
-        is current. A waiter that is cancelled leaves nothing behind.
+        Pieces of work of one `kind` are expected to take about the same time. Raises Doomed or Shed
+        if the work could not be useful in time, and NoDeadline if no context is current. A
+        cancelled waiter leaves the queue and holds no slot.
         """
         context = current()
         asked_at = self._now()
@@ -219,7 +233,7 @@ class Bulkhead:
             )
 
     async def _wait(self, lease: Lease) -> None:
-        self._keep_looking()  # also where nobody gets to wait, as all are told that it would take too long
+        self._keep_looking()  # even if no request gets to wait: all may be refused for a long wait
         waiting = lease.tenant.waiting
         expected = self._expected_wait(lease)
         excess = expected + lease._need() - PATIENCE * (lease.deadline_at - lease._asked_at)
@@ -234,10 +248,10 @@ class Bulkhead:
         except asyncio.CancelledError:
             if lease._granted.cancelled():
                 self._line.remove(lease)
-            elif lease._granted.exception() is None:  # it was granted in the very moment in which it left
+            elif lease._granted.exception() is None:  # granted just before the cancel
                 self._end(lease, learn=False)
             raise
-        if self._too_late(lease):  # the event loop had much else to do between the grant and this
+        if self._too_late(lease):  # the event loop was busy between the grant and this
             self._end(lease, learn=False)
             raise self._shed(_LONGER, SOON)
 
@@ -245,13 +259,14 @@ class Bulkhead:
         return Shed(f"{self._told} has no slot in time: {why}", retry_after=retry_after)
 
     def _expected_wait(self, lease: Lease) -> float:
-        """Seconds until the claim begins, by the tenant's own turnover; 0 while that is not known.
+        """Seconds until the request begins, by the tenant's own times; 0 if these are not known.
 
-        Those ahead of it have to begin first, and the next slot is half way through its work, on average.
+        The waiters ahead begin first. The next slot to become free is half way through its work, on
+        average.
         """
         tenant = lease.tenant
         if not tenant.held and not tenant.waiting:
-            return 0.0  # it waits for what others hold, of which its own work says nothing
+            return 0.0  # others hold the slots: its own times say nothing about theirs
         ahead = sum(1 for entry in tenant.waiting if entry[0] <= lease.deadline_at)
         slots = max(tenant.held, self._fair_parts(self._line.active(lease._asked_at))[tenant])
         return (ahead + 0.5) * tenant.holds.mean / slots
@@ -281,7 +296,7 @@ class Bulkhead:
         self._grant()
 
     def _grant(self) -> None:
-        """Give what is free to whom it is due."""
+        """Give the free slots to the next waiters."""
         while len(self._line) and self.held < self.limit and not self._breath.taken:
             if not self._line.let_next_begin(self._able(), self._begins):
                 return
@@ -290,9 +305,9 @@ class Bulkhead:
         assert isinstance(lease, Lease)
         granted = lease._granted
         assert granted is not None
-        if granted.done():  # it is leaving
+        if granted.done():  # it has been cancelled
             return False
-        if lease._to_see:  # another may have seen by now, or too little be left for what the last piece took
+        if lease._to_see:  # another probe may have begun, or the time left may be too short by now
             now = self._now()
             lease._to_see = lease._kind.worth_a_try(lease.deadline_at - now, now)
         if self._too_late(lease):
@@ -307,11 +322,20 @@ class Bulkhead:
         return left <= 0 or left < lease._need()
 
     def _may_begin(self, tenant: TenantQueue) -> bool:
-        """What `_able` would say. A tenant's fair part is one slot at least, so of its first the others need not be asked."""
+        """True if the tenant may have one more slot now, as by `_able`.
+
+        The fair part is at least one slot, so a first slot does not depend on other tenants.
+        """
         return self._able()(tenant) if tenant.held else self.held < self.limit
 
     def _able(self) -> Callable[[TenantQueue], bool]:
-        """Tells of each tenant whether it may have one more of the slots that are free now."""
+        """Make a test for tenants: True if the tenant may have one more slot now.
+
+        1. Below its fair part, a tenant may have any free slot.
+        2. Else it may borrow a slot if enough others stay free. Enough are the slots that
+           the other tenants lately needed of their fair parts, up to half of the limit. It is
+           at least one slot, unless the limit is 1.
+        """
         now, free = self._now(), self.limit - self.held
         active = self._line.active(now)
         fair = self._fair_parts(active)
@@ -327,13 +351,13 @@ class Bulkhead:
         return able
 
     def _fair_parts(self, active: Sequence[TenantQueue]) -> dict[TenantQueue, int]:
-        """The slots that are each tenant's by right. One that is alone has to reckon with another like it."""
+        """The fair part of each tenant, in slots. A lone tenant gets half: another may come."""
         weights = sum(one.share.weight for one in active) * (2 if len(active) == 1 else 1)
         return {one: max(1, int(self.limit * one.share.weight / weights + 1e-9)) for one in active}
 
     def _keep_looking(self) -> None:
         if self._looking is None:
-            # In a context of its own: a copy of the claim's would be passed on from look to look.
+            # An empty context: a copy of one call's context would be passed on from look to look.
             self._looking = asyncio.get_running_loop().call_later(LOOK_EVERY, self._look, context=Context())
 
     def _look(self) -> None:

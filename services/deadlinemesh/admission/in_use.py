@@ -1,4 +1,4 @@
-"""What is closed only when nobody uses it any more."""
+"""A count of a resource's users, to close it after the last one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["InUse"]
 
 
 class InUse:
-    """Counts who uses something: each for a block of `with`."""
+    """Counts the users of a resource. Each uses it for a `with` block."""
 
     def __init__(self) -> None:
         self._users = 0
@@ -29,7 +29,7 @@ class InUse:
             self._nobody.set()
 
     async def ended(self, within: float | None = None) -> None:
-        """Return when nobody uses it, or after `within` seconds."""
+        """Wait until there is no user, or for `within` seconds at most."""
         with suppress(TimeoutError):
             async with asyncio.timeout(within):
                 await self._nobody.wait()

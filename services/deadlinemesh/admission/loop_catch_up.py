@@ -1,8 +1,8 @@
-"""Lets the event loop catch up between pieces of work that hold it up.
+"""Pauses for the event loop, to catch up after work that has blocked it.
 
-grpc.aio takes one new call in each turn of the event loop. Where handlers compute for some milliseconds in every turn, calls queue
-up inside gRPC, unseen and in the order of their arrival, until each has spent its time there. Whoever decides what comes next must
-have seen them first.
+grpc.aio takes one new call in each turn of the event loop. If handlers compute for some
+milliseconds in every turn, calls queue up inside gRPC, unseen and in the order of arrival, until
+their time is spent. A fair choice of the next call needs to see them first.
 """
 
 from __future__ import annotations
@@ -14,31 +14,32 @@ from functools import partial
 __all__ = ["LoopCatchUp"]
 
 AFTER = 0.01
-"""Seconds of such work after which the loop is given a breath."""
+"""Seconds of blocking work. After these, the loop gets a pause."""
 
 QUIET = 0.0005
-"""Seconds without a new claim after which the loop has caught up: about twice what it takes from gRPC's queue to a claim."""
+"""Seconds without a new request that end the pause: the loop has caught up. A call takes about half
+of this from gRPC's queue to its request."""
 
 LONGEST = 0.05
-"""Seconds after which work goes on in any case."""
+"""Seconds of the longest pause."""
 
 
 class LoopCatchUp:
-    """Holds grants back while the loop catches up; `over` is called when they may go on."""
+    """Holds grants back while the loop catches up. `over` is called at the end of each pause."""
 
     def __init__(self, over: Callable[[], None]) -> None:
         self.taken = False
-        """Whether grants have to wait just now."""
+        """True during a pause: no grants then."""
         self._over = over
         self._held_up = 0.0
         self._claims = 0
 
     def claim(self) -> None:
-        """A claim has come."""
+        """Note a new request."""
         self._claims += 1
 
     def held_up(self, seconds: float) -> None:
-        """The loop could not turn for so long."""
+        """Note work that blocked the loop for `seconds`. This may begin a pause."""
         self._held_up += seconds
         if self._held_up >= AFTER and not self.taken:
             self.taken, self._held_up = True, 0.0
@@ -57,7 +58,8 @@ class LoopCatchUp:
             self._over()
             return
         look_again = partial(self._look, loop, self._claims, quiet_since, now, until)
-        # Turn after turn, as timers are a millisecond late. Only a clock that stands still between two turns needs one.
+        # Look again in each turn, as timers are a millisecond late. A timer is needed only with a
+        # clock that stands still between two turns.
         if now > looked_at:
             loop.call_soon(look_again)
         else:

@@ -1,6 +1,7 @@
-"""How fast, and how many at once, each caller may make calls: a token bucket and a counter by key. No clock, no I/O.
+"""Limits on the rate and the concurrency of each caller's calls.
 
-The key is whatever callers are told apart by: a tenant, or a peer's address.
+They are a token bucket and a counter for each key. The key identifies the caller: a tenant, or a
+peer's address. No clock, no I/O.
 """
 
 from __future__ import annotations
@@ -10,33 +11,34 @@ from dataclasses import dataclass
 __all__ = ["Excess", "Quota", "Quotas"]
 
 RETRY_AFTER = 0.1
-"""Seconds after which to come again where too many calls are at work: when one of them ends is not known."""
+"""Seconds of `retry_after` for too many concurrent calls. The end of none of them is known."""
 
 MOST_OWED = 10.0
-"""Seconds at most in which a key makes no calls because of what those before were found to cost."""
+"""Seconds of the longest time without calls for a key, because its earlier calls were expensive."""
 
 _ROUNDING = 1e-6
-"""Of a call, that may be lacking: who comes again when it was told to is not refused for an error of rounding."""
+"""Fraction of a token that may be missing, so that a caller that waits for `retry_after` is not
+refused for a rounding error."""
 
 _FORGET_ABOVE = 1024
-"""Keys that are kept without looking for those that need not be."""
+"""Keys kept before a search for keys that can be dropped."""
 
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """The rate and the number of calls that one key is allowed."""
+    """The limits on the calls of one key."""
 
     per_second: float
-    """Calls a second, in the long run."""
+    """Calls per second, in the long run."""
     burst: float
-    """Calls at one instant, after a pause."""
+    """Calls at one instant, after a pause: the size of the token bucket."""
     concurrent: int
-    """Calls at work."""
+    """Calls running at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Excess:
-    """Why a call exceeds its key's quota, and in how many seconds it need not."""
+    """The limit that a call exceeds, and the seconds to wait before it is tried again."""
 
     limit: str
     """`calls_per_second` or `concurrent_calls`."""
@@ -52,7 +54,7 @@ class _Use:
 
 
 class Quotas:
-    """Counts the calls of every key. Every `begin` that returns None is followed by an `end`.
+    """Counts the calls of every key. Call `end` after every `begin` that returned None.
 
     >>> quotas, two = Quotas(), Quota(per_second=10, burst=2, concurrent=5)
     >>> [quotas.begin("acme", two, now=0.0) for _ in range(3)]
@@ -66,7 +68,10 @@ class Quotas:
         self._crowded = _FORGET_ABOVE
 
     def begin(self, key: str, quota: Quota, now: float) -> Excess | None:
-        """Count a call of `key` that begins at `now`. An excess means that it must not, and is not counted."""
+        """Count a call of `key` that begins at the instant `now`.
+
+        Returns an Excess, and does not count the call, if it must not begin.
+        """
         use = self._uses.get(key)
         if use is None:
             if len(self._uses) >= self._crowded:
@@ -84,19 +89,22 @@ class Quotas:
         return None
 
     def charge(self, key: str, calls: float) -> None:
-        """Count a call of `key` that is at work as so many more: it was found to be as dear. The key may owe them for MOST_OWED."""
+        """Count a running call of `key` as `calls` more, because it proved expensive.
+
+        The key's debt is at most its calls of MOST_OWED seconds.
+        """
         use = self._uses[key]
         use.tokens = max(use.tokens - calls, -MOST_OWED * use.quota.per_second)
 
     def end(self, key: str) -> None:
-        """Count the end of a call that has begun."""
+        """Count the end of a call that `begin` has counted."""
         self._uses[key].calls -= 1
 
     def __len__(self) -> int:
         return len(self._uses)
 
     def _forget(self, now: float) -> None:
-        """Drop the keys that have their whole quota again: forgotten, they have it too."""
+        """Drop the keys that have their whole quota again: a new key has it too."""
         self._uses = {
             key: use
             for key, use in self._uses.items()

@@ -1,7 +1,8 @@
-"""Refuses at home what the other side would refuse anyway, as even a refusal costs it something.
+"""Local refusal of calls that the server would refuse, as even a refusal costs the server work.
 
-This is the adaptive throttling of Google's "Site Reliability Engineering", chapter 21: a caller that has lately made `attempts`, of
-which `accepts` were not shed, refuses the next one itself with probability max(0, (attempts - K * accepts) / (attempts + 1)).
+This is the adaptive throttling of Google's "Site Reliability Engineering", chapter 21. The client
+counts its recent `attempts`, and as `accepts` those that were not shed. It refuses the next call
+itself with the probability max(0, (attempts - K * accepts) / (attempts + 1)).
 """
 
 from __future__ import annotations
@@ -12,17 +13,19 @@ from collections.abc import Callable
 __all__ = ["Throttle"]
 
 K = 1.5
-"""So many attempts are let through for each that is accepted. The book's 2 learns of a recovery a little sooner; our servers' work
-is not so much dearer than their refusals that they should have to refuse as often as they serve."""
+"""Attempts let through for each accepted one. The book's 2 detects a recovery a little sooner. But
+our servers' work is not much dearer than their refusals, so they should not have to refuse as often
+as they serve."""
 
 HALF_LIFE = 0.5
-"""Seconds in which half of what was seen is forgotten. After a recovery, what is let through doubles in about a second."""
+"""Half-life of the counts, in seconds. After a recovery, the calls let through double in about a
+second."""
 
 
 class Throttle:
-    """Keeps count for one kind of call. `draw` gives numbers from 0 to below 1.
+    """The counts of one kind of call. `draw` returns random numbers from 0 to below 1.
 
-    A call counts once it is known to be accepted or shed: those whose fate is still open say nothing.
+    A call counts once it is accepted or shed. Calls still open do not count.
     """
 
     def __init__(self, now: float, draw: Callable[[], float] = random.random) -> None:
@@ -32,7 +35,7 @@ class Throttle:
         self._draw = draw
 
     def lets_through(self, now: float) -> bool:
-        """Whether to make a call. One that is not made counts as an attempt."""
+        """True if a call may be made. A call refused here counts as an attempt."""
         self._fade(now)
         refusal = (self._attempts - K * self._accepts) / (self._attempts + 1)
         if refusal > 0 and self._draw() < refusal:
@@ -41,18 +44,18 @@ class Throttle:
         return True
 
     def accepted(self, now: float, calls: int = 1) -> None:
-        """Count a call that was accepted, whatever becomes of it; or as many as it stands for."""
+        """Count `calls` accepted calls, regardless of their results."""
         self._fade(now)
         self._attempts += calls
         self._accepts += calls
 
     def shed(self, now: float, calls: int = 1) -> None:
-        """Count a call that was shed, or as many as it stands for."""
+        """Count `calls` shed calls."""
         self._fade(now)
         self._attempts += calls
 
     def calm(self, now: float) -> bool:
-        """Whether next to nothing is remembered of calls that were refused."""
+        """True if almost no refused calls are remembered."""
         self._fade(now)
         return self._attempts - self._accepts < 0.1
 

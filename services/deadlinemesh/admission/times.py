@@ -1,4 +1,4 @@
-"""How long recent work took: the only service times that admission knows."""
+"""The durations of recent work: the only service times that admission knows."""
 
 from __future__ import annotations
 
@@ -8,22 +8,24 @@ from collections import deque
 __all__ = ["Kind", "RecentTimes"]
 
 _KEPT = 64
-"""Durations that are remembered."""
+"""Durations remembered."""
 _CHANGED = 8
-"""So many in a row that are all beyond everything before them are a change, and what was before them is forgotten."""
+"""Last durations that show a change, if all are above or all below the earlier ones. The earlier
+ones are then forgotten."""
 _BEFORE = 4
-"""Those before them that it takes to tell: of fewer, chance would forget the longest and the shortest."""
+"""Earlier durations needed to detect a change. With fewer, chance may look like a change."""
 
 CANNOT = 0.1
-"""Work that has less time than this quantile of its kind took cannot finish."""
+"""Quantile of the times of one kind. Work with less time than this cannot become useful."""
 ENOUGH = 8
-"""Pieces of work to have seen before one is refused for what others took."""
+"""Times needed before work is refused because of them."""
 
 
 class RecentTimes:
     """The last durations of one kind of work, in seconds.
 
-    Memory is short on purpose: an upstream that turned slow, or recovered, must be believed within a few calls.
+    Few are remembered on purpose: if an upstream turns slow, or recovers, this must show within a
+    few calls.
     """
 
     def __init__(self) -> None:
@@ -38,12 +40,16 @@ class RecentTimes:
             self._forget_what_changed()
 
     def add_cut(self, seconds: float) -> None:
-        """Remember work that was cut after `seconds`: it would have taken longer, which says something only where that is news."""
+        """Remember work that was cut after `seconds`, if this is news.
+
+        It would have taken longer. So its time counts only if nothing is known, or if it is above
+        the median.
+        """
         if not self._kept or seconds > self.quantile(0.5):
             self.add(seconds)
 
     def quantile(self, share: float) -> float:
-        """The duration that `share` of the remembered ones do not exceed; 0 while nothing is known."""
+        """The duration not exceeded by the fraction `share` of all; 0 while nothing is known."""
         if not self._kept:
             return 0.0
         if self._ordered is None:
@@ -67,32 +73,35 @@ class RecentTimes:
 
 
 class Kind:
-    """What is known of one kind of one tenant's work: another's must not be judged by it."""
+    """The recent times of one kind of work of one tenant. Other tenants are not judged by it."""
 
     def __init__(self) -> None:
         self.useful_after = RecentTimes()
         self.seen_at = -math.inf
         self._last = math.inf
-        """What the last piece took until it was of use; for ever, if it was cut before that, or another is being tried for it."""
+        """Seconds until the last piece was useful; infinite if it was cut, or a probe runs."""
 
     def useful(self, seconds: float) -> None:
-        """A piece became of use after so many seconds."""
+        """Note a piece of work that became useful after `seconds`."""
         self._last = seconds
         self.useful_after.add(seconds)
 
     def cut(self, seconds: float) -> None:
-        """A piece was cut after so many seconds, and of no use."""
+        """Note a piece of work that was cut after `seconds`, before it was useful."""
         self._last = math.inf
         self.useful_after.add_cut(seconds)
 
     def need(self) -> float:
-        """Seconds without which it cannot become of use; 0 while too little is known."""
+        """Seconds that this kind needs at least to be useful; 0 while too little is known."""
         return self.useful_after.quantile(CANNOT) if len(self.useful_after) >= ENOUGH else 0.0
 
     def worth_a_try(self, left: float, now: float) -> bool:
-        """Whether one that has `left` seconds should be let through to see: what is known is old, or the last piece belies it."""
+        """True if work with `left` seconds may begin as a probe, although it needs more.
+
+        That is so if the last times are old, or if the last piece took less than half of `left`.
+        """
         return 2 * self._last < left or now - self.seen_at > max(1.0, 2 * self.need())
 
     def try_one(self) -> None:
-        """One that was let through to see begins, and no other until there is news of it."""
+        """Note that a probe begins. The next needs its result, or a time without one."""
         self._last = math.inf

@@ -5,9 +5,9 @@
             print(event.text.text, end="")
 
     mesh.py       `DeadlineMesh`
-    address.py    which addresses are spoken to in plain text
+    address.py    loopback addresses: by default, these alone are called in plain text
 
-What goes wrong is raised as one of `deadlinemesh.errors`.
+Its methods raise the errors of `deadlinemesh.errors`.
 """
 
 from deadlinemesh.client.mesh import DeadlineMesh

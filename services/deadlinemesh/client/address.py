@@ -1,4 +1,4 @@
-"""Which addresses are this machine."""
+"""Loopback addresses: calls to them stay on this machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ _SCHEME = re.compile(r"(?:dns:(?://[^/]*/)?|ipv4:|ipv6:)")
 
 
 def is_loopback(address: str) -> bool:
-    """Whether `address`, a gRPC target such as `localhost:50051` or `[::1]:50051`, never leaves this machine."""
+    """True if calls to `address` never leave this machine.
+
+    `address` is a gRPC target such as `localhost:50051` or `[::1]:50051`.
+    """
     if address.startswith(("unix:", "unix-abstract:")):
         return True
     scheme = _SCHEME.match(address)

@@ -1,7 +1,7 @@
-"""`DeadlineMesh`: runs agents on a mesh.
+"""`DeadlineMesh`: the client that runs agents on a mesh.
 
-A call's deadline travels twice: as gRPC's timeout, which the C core rounds up, and exactly beside
-it. So the mesh need not hold back what the rounding may have added.
+A call sends its deadline twice: as gRPC's timeout, rounded up by the C core, and exactly, in
+metadata. So the mesh need not hold back the time that the rounding may add.
 """
 
 from __future__ import annotations
@@ -23,24 +23,26 @@ from deadlinemesh.vocabulary.hops import ORCHESTRATOR
 __all__ = ["DeadlineMesh", "checked_key"]
 
 MESSAGE_BYTES = 4 * 1024 * 1024
-"""The largest message that is accepted, gRPC's own default and that of the embedded policy."""
+"""Bytes of the largest message accepted. The default of gRPC and of the embedded policy too."""
 
 
 LONGEST = 366 * 86400.0
-"""Seconds of a deadline that are sent. What is very much longer gRPC takes for one that has passed."""
+"""Seconds of the longest deadline sent. gRPC treats very much longer ones as passed."""
 
 _NOT_YET_CONNECTED = (grpc.ChannelConnectivity.IDLE, grpc.ChannelConnectivity.CONNECTING)
 
 
 class DeadlineMesh:
-    """Speaks to the orchestrator at `address` on behalf of the tenant whose key is `api_key`.
+    """Calls the orchestrator at `address` for the tenant of the key `api_key`.
 
-    The connection is TLS with the system's roots, except to a loopback address, where it is plain. `credentials` name
-    other roots or certificates; `plaintext=True` is for a sidecar or a private network that encrypts. `channel` is used
-    as it is in place of all that. It connects when first used; use it in one event loop.
+    The connection uses TLS with the system's roots. To a loopback address it is plain text.
+    `credentials` set other roots or certificates. `plaintext=True` is for a sidecar or a private
+    network that encrypts. A given `channel` is used as it is, in place of all these. The client
+    connects at its first call. Use it in one event loop.
 
-    Every method may raise any of `deadlinemesh.errors`. A `deadline` is in seconds; without one, and where it is longer
-    than the tenant's tier allows, the tier's budget holds. Raises ValueError for a key or a deadline that is none.
+    Every method may raise any of `deadlinemesh.errors`. A `deadline` is in seconds. The budget of
+    the tenant's tier holds if there is no deadline, or if the budget is shorter. Raises ValueError
+    for an invalid key or deadline.
     """
 
     def __init__(
@@ -76,10 +78,11 @@ class DeadlineMesh:
         max_iterations: int = 0,
         max_output_tokens: int = 0,
     ) -> AsyncGenerator[orchestrator_pb2.RunResponse, None]:
-        """Run an agent and yield what happens; the last event is `finished`.
+        """Run an agent and yield its events. The last event is `finished`.
 
-        A run whose time is spent is no error: its `finished` says so and carries the partial answer. Leaving the loop
-        cancels the run: as soon as nobody holds the generator any more, or when an `aclosing` around it says so.
+        A spent deadline is no error: `finished` then names it and has the partial answer. Leaving
+        the loop cancels the run, once the generator has no more references. Put `aclosing` around
+        the generator to cancel the run at once.
         """
         request = orchestrator_pb2.RunRequest(
             request_id=request_id,
@@ -92,20 +95,24 @@ class DeadlineMesh:
         )
         finished = False
         try:
-            # An abandoned stream is never cancelled by grpc.aio itself, not even after a plain `break`.
+            # grpc.aio itself never cancels an abandoned stream, not even after a plain `break`.
             async with StreamingCall(await self._begin("Run", request, deadline)) as call:
                 async for event in call:
                     finished = finished or event.HasField("finished")
                     yield event
         except grpc.aio.AioRpcError as error:
-            # An answer that came just in time stands, even if the deadline outran the status behind it.
+            # An answer that came just in time stands, even if the deadline passed before the status
+            # came.
             if not finished:
                 raise error_from(error, ORCHESTRATOR, in_its_words=True) from None
         except asyncio.CancelledError:
             raise _why_cancelled() from None
 
     async def answer(self, prompt: str, **options: Any) -> orchestrator_pb2.RunFinished:
-        """Run an agent and return how the run ended: its `outcome`, its `answer`. `options` are those of `run`."""
+        """Run an agent and return its end, with `outcome` and `answer`.
+
+        `options` are those of `run`.
+        """
         finished: orchestrator_pb2.RunFinished | None = None
         async with aclosing(self.run(prompt, **options)) as events:
             async for event in events:
@@ -116,7 +123,10 @@ class DeadlineMesh:
         return finished
 
     async def get_run(self, run_id: str, *, deadline: float | None = None) -> orchestrator_pb2.GetRunResponse:
-        """What is known of a run, and its conversation. Raises NotFound when it is unknown, forgotten or not yours."""
+        """Return the state of a run and its conversation.
+
+        Raises NotFound if the run is unknown, forgotten, or another tenant's.
+        """
         request = orchestrator_pb2.GetRunRequest(run_id=run_id)
         reply: orchestrator_pb2.GetRunResponse = await self._ask("GetRun", request, deadline)
         return reply
@@ -129,26 +139,33 @@ class DeadlineMesh:
         state: orchestrator_pb2.RunState = orchestrator_pb2.RUN_STATE_UNSPECIFIED,
         deadline: float | None = None,
     ) -> orchestrator_pb2.ListRunsResponse:
-        """A page of the tenant's known runs, newest first. Pass `next_page_token` on for the next."""
+        """Return one page of the tenant's runs, newest first.
+
+        For the next page, pass its `next_page_token` as `page_token`.
+        """
         request = orchestrator_pb2.ListRunsRequest(page_size=page_size, page_token=page_token, state=state)
         reply: orchestrator_pb2.ListRunsResponse = await self._ask("ListRuns", request, deadline)
         return reply
 
     async def cancel_run(self, run_id: str, *, deadline: float | None = None) -> orchestrator_pb2.RunInfo:
-        """Stop a run; returns it when it has stopped. A run that is over stays as it is."""
+        """Stop a run, and return it when it has stopped. A finished run does not change."""
         request = orchestrator_pb2.CancelRunRequest(run_id=run_id)
         run: orchestrator_pb2.RunInfo = (await self._ask("CancelRun", request, deadline)).run
         return run
 
     async def close(self) -> None:
-        """Cancel the runs that are being watched and close the connection."""
+        """Cancel the runs that this client watches, and close the connection."""
         self._stub = None
         if self._channel is not None:
             await self._channel.close()
             self._channel = None
 
     async def _begin(self, method: str, request: Any, deadline: float | None) -> Any:
-        """Begin a call. Its exact deadline is written down once there is a connection, so that it is sent at once."""
+        """Begin a call.
+
+        If it has a deadline, it begins once the channel is connected. So the exact deadline is sent
+        as soon as it is written.
+        """
         timeout = _timeout(deadline)
         channel, stub = self._connection()
         if timeout is None:
@@ -158,7 +175,7 @@ class DeadlineMesh:
         return getattr(stub, method)(request, timeout=timeout, metadata=metadata)
 
     async def _ask(self, method: str, request: Any, deadline: float | None) -> Any:
-        """The reply to a call."""
+        """Make a unary call and return the reply."""
         try:
             return await (await self._begin(method, request, deadline))
         except grpc.aio.AioRpcError as error:
@@ -167,7 +184,7 @@ class DeadlineMesh:
             raise _why_cancelled() from None
 
     def _connection(self) -> tuple[grpc.aio.Channel, Any]:
-        # A channel belongs to the event loop that runs when it is made, so it is made in the first call.
+        # A channel belongs to the running event loop, so it is made in the first call.
         if self._channel is None:
             self._channel = open_channel(self.address, message_bytes=self._message_bytes, credentials=self._credentials)
         if self._stub is None:
@@ -182,7 +199,10 @@ class DeadlineMesh:
 
 
 def checked_key(key: str) -> str:
-    """The key as it is sent. Secrets are often mounted with a line end. Raises ValueError where no header can hold it."""
+    """The key as it is sent: without the line end that mounted secrets often have.
+
+    Raises ValueError if a header cannot hold it.
+    """
     key = key.strip()
     if not (key.isascii() and key.isprintable()):
         raise ValueError("the API key has characters that no header may have: give the key itself, in one line")
@@ -196,9 +216,9 @@ def _timeout(deadline: float | None) -> float | None:
 
 
 async def _once_connected(channel: grpc.aio.Channel, timeout: float) -> float:
-    """What is left of `timeout`, in seconds, once `channel` is connected or has failed to connect.
+    """Wait until `channel` is connected or has failed, and return the rest of `timeout` in seconds.
 
-    Raises ClientCancelled where the channel is closed meanwhile.
+    Raises ClientCancelled if the channel is closed meanwhile.
     """
     state = channel.get_state(try_to_connect=True)
     if state in _NOT_YET_CONNECTED:
@@ -216,7 +236,10 @@ async def _once_connected(channel: grpc.aio.Channel, timeout: float) -> float:
 
 
 def _why_cancelled() -> BaseException:
-    """What to raise for a cancelled call: grpc.aio says CancelledError also where it is the channel that was closed."""
+    """The error to raise for a cancelled call.
+
+    grpc.aio raises CancelledError even if the channel was closed. That is ClientCancelled here.
+    """
     task = asyncio.current_task()
     if task is None or task.cancelling():
         return asyncio.CancelledError()

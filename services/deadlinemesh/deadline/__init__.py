@@ -1,28 +1,32 @@
-"""Deadlines: the time left, its owner, and the end of work when it is spent.
+"""Deadlines: the time left for a call, and the end of all its work when the time is spent.
 
 For services that embed deadlines:
 
-    clock.py            `Clock`, the system's, and one that moves by hand
-    context.py          `DeadlineContext` and the current one; it narrows and never extends
-    scope.py            `Scope` owns a task tree and ends it at the exact instant, with a cause
+    clock.py            `Clock`: the system's clock, and a virtual clock for tests
+    context.py          `DeadlineContext`, and the current one; it can be narrowed, never extended
+    scope.py            `Scope` owns a task tree and ends it at the exact deadline, with a cause
     narrowed.py         `narrowed_at`, `narrowed_after`: less time for one block
-    background.py       work that outlives its caller, with a deadline of its own
-    ledger.py           time by phase, without overlap
-    retry.py            attempts that fit into the time left
-    retry_budget.py     the retries that one upstream may get
-    silence_timeout.py  the end of an attempt that is silent for too long
+    background.py       work that outlives its caller, with its own deadline
+    ledger.py           wall time by phase, without overlap
+    retry.py            `retried`: attempts that fit into the remaining time
+    retry_budget.py     a limit on the retries of one upstream
+    silence_timeout.py  gives up an attempt that is silent for too long
+    deferred.py         work that waits until the event loop is idle
 
-For this project's transport and hosts, through `lowlevel.py`:
+Parts of the above, for this package only:
 
     cancel_rounds.py    repeated cancellation of work that does not end
-    coarse_timers.py    far deadlines without timers in the event loop
-    threads.py          threads of the event loop have owners too
-    processes.py        processes that async work starts have owners too
-    lag.py              the event loop's lateness, and the work that caused it
-    deferred.py         work for an idle event loop
+    coarse_timers.py    distant deadlines without timers in the event loop
 
-Standard library only. Instants are on the local monotonic clock, in seconds; names that end in `_at`
-take one. Names that end in `_after` take a duration in seconds.
+For this project's transport and hosts:
+
+    lowlevel.py         the names that they import
+    threads.py          scopes own the event loop's threads
+    processes.py        scopes own the processes that async work starts
+    lag.py              the event loop's lateness, and the work that caused it
+
+Only the standard library and `deadlinemesh.errors` are used. An instant is in seconds on the local
+monotonic clock, and names that end in `_at` take one. Names that end in `_after` take seconds.
 """
 
 from deadlinemesh.deadline.background import Background, BackgroundTask

@@ -1,7 +1,7 @@
-"""Work that outlives its caller: it keeps its owner's tenant and has a deadline of its own, from birth to completion.
+"""Work that outlives its caller. It keeps the caller's tenant and has its own deadline.
 
-There is no other way to start a task that a scope does not end, and none at all without a current context, so nothing can run
-on nobody's account.
+Services start such work only here. The work runs in its own scope, so it is counted and drained.
+It can start only under a current context, so a tenant is always charged for it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LOG = logging.getLogger("deadlinemesh.deadline")
 
 
 class BackgroundTask(Generic[T]):
-    """A handle on background work."""
+    """A handle on background work. `Background.spawn` returns it."""
 
     def __init__(self, scope: Scope, task: asyncio.Task[T]) -> None:
         self._scope = scope
@@ -32,43 +32,54 @@ class BackgroundTask(Generic[T]):
 
     @property
     def context(self) -> DeadlineContext:
-        """The owner's identity with the work's own deadline."""
+        """The caller's identity, with the deadline of this work."""
         return self._scope.context
 
     def stop(self, cause: Cause) -> None:
-        """End the work; `wait` tells when it has ended."""
+        """Begin to end the work because of `cause`. `wait` returns when it has ended."""
         self._scope.stop(cause)
 
     @property
     def cause(self) -> Cause | None:
-        """Why the work was stopped; None while it was not."""
+        """The reason why the work was stopped; None if it was not."""
         return self._scope.cause
 
     def when_over(self, callback: Callable[[], object]) -> None:
-        """Have `callback` called when the work has ended, also when it was stopped before it ever began."""
+        """Call `callback` when the work has ended, even if it was stopped before it began."""
         self._task.add_done_callback(lambda _: callback())
 
     async def wait(self) -> T:
-        """The work's result. Raises what it raised, or the `Stopped` error of the cause. Leaving early does not end it."""
+        """Wait for the work and return its result.
+
+        Raises the work's own error, or the `Stopped` error of the cause. Cancelling this wait does
+        not end the work.
+        """
         return await asyncio.shield(self._task)
 
 
 class Background:
-    """Spawns background work into the hop's scopes, so that it is counted and drained with the rest."""
+    """Starts background work in the hop's scopes.
+
+        background = Background(scopes)
+        task = background.spawn(refresh, until=clock.monotonic() + 60, name="refresh")
+        await task.wait()
+
+    So the work is counted and drained with the rest.
+    """
 
     def __init__(self, scopes: Scopes) -> None:
         self._scopes = scopes
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def spawn(self, work: Callable[[], Coroutine[Any, Any, T]], *, until: float, name: str) -> BackgroundTask[T]:
-        """Start `work()` for the current tenant, to end at the instant `until` at the latest.
+        """Start `work()` for the current tenant. It ends at the instant `until` at the latest.
 
-        Raises NoDeadline where no context is current.
+        Raises NoDeadline if no context is current.
         """
         owner = current()
         scope = self._scopes.open(replace(owner, absolute_deadline=until, started_at=owner.clock.monotonic()))
         task = asyncio.get_running_loop().create_task(scope.run(work()), name=name, context=outside_any_scope())
-        self._tasks.add(task)  # the loop itself holds tasks weakly
+        self._tasks.add(task)  # the event loop holds tasks only weakly
         task.add_done_callback(self._over)
         return BackgroundTask(scope, task)
 

@@ -1,7 +1,8 @@
-"""Repeated cancellation of all work that is being ended.
+"""Repeated cancellation of work that is being ended.
 
-Rounds are equally far apart, so waiting work is ordered by time, and one timer serves all. Hundreds
-of calls may end together; a timer for each would be a good part of their cost.
+Every round comes the same time after its request, so the pending rounds are ordered by time and one
+timer serves all. Hundreds of calls may end together. A timer for each would be a good part of their
+cost.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ from contextvars import Context
 __all__ = ["CANCEL_AGAIN_AFTER", "CancelRound", "CancelRounds"]
 
 CANCEL_AGAIN_AFTER = 0.05
-"""Seconds between two rounds of cancellation: long enough for an orderly close, short beside any budget."""
+"""Seconds between two rounds: enough for an orderly close, short beside any budget."""
 
 
 MANY = 64
-"""Ends within CANCEL_AGAIN_AFTER that are a burst."""
+"""Rounds requested within CANCEL_AGAIN_AFTER. More than this are a burst."""
 
 
 class CancelRound:
-    """One round that is to come."""
+    """One pending round."""
 
     __slots__ = ("at", "begin")
 
@@ -31,12 +32,12 @@ class CancelRound:
         self.begin: Callable[[float], object] | None = begin
 
     def drop(self) -> None:
-        """It is not needed any more."""
+        """Cancel this round: it is not needed any more."""
         self.begin = None
 
 
 class CancelRounds:
-    """The rounds to come on one event loop."""
+    """The pending rounds of one event loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -44,7 +45,7 @@ class CancelRounds:
         self._timed = False
 
     def next(self, begin: Callable[[float], object]) -> CancelRound:
-        """Have `begin` called in CANCEL_AGAIN_AFTER, with the seconds by which that is late."""
+        """Call `begin` after CANCEL_AGAIN_AFTER. Its argument is its lateness in seconds."""
         one = CancelRound(self._loop.time() + CANCEL_AGAIN_AFTER, begin)
         self._to_come.append(one)
         self._time()
@@ -52,7 +53,7 @@ class CancelRounds:
 
     @property
     def many(self) -> bool:
-        """Whether many are ending together."""
+        """True if many scopes are ending together."""
         return len(self._to_come) > MANY
 
     def _time(self) -> None:

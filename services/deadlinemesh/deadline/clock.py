@@ -1,4 +1,4 @@
-"""Where instants come from."""
+"""Monotonic clocks: the source of all instants."""
 
 from __future__ import annotations
 
@@ -9,23 +9,30 @@ __all__ = ["SYSTEM_CLOCK", "Clock", "SystemClock", "VirtualClock"]
 
 
 class Clock(ABC):
-    """A monotonic clock. The event loop's timers must run on the same one; asyncio's do on `SystemClock`."""
+    """A monotonic clock. The event loop's timers must use the same one.
+
+    asyncio's timers use `SystemClock`.
+    """
 
     @abstractmethod
     def monotonic(self) -> float:
-        """Now, in seconds from an arbitrary origin that never changes."""
+        """The current instant, in seconds from an arbitrary, fixed origin."""
 
 
 class SystemClock(Clock):
-    """`time.monotonic`, which is also asyncio's clock."""
+    """`time.monotonic`, the clock of asyncio too."""
 
     monotonic = staticmethod(time.monotonic)
 
 
 class VirtualClock(Clock):
-    """A clock that only moves when told to, so that nothing about time needs waiting.
+    """A clock that moves only by `advance`, so that tests of time do not wait.
 
-    `testing.virtual_time` has an event loop that runs on one and moves it from timer to timer.
+        clock = VirtualClock()
+        clock.advance(1.5)
+        clock.monotonic()  # 1.5
+
+    `testing.virtual_time` has an event loop that uses this clock and moves it from timer to timer.
     """
 
     def __init__(self, start: float = 0.0) -> None:
@@ -35,7 +42,7 @@ class VirtualClock(Clock):
         return self._now
 
     def advance(self, seconds: float) -> None:
-        """Let `seconds` pass. Raises ValueError when negative: monotonic clocks do not go back."""
+        """Move the clock on by `seconds`. Raises ValueError if negative: it cannot go back."""
         if seconds < 0:
             raise ValueError(f"a monotonic clock cannot go back by {-seconds} s")
         self._now += seconds

@@ -1,8 +1,9 @@
-"""Keeps watch for deadlines that are far away.
+"""Timers for distant deadlines, kept outside the event loop.
 
-An event loop with any timer at all has the kernel program one each time that it waits, and that costs each message of each stream
-more than everything else a scope does. Most deadlines are never reached. So one that is far away is only noted, and a thread
-has the event loop look, every now and then, which have come near enough to need a timer.
+An event loop that has a timer makes the kernel program one each time it waits. For each message of
+each stream, this costs more than everything else a scope does. Most deadlines are never reached. So
+a distant deadline is only noted. Every LOOK_EVERY, a thread makes the event loop look at the noted
+deadlines. Those that have come near get a timer then.
 """
 
 from __future__ import annotations
@@ -20,32 +21,38 @@ from deadlinemesh.deadline.context import DeadlineContext
 __all__ = ["LOOK_EVERY", "NEAR", "CoarseTimers", "Waiting", "coarse_timers_of"]
 
 LOOK_EVERY = 0.1
-"""Seconds between two looks."""
+"""Seconds between two looks at the noted deadlines."""
 
 NEAR = 0.3
-"""Seconds before its deadline that a timer is set. As it is longer than LOOK_EVERY, a look may well come late."""
+"""Seconds left when a deadline gets its timer. Longer than LOOK_EVERY, as a look may be late."""
 
 
 class Waiting(Protocol):
-    """What has a deadline: that of its context."""
+    """Something that must be called at the deadline of its context."""
 
     context: DeadlineContext
 
     def set_timer(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Have the event loop call at the deadline."""
+        """Set a timer of `loop` for the deadline."""
 
 
 class CoarseTimers:
-    """Watches for one event loop. Not to be used from another thread than that one's."""
+    """The distant deadlines of one event loop.
+
+    Use it only in that loop's thread. `remind` alone is for the watching thread.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._far: set[Waiting] = set()
         self.forget: Callable[[Waiting], None] = self._far.discard
-        """Watch no longer; nothing if it was not watched."""
+        """Stop watching. Does nothing if it was not watched."""
 
     def watch(self, waiting: Waiting, remaining: float, clock: Clock) -> None:
-        """Have `waiting` set a timer in time for its deadline, `remaining` seconds away. On a virtual clock: now."""
+        """Call `waiting.set_timer` in time for its deadline, `remaining` seconds away.
+
+        If the deadline is near, or the clock is virtual, it is called at once.
+        """
         if remaining < NEAR or clock is not SYSTEM_CLOCK:
             waiting.set_timer(self._loop)
             return
@@ -54,26 +61,26 @@ class CoarseTimers:
             _THREAD.wake()
 
     def look(self) -> None:
-        """Have all that came near set their timers."""
+        """Set the timers of all deadlines that have come near."""
         near = time.monotonic() + NEAR
         for waiting in [waiting for waiting in self._far if waiting.context.absolute_deadline < near]:
             self._far.discard(waiting)
             waiting.set_timer(self._loop)
 
     def remind(self) -> bool:
-        """From the thread: have the event loop look. False if there is nothing to look for."""
+        """Make the event loop look. Called by the watching thread. False if nothing is watched."""
         if not self._far:
             return False
         try:
             self._loop.call_soon_threadsafe(self.look, context=Context())
-        except RuntimeError:  # the loop is closed: nobody waits any more
+        except RuntimeError:  # the loop is closed: no deadline matters any more
             self._far.clear()
             return False
         return True
 
 
 class _Thread:
-    """Reminds every lookout of the process, and sleeps while there is nothing to look for."""
+    """The watching thread of the process. It sleeps while no deadline is watched."""
 
     def __init__(self) -> None:
         self.awake = False
@@ -96,7 +103,8 @@ class _Thread:
                 self._doze()
 
     def _doze(self) -> None:
-        # In this order: whoever comes after `awake` fell sets the event, and whoever came before is found by the last look.
+        # The order matters. A deadline added after `awake` became False sets the event. One added
+        # before that is found by the last look.
         self._woken.clear()
         self.awake = False
         if not self._remind():
@@ -109,14 +117,15 @@ class _Thread:
 
 
 _DOZE_AFTER = 20
-"""Looks at nothing before the thread falls asleep: to wake it costs a call more than the thread costs the process."""
+"""Looks without any deadline before the thread sleeps. Waking it costs one call more than it costs
+the process to keep it awake."""
 
 _THREAD = _Thread()
 _LOOKOUTS: dict[asyncio.AbstractEventLoop, CoarseTimers] = {}
 
 
 def coarse_timers_of(loop: asyncio.AbstractEventLoop) -> CoarseTimers:
-    """The lookout of `loop`."""
+    """The coarse timers of `loop`, made on first use."""
     if loop not in _LOOKOUTS:
         for closed in [other for other in _LOOKOUTS if other.is_closed()]:
             del _LOOKOUTS[closed]

@@ -1,4 +1,4 @@
-"""Whose time is being spent and until when."""
+"""The deadline context: the tenant, the deadline and the names of one run."""
 
 from __future__ import annotations
 
@@ -19,21 +19,25 @@ __all__ = ["DeadlineContext", "current", "current_or_none", "entered"]
 
 @dataclass(frozen=True, slots=True, init=False)
 class DeadlineContext:
-    """The tenant, the deadline and the names that travel with one run, immutable from birth to completion.
+    """The tenant, the deadline and the names that travel with one run. Immutable.
 
-    Nothing extends a deadline. `tightened_to` and `tightened_after` give narrower copies; a different budget is a new grant,
-    and only the orchestrator's edge grants.
+        now = SYSTEM_CLOCK.monotonic()
+        context = DeadlineContext("acme", now + 30.0, "free", trace_id, run_id, started_at=now)
+        context.tightened_after(2.0).remaining  # 2.0
+
+    A deadline is never extended. `tightened_to` and `tightened_after` return narrower copies.
+    Another budget needs a new grant, and only the edge grants.
     """
 
     tenant_id: str
     absolute_deadline: float
-    """The instant on `clock` at which all work must have ended."""
+    """The deadline: an instant on `clock`. All work must have ended by then."""
     tier: str
     trace_id: str
     """W3C trace id: 32 hexadecimal digits."""
     run_id: str
     started_at: float
-    """The instant on `clock` at which this hop, or this background work, began."""
+    """The start of this hop's work, or of the background work: an instant on `clock`."""
     clock: Clock = field(default=SYSTEM_CLOCK, repr=False, compare=False)
 
     def __init__(
@@ -46,7 +50,7 @@ class DeadlineContext:
         started_at: float,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        # What a frozen dataclass generates takes twice as long, and every call makes one.
+        # The generated __init__ takes twice as long, and every call makes a context.
         set_tenant_id, set_deadline, set_tier, set_trace_id, set_run_id, set_started_at, set_clock = _SETTERS
         set_tenant_id(self, tenant_id)
         set_deadline(self, absolute_deadline)
@@ -58,30 +62,30 @@ class DeadlineContext:
 
     @property
     def remaining(self) -> float:
-        """Seconds left, never negative."""
+        """Seconds until the deadline, never negative."""
         return max(0.0, self.absolute_deadline - self.clock.monotonic())
 
     @property
     def is_expired(self) -> bool:
-        """Whether the deadline has passed."""
+        """True if the deadline has passed."""
         return self.clock.monotonic() >= self.absolute_deadline
 
     @property
     def granted(self) -> float:
-        """Seconds between the start here and the deadline."""
+        """Seconds from the start on this hop to the deadline."""
         return self.absolute_deadline - self.started_at
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the start here."""
+        """Seconds since the start on this hop."""
         return self.clock.monotonic() - self.started_at
 
     def tightened_to(self, instant: float) -> DeadlineContext:
-        """A copy that ends at `instant`, or at the present deadline if that is earlier."""
+        """A context that ends at `instant`, or at the present deadline if that is earlier."""
         return self if instant >= self.absolute_deadline else replace(self, absolute_deadline=instant)
 
     def tightened_after(self, seconds: float) -> DeadlineContext:
-        """A copy that ends `seconds` from now, or at the present deadline if that is earlier."""
+        """A context that ends in `seconds`, or at the present deadline if that is earlier."""
         return self.tightened_to(self.clock.monotonic() + seconds)
 
 
@@ -89,12 +93,13 @@ _SETTERS: Any = tuple(getattr(DeadlineContext, one.name).__set__ for one in fiel
 
 NOWHERE: tuple[None, None] = (None, None)
 
-# The current context, and the scope that owns what the running task starts: one variable, as every call sets and resets both.
+# The current context, and the scope that owns the tasks started by the running task. They share one
+# variable because every call sets and resets both.
 HERE: ContextVar[tuple[DeadlineContext | None, Scope | None]] = ContextVar("deadline", default=NOWHERE)
 
 
 def current() -> DeadlineContext:
-    """The context of the running task. Raises NoDeadline where there is none."""
+    """The context of the running task. Raises NoDeadline if it has none."""
     context = HERE.get()[0]
     if context is None:
         raise NoDeadline(
@@ -104,13 +109,19 @@ def current() -> DeadlineContext:
 
 
 def current_or_none() -> DeadlineContext | None:
-    """The context of the running task, or None."""
+    """The context of the running task, or None if it has none."""
     return HERE.get()[0]
 
 
 @contextmanager
 def entered(context: DeadlineContext) -> Iterator[DeadlineContext]:
-    """Make `context` current for the block. It enforces nothing by itself: scopes and `narrowed_*` do."""
+    """Make `context` current for the block.
+
+        with entered(context):
+            await call_upstream()
+
+    This does not enforce the deadline. Scopes, `narrowed_at` and `narrowed_after` do.
+    """
     token = HERE.set((context, HERE.get()[1]))
     try:
         yield context

@@ -1,10 +1,12 @@
-"""How late the event loop is, and whose work made it so.
+"""The lateness of the event loop, and the call that caused it.
 
-One function that computes or blocks delays the deadlines of every tenant on its loop. While there is work at all, a thread asks the
-loop for a sign of life, and where that fails to come it looks at what the loop is doing. Calls themselves are not touched.
+One function that computes or blocks delays the deadlines of every tenant on its loop. While any
+scope is live, a thread asks the loop for a sign of life. If the loop does not answer, the thread
+samples the loop's stack. Calls themselves are not touched.
 
-What holds the interpreter as well, such as one long match of a regular expression, is looked at as it ends, and found all the same
-unless the machine is too busy: the thread has been waiting for its turn since. What was gone before the look is not guessed at.
+Code that also holds the GIL, such as one long regular expression match, is sampled as it ends. The
+thread has been waiting for the GIL, so it still finds this code, unless the machine is too busy.
+Code that ended before the sample is not guessed at.
 """
 
 from __future__ import annotations
@@ -25,29 +27,29 @@ from deadlinemesh.deadline.scope import Scopes
 __all__ = ["ASK_EVERY", "LAGS_AFTER", "Lag", "LagWatch"]
 
 ASK_EVERY = 0.025
-"""Seconds between two questions."""
+"""Seconds between two requests for a sign of life."""
 
 LAGS_AFTER = 0.05
-"""Seconds without an answer that are reported."""
+"""Seconds without an answer. After these, a lag is reported."""
 
 _LOOK_EVERY = 0.005
-"""Seconds between two looks at a loop that does not answer."""
+"""Seconds between two samples of a loop that does not answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lag:
-    """The loop has not answered for `seconds`."""
+    """The loop did not answer for `seconds`."""
 
     seconds: float
     function: str
-    """Where it was found most often: the innermost function that is not of the standard library, and its line. Empty where it was
-    gone before it could be looked at."""
+    """The function found in most samples, with its line: the innermost one outside the standard
+    library. Empty if the work ended before the first sample."""
     context: DeadlineContext | None
-    """The call for which it worked; None where it worked for none, or that is not known."""
+    """The call that the function worked for; None if there is none, or if it is not known."""
 
 
 class LagWatch:
-    """Watches the running loop from now on until `stop`; `on_lag` is called on it, once it is back."""
+    """Watches the running loop until `stop`. After a lag, `on_lag` is called on the loop."""
 
     def __init__(self, scopes: Scopes, on_lag: Callable[[Lag], None]) -> None:
         self._scopes = scopes
@@ -59,7 +61,7 @@ class LagWatch:
         threading.Thread(target=self._watch, name="lag watch", daemon=True).start()
 
     def stop(self) -> None:
-        """Watch no longer."""
+        """Stop watching."""
         self._stopped.set()
 
     def _watch(self) -> None:
@@ -88,7 +90,10 @@ class LagWatch:
         self._loop.call_soon_threadsafe(self._on_lag, lag, context=Context())
 
     def _look(self) -> tuple[str, DeadlineContext | None] | None:
-        """What the loop works on, and for which call; None where it has gone on meanwhile, and this tells nothing."""
+        """The loop's present function, and the call that it works for.
+
+        None if the loop went on during the sample, or if only the loop's own code runs.
+        """
         task = asyncio.current_task(self._loop)
         function = _innermost(sys._current_frames().get(self._loop_thread))
         if not function or self._answered.is_set() or asyncio.current_task(self._loop) is not task:
@@ -97,7 +102,7 @@ class LagWatch:
 
 
 def _waits(frame: FrameType | None) -> bool:
-    """Whether the loop waits for something to happen. It is not woken up to be asked, where its frame tells as much."""
+    """True if the frame shows that the loop waits for events. Then it need not be woken."""
     if frame is None:
         return False
     where = (frame.f_globals.get("__name__"), frame.f_code.co_name)
@@ -105,11 +110,15 @@ def _waits(frame: FrameType | None) -> bool:
 
 
 _WAITING = {("selectors", "select"), ("asyncio.runners", "run")}
-"""Where asyncio's own loop waits, and the last that is Python's of one that waits elsewhere, as uvloop's: that, or what runs it."""
+"""Modules and functions of a waiting loop: asyncio's own, and the last Python frame above uvloop's,
+as that waits in C. There, the last frame may also be `run_until_complete`."""
 
 
 def _innermost(frame: FrameType | None) -> str:
-    """The innermost function that is not of the standard library, or the innermost of all; empty where it is the loop's own."""
+    """The innermost function outside the standard library, else the innermost of all.
+
+    Empty if only the loop's own code runs.
+    """
     first = frame
     while frame is not None and not _is_of_the_loop(frame):
         module = str(frame.f_globals.get("__name__", ""))
@@ -124,7 +133,7 @@ def _is_of_the_loop(frame: FrameType) -> bool:
 
 
 _TURNS = {asyncio.Handle._run.__code__, asyncio.BaseEventLoop._run_once.__code__}  # type: ignore[attr-defined]  # not of its stub
-"""What of asyncio's own loop calls callbacks, and what calls that."""
+"""Code objects of asyncio's callback dispatch. Frames at or above them are the loop itself."""
 
 
 def _named(frame: FrameType) -> str:

@@ -1,4 +1,4 @@
-"""Where time went: wall time divided among phases, without overlap."""
+"""A ledger of time: wall time divided among phases, without overlap."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ P = TypeVar("P", bound=str)
 class Ledger(Generic[P]):
     """Charges every instant since `started_at` to at most one phase.
 
-    `ranks` has all phases: where several are active, the lowest rank is charged. `opening` is active
-    from the start. `on_change` is called with each phase that comes into force.
+    `ranks` has all phases. If several are active, the one with the lowest rank is charged.
+    `opening` is active from the start. `on_change` is called with each phase that begins to be
+    charged.
 
         ledger = Ledger({"work": 0, "wait": 1}, clock, clock.monotonic())
         with ledger.phase("wait"):
@@ -47,7 +48,7 @@ class Ledger(Generic[P]):
 
     @contextmanager
     def phase(self, phase: P) -> Iterator[None]:
-        """Be in `phase` for the block. Phases may overlap, in one task or in several."""
+        """Make `phase` active for the block. Phases may overlap, in one task or in several."""
         self.enter(phase)
         try:
             yield
@@ -55,7 +56,7 @@ class Ledger(Generic[P]):
             self.leave(phase)
 
     def enter(self, phase: P) -> None:
-        """Be in `phase` until `leave`; for where a block does not fit."""
+        """Make `phase` active until `leave`. For code that cannot use the block of `phase`."""
         self._active[phase] += 1
         self._switch()
 
@@ -67,18 +68,21 @@ class Ledger(Generic[P]):
         self._switch()
 
     def spent(self) -> dict[P, float]:
-        """Seconds charged to each phase until now; phases without any are left out."""
+        """Seconds charged to each phase until now. Phases without any are left out."""
         self._charge()
         spent = self._spent
         return {phase: spent[phase] for phase in self._ranks if spent.get(phase, 0.0) > 0}
 
     def balance(self) -> tuple[float, dict[P, float]]:
-        """Seconds since the start, and those charged to each phase: as of one instant, so that these never add up to more."""
+        """Seconds since the start, and seconds charged to each phase.
+
+        Both are sampled at one instant, so the phases never add up to more than the total.
+        """
         spent = self.spent()
         return self._charged_until - self._started_at, spent
 
     def close(self) -> None:
-        """Forget everything but the time, and whom changes were told: a closed ledger may be kept for long."""
+        """Drop the phases, their times and `on_change`. A closed ledger may be kept for long."""
         self._on_change = None
         self._in_force = None
         self._active.clear()
@@ -86,7 +90,7 @@ class Ledger(Generic[P]):
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the start."""
+        """Seconds since `started_at`."""
         return self._clock.monotonic() - self._started_at
 
     def _switch(self) -> None:
@@ -105,7 +109,14 @@ class Ledger(Generic[P]):
 
 
 class PhaseTrack(Generic[P]):
-    """The phases of one activity, one after the other; `now` is the present one, None once it was left."""
+    """The phases of one activity, one after the other.
+
+        track = PhaseTrack(ledger, "wait")
+        track.enter("work")
+        track.leave()
+
+    `now` is the present phase, and None after `leave`.
+    """
 
     def __init__(self, ledger: Ledger[P], first: P) -> None:
         self.now: P | None = first
@@ -113,14 +124,14 @@ class PhaseTrack(Generic[P]):
         ledger.enter(first)
 
     def enter(self, phase: P) -> None:
-        """The next one, or the same again."""
+        """Go to `phase`. Does nothing if it is the present one, or after `leave`."""
         if phase is not self.now and self.now is not None:
             self._ledger.enter(phase)
             self._ledger.leave(self.now)
             self.now = phase
 
     def leave(self) -> None:
-        """The end, also a second time."""
+        """End the last phase. A second call does nothing."""
         if self.now is not None:
             self._ledger.leave(self.now)
             self.now = None

@@ -1,6 +1,7 @@
-"""For transports and hosts: how scopes own tasks, threads and processes, and how late the event loop is.
+"""The parts of `deadline` for transports and hosts.
 
-Services that embed deadlines need none of this.
+They make scopes own tasks, threads and processes, and measure the lateness of the event loop.
+Services that embed deadlines do not need this module.
 """
 
 from deadlinemesh.deadline.context import HERE

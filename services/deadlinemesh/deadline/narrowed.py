@@ -1,7 +1,8 @@
-"""A share of the current time for one block of code.
+"""A part of the remaining time for one block of code.
 
-`asyncio.timeout` would cancel once, and one swallowed `CancelledError` would let the block run on. This one cancels again
-until the block is left, and everything inside the block, outbound calls included, sees the narrower deadline.
+`asyncio.timeout` cancels only once, so a block that swallows one `CancelledError` would run on.
+This module cancels again until the block is left. Everything inside the block, outbound calls
+included, sees the narrower deadline.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ __all__ = ["Narrowed", "RepeatedCancel", "narrowed_after", "narrowed_at"]
 
 
 class RepeatedCancel:
-    """Cancels the running task, and again until the block that it is in is left; and takes that back in the end."""
+    """Cancels the running task repeatedly until its block is left, then takes the cancels back."""
 
     def __init__(self) -> None:
         task = asyncio.current_task()
@@ -33,21 +34,23 @@ class RepeatedCancel:
         self._timer: asyncio.TimerHandle | None = None
 
     def cut(self) -> None:
-        """Cancel it now."""
+        """Cancel the task now, and again every CANCEL_AGAIN_AFTER."""
         assert self._task is not None
         self._cancels += 1
         self._task.cancel()
         self._timer = asyncio.get_running_loop().call_later(CANCEL_AGAIN_AFTER, self.cut)
 
     def is_why(self, kind: type[BaseException] | None) -> bool:
-        """End the cutting as the block is left. Whether it is the reason that an exception of this `kind` leaves the block.
+        """Stop cancelling as the block is left. True if it caused the exception of type `kind`.
 
-        A cancel from outside that came as well must go on. And a block that turned our cancel into an error of another kind, as a
-        task group does whose children fail while they are being cancelled, ended for lack of time all the same.
+        False if a cancel from outside came as well: that one must propagate. The exception may be
+        of another type than our cancel. For example, a task group raises its own error if a child
+        fails while it is cancelled. Such a block still ended for lack of time.
         """
         if self._timer is not None:
             self._timer.cancel()
-        # A task keeps the error that it ends with, and every frame on its way: one of them knows us.
+        # A task keeps its final error and the frames in its traceback, and one of those refers to
+        # us. Drop our reference to the task, to break the cycle.
         task, self._task = self._task, None
         assert task is not None
         pending = self._cancels_before
@@ -62,12 +65,12 @@ class RepeatedCancel:
 
 
 class Narrowed:
-    """The context manager behind `narrowed_at` and `narrowed_after`; enter it with `async with`, once."""
+    """The context manager of `narrowed_at` and `narrowed_after`. Enter it once."""
 
     def __init__(self, context: DeadlineContext, phase: str) -> None:
         self.context = context
         self.expired = False
-        """Whether this block's own deadline passed while it ran."""
+        """True if the deadline of this block passed while the block ran."""
         self._phase = phase
         self._cutting: RepeatedCancel
         self._timer: asyncio.TimerHandle | None = None
@@ -82,7 +85,7 @@ class Narrowed:
         return self
 
     def set_timer(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Have `loop` end the block at its deadline."""
+        """Set a timer of `loop` that ends the block at its deadline."""
         self._timer = loop.call_at(self.context.absolute_deadline, self._spend)
 
     def _spend(self) -> None:
@@ -101,20 +104,27 @@ class Narrowed:
         del traceback
         if self._cutting.is_why(kind):
             if isinstance(error, asyncio.CancelledError):
-                error.__traceback__ = None  # see Scope
+                error.__traceback__ = None  # breaks a cycle, see Scope.__aexit__
             raise DeadlineSpent(f"the time for {self._phase or 'this step'} is spent", phase=self._phase) from (
                 None if isinstance(error, asyncio.CancelledError) else error
             )
 
 
 def narrowed_at(instant: float, phase: str = "") -> Narrowed:
-    """Run a block until `instant` at the latest, or until the current deadline if that is earlier.
+    """Limit a block to `instant`, or to the current deadline if that is earlier.
 
-    Raises NoDeadline where no context is current, and DeadlineSpent, naming `phase`, when the block's time was spent.
+    Raises NoDeadline if no context is current. The block raises DeadlineSpent, with the name
+    `phase`, when its time is spent.
     """
     return Narrowed(current().tightened_to(instant), phase)
 
 
 def narrowed_after(seconds: float, phase: str = "") -> Narrowed:
-    """Run a block for `seconds` at most, or until the current deadline if that is earlier. Raises as `narrowed_at`."""
+    """Limit a block to `seconds`, or to the current deadline if that is earlier.
+
+        async with narrowed_after(2.0, "lookup"):
+            await fetch()
+
+    Raises the errors of `narrowed_at`.
+    """
     return Narrowed(current().tightened_after(seconds), phase)

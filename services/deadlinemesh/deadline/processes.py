@@ -1,11 +1,12 @@
-"""Ownership of processes: what a call starts on the event loop, or in its threads, ends with it as its tasks do.
+"""Ownership of processes: a process that a call starts ends with the call, as its tasks do.
 
-Python raises an audit event before it starts a process, in the context of whoever does. So the next new child of that thread is of
-that context's scope. Its descendants are found below it. What it leaves when it dies falls to this process, if that has
-called `inherit_processes`, and belongs to the same scope.
+This covers processes started on the event loop or in its threads. Python raises an audit event just
+before it starts a process, in the caller's context. So the next new child of that thread belongs to
+the scope of that context. Its descendants are found below it. When it dies, this process inherits
+its children, if `inherit_processes` was called, and they belong to the same scope.
 
-REPORT_ORPHAN_AFTER after the end of its scope, a process that lives on is an orphan: reported, and killed with its descendants.
-Linux only; elsewhere nothing is owned.
+A process still alive REPORT_ORPHAN_AFTER its scope's end is an orphan. It is reported, and killed
+with its descendants. Linux only; elsewhere no process is owned.
 """
 
 from __future__ import annotations
@@ -28,27 +29,27 @@ from deadlinemesh.deadline.scope import REPORT_ORPHAN_AFTER, Scope, owner_of_thr
 __all__ = ["end_processes", "inherit_processes", "own_processes"]
 
 MOST_REPORTED = 20
-"""Processes of one scope that are reported. All are killed."""
+"""Processes of one scope that are reported at most. All are killed."""
 
 _STARTS = frozenset({"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system"})
-"""Python's audit events of a process that is about to be started."""
+"""Python's audit events that precede the start of a process."""
 
 _PR_SET_CHILD_SUBREAPER = 36
 
 _owner: _Processes | None = None
-"""Of the event loop that runs in this process now."""
+"""The processes of the event loop that now runs in this process."""
 
 _hooked = False
 
 
 def inherit_processes() -> None:
-    """Have this process inherit what its descendants leave when they die, instead of the machine's first process."""
+    """Make this process inherit its descendants' orphaned children, in place of process 1."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def own_processes() -> None:
-    """Have scopes own the processes that are started under them, on the running loop or in its threads."""
+    """Make scopes own the processes started under them, on the running loop or in its threads."""
     global _owner, _hooked
     loop = asyncio.get_running_loop()
     if (_owner is not None and _owner.loop is loop) or not hasattr(os, "pidfd_open"):
@@ -60,7 +61,7 @@ def own_processes() -> None:
 
 
 def end_processes() -> None:
-    """Report and kill at once what scopes still own: this process is about to end."""
+    """Report and kill at once all processes that scopes own: this process is about to end."""
     if _owner is not None:
         _owner.end_all()
 
@@ -71,21 +72,21 @@ def _audit(event: str, _: tuple[Any, ...]) -> None:
 
 
 class _Owned:
-    """What one scope has started."""
+    """The processes that one scope has started."""
 
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
         self.alive: dict[int, int] = {}
-        """Process ids, each with a file descriptor of the process."""
+        """Ids of living processes, each with its pidfd."""
         self.dead: set[int] = set()
-        """Children that have died. The call itself may still want their exit codes."""
+        """Ids of dead children. The call itself may still want their exit codes."""
         self.inherited: set[int] = set()
-        """Those whom nobody but this process can wait for."""
+        """Ids of inherited processes. Only this process can wait for them."""
         self.reported: set[int] = set()
         self.since = 0.0
-        """The instant at which the scope ended, or was stopped."""
+        """The instant of the scope's end or stop."""
         self.over = False
-        """Whether what is found from now on is killed at once."""
+        """True if processes found from now on are killed at once."""
 
 
 class _Processes:
@@ -96,32 +97,32 @@ class _Processes:
         self._thread = threading.get_native_id()
         self._lock = threading.Lock()
         self._seen = {thread: set(_children(os.getpid(), thread)) for thread in (os.getpid(), self._thread)}
-        """By thread, its children when they were last looked at."""
+        """The children of each thread at the last look."""
         self._starting: dict[int, Scope | None] = {}
-        """By thread, whose process it was about to start; None for the mesh's own."""
+        """Threads about to start a process, each with its scope; None if no scope is current."""
         self._owned: dict[Scope, _Owned] = {}
 
     def starting(self) -> None:
-        """Note that the running thread is about to start a process, for the scope of its context."""
+        """Note that the running thread is about to start a process for its current scope."""
         thread, scope = threading.get_native_id(), owner_of_threads()
-        self._settle(thread)  # what has been started before is nothing of it
+        self._settle(thread)  # earlier children do not belong to this scope
         with self._lock:
             self._starting[thread] = scope
         self._on_loop(self._started, thread, scope)
 
     def end_all(self) -> None:
-        """Report and kill now all that scopes own."""
+        """Report and kill now all processes that scopes own."""
         for owned in list(self._owned.values()):
             self._end(owned)
 
     def _started(self, thread: int, scope: Scope | None) -> None:
         if scope is not None:
             self._of(scope)
-        if thread == self._thread:  # another may not have come to it yet
+        if thread == self._thread:  # another thread may not have started it yet
             self._settle(thread)
 
     def _settle(self, thread: int) -> None:
-        """Give the new children of `thread` to the scope for which it was starting one."""
+        """Assign the new children of `thread` to the scope noted for it."""
         with self._lock:
             scope = self._starting.get(thread)
             new = self._new_children(thread)
@@ -151,7 +152,7 @@ class _Processes:
         owned = self._of(scope)
         try:
             process = os.pidfd_open(pid)
-        except OSError:  # it has ended, and has been waited for
+        except OSError:  # it has ended and was waited for
             return
         owned.alive[pid] = process
         if inherited:
@@ -168,15 +169,15 @@ class _Processes:
             _wait_for(pid)
         else:
             owned.dead.add(pid)
-        for thread in tuple(self._starting):  # what is new among the children for another reason than this death
+        for thread in tuple(self._starting):  # started children must not pass for inherited ones
             self._settle(thread)
         with self._lock:
-            left = self._new_children(os.getpid())  # the first thread inherits
+            left = self._new_children(os.getpid())  # the main thread inherits
         for one in left:
             self._own(one, self._by_session(one) or owned.scope, inherited=True)
 
     def _by_session(self, pid: int) -> Scope | None:
-        """The scope that the leader of the process's session or group belongs to."""
+        """The scope that owns the leader of the process's session or group."""
         with suppress(ProcessLookupError):
             leaders = {os.getsid(pid), os.getpgid(pid)}
             for scope, owned in self._owned.items():
@@ -209,9 +210,9 @@ class _Processes:
 
     def _forget(self, owned: _Owned) -> None:
         while owned.dead:
-            _wait_for(owned.dead.pop())  # the call is over: nobody else will
+            _wait_for(owned.dead.pop())  # the call is over: no other code will do it
         if owned.alive:
-            self._end(owned)  # it may hang in a system call, or have forked on
+            self._end(owned)  # it may hang in a system call, or may have forked
         else:
             self._owned.pop(owned.scope, None)
 
@@ -244,7 +245,10 @@ def _descendants(pid: int) -> Iterator[int]:
 
 
 def _name(pid: int) -> str:
-    """What a living process runs; empty where it is dead. Its arguments may hold secrets."""
+    """The program name of a living process; empty if it is dead.
+
+    Not its arguments: they may hold secrets.
+    """
     with suppress(OSError):
         name, _, rest = Path(f"/proc/{pid}/stat").read_text(errors="replace").partition(" (")[2].rpartition(") ")
         if rest[0] not in "ZX":

@@ -1,9 +1,10 @@
-"""Attempts that fit into what remains.
+"""Retries that fit into the remaining time.
 
-The rules are those of the design, section 4. An attempt starts only if it and the wait before it fit. One that may be followed
-by another is given up after ATTEMPT_SHARE of what remains, or when it has been silent for longer than is known to be usual: what
-hangs deserves another try, and that needs time. What is merely slow does not, so an attempt goes on where no other could take its
-place. An upstream's own wish to wait is honoured only if it fits.
+The rules come from the design, section 4. An attempt starts only if it and the backoff before it
+fit. If another attempt may follow, an attempt is given up after ATTEMPT_SHARE of the remaining
+time, or when it is silent for longer than usual. A hung call needs another try, and a try needs
+time. A call may also be only slow, so the attempt goes on if no other attempt could replace it. The
+wait that an upstream asks for is honoured only if it fits.
 """
 
 from __future__ import annotations
@@ -26,26 +27,32 @@ __all__ = ["Attempt", "Retry", "RetryPolicy", "retried"]
 T = TypeVar("T")
 
 ATTEMPT_SHARE = 0.8
+"""Fraction of the remaining time that an attempt may take if another may follow."""
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often and how patiently. Durations are in seconds."""
+    """The limits of the retries of one call. Durations are in seconds."""
 
     retries: int
-    """Attempts after the first."""
+    """Attempts after the first one."""
     viable_attempt: float = 0.05
-    """An attempt with less time than this is not worth starting."""
+    """An attempt with less time than this is not started."""
     patience: float | None = None
-    """How long an attempt that gave a sign of life may then be silent; None, not known: ATTEMPT_SHARE of what remains."""
+    """Time an attempt may be silent after a sign of life.
+
+    None if unknown: then it is ATTEMPT_SHARE of the remaining time.
+    """
     first_backoff: float = 0.1
+    """Upper bound of the backoff before the first retry. It doubles with each retry."""
     longest_backoff: float = 5.0
+    """Upper bound of each backoff. A wait that the upstream asks for is not bounded by it."""
 
     def backoff(self, retry: int, wanted: float | None, draw: float) -> float:
-        """Seconds to wait before retry number `retry`, from 1.
+        """Seconds to wait before retry number `retry`, counted from 1.
 
-        What the upstream `wanted` if it said so; else exponential with full jitter: `draw`, from 0 to 1, of the doubling
-        ceiling.
+        If the upstream asked for a wait, this is `wanted`. Else it is exponential with full jitter:
+        the fraction `draw`, from 0 to 1, of a ceiling that doubles with each retry.
         """
         if wanted is not None:
             return wanted
@@ -55,20 +62,20 @@ class RetryPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """What was decided about one retry."""
+    """The decision about one retry."""
 
     number: int
-    """From 1."""
+    """The number of the retry, counted from 1."""
     why: str
-    """What it was for: the reason of the error, or HUNG for an attempt that was silent for too long."""
+    """The reason of the last attempt's error, or HUNG if that attempt was silent for too long."""
     backoff: float
-    """Seconds before it."""
+    """Seconds to wait before the retry."""
     refused: str
-    """Empty for a retry that is made. Else what forbade it: `limit`, `time`, `retry_after`, `budget`."""
+    """Empty if the retry is made. Else its obstacle: `limit`, `time`, `retry_after` or `budget`."""
 
 
 class Attempt:
-    """One attempt, as its work sees it."""
+    """The handle that an attempt's work gets, to report its progress."""
 
     def __init__(self, policy: RetryPolicy, patience: SilenceTimeout, impatient: bool) -> None:
         self._policy = policy
@@ -76,13 +83,13 @@ class Attempt:
         self._impatient = impatient
 
     def alive(self) -> None:
-        """Give a sign of life: patience begins anew."""
+        """Give a sign of life. The silence timeout starts again."""
         if self._impatient:
             share = current().remaining * ATTEMPT_SHARE
             self._patience.lasts(share if self._policy.patience is None else self._policy.patience)
 
     def settled(self) -> None:
-        """Say that there are results that must not come twice: it is not given up any more."""
+        """Report results that must not come twice. The attempt is not given up any more."""
         self._impatient = False
         self._patience.is_endless()
 
@@ -98,13 +105,21 @@ async def retried(
     tell: Callable[[Retry], None] = lambda retry: None,
     draw: Callable[[], float] = random.random,
 ) -> T:
-    """Call `attempt` until it succeeds, fails for good, or no further try fits into the current deadline and the `budget`.
+    """Call `attempt` until it succeeds, fails for good, or no retry fits the deadline and `budget`.
 
-    `waiting` is entered around each backoff; `tell` hears of each retry that is made or refused, in no context. `relief` stands for
-    something else that the caller has to try. In no context either, it is asked once for each attempt that seems to hang, with the
-    seconds that remain: whether the attempt is left to that. Where it is, that is to be tried.
+        async def get(attempt: Attempt) -> Reply:
+            return await stub.Get(request)
 
-    Raises the last attempt's error: retrying never replaces it by its own. Raises GivenUp only where `relief` said so.
+        reply = await retried(get, RetryPolicy(retries=2), is_transient=is_unavailable)
+
+    `waiting` is entered around each backoff. `tell` is called with each decision about a retry.
+
+    `relief(remaining)` is for a caller that has a fallback. It is called with the remaining seconds
+    when an attempt seems to hang. If it returns True, the attempt ends with AttemptHung, and the
+    caller must try its fallback. `relief` and `tell` may run without a current context.
+
+    Raises the last attempt's error, never an error of its own. Raises AttemptHung only after
+    `relief` has returned True.
     """
     if budget is not None:
         budget.call()
@@ -132,7 +147,7 @@ async def retried(
 
 
 class _Following:
-    """Decides on the retry that may follow an attempt."""
+    """Decides about the retry that may follow one attempt."""
 
     def __init__(
         self,
@@ -151,15 +166,15 @@ class _Following:
         self._draw = draw
 
     def after(self, error: Exception) -> bool:
-        """Whether it is made, now that the attempt has failed."""
+        """True if the retry is made, after `error` ended the attempt."""
         return self._decided(getattr(error, "reason", type(error).__name__), getattr(error, "retry_after", None))
 
     def instead(self) -> bool:
-        """Whether it is made instead of waiting for an attempt that is silent."""
+        """True if a silent attempt is given up for the retry."""
         return self._decided("HUNG", None)
 
     def left_to(self, relief: Callable[[float], bool]) -> bool:
-        """Whether it is left to `relief` instead."""
+        """True if a silent attempt is given up for the caller's fallback."""
         return relief(self._here.remaining)
 
     def _decided(self, why: str, wanted: float | None) -> bool:

@@ -1,9 +1,10 @@
-"""How many retries one upstream may be given.
+"""A limit on the retries of one upstream.
 
-Retries mend what fails now and then. Where much fails they are more load on what is down already, and the callers' own limits do
-not help: two retries of each call are three times the calls. So there is a share of all calls to the upstream that may be tried
-again. A retry that fails as well counts twice, as it has only done harm: a fifth of the calls may be tried again while that helps,
-and a tenth while it does not, which makes 1.1 attempts a call in a full outage.
+Retries repair occasional failures. In an outage they only add load. Limits per call do not prevent
+this: two retries of each call make three times the calls. So only a share of all calls to the
+upstream may be retried. A retry that fails counts twice, as it did only harm. By default, a fifth
+of the calls may be retried while retries help, and a tenth while they do not. In a full outage this
+makes 1.1 attempts a call.
 """
 
 from __future__ import annotations
@@ -15,16 +16,24 @@ from deadlinemesh.deadline.clock import SYSTEM_CLOCK, Clock
 __all__ = ["RetryBudget"]
 
 _HELPED, _IN_VAIN = 1.0, 2.0
-"""What a retry counts."""
+"""The cost of a retry that succeeds, and of one that fails."""
 
 _FORGOTTEN = 0.1
-"""So little of what was spent is no longer held against anybody: else the floor, once spent, would never be whole again."""
+"""A spent cost up to this counts as zero. It decays exponentially, so the floor would else never
+be whole again."""
 
 
 class RetryBudget:
-    """Counts the calls and the retries of one upstream; both fade, by a factor e in each `fading` seconds.
+    """Counts the calls and retries of one upstream. Both fade by the factor e in `fading` seconds.
 
-    Retries may be `share` of the calls, or `floor` of them in each `fading` seconds where the calls are few.
+        budget = RetryBudget(share=0.2)
+        budget.call()
+        if budget.take():
+            await call_again()
+            budget.helped()
+
+    At most the fraction `share` of the calls may be retried, and half of it if the retries fail. If
+    the calls are few, `floor` failed retries are allowed in `fading` seconds.
     """
 
     def __init__(
@@ -39,12 +48,12 @@ class RetryBudget:
         self._faded_at = clock.monotonic()
 
     def call(self) -> None:
-        """Count a call: its first attempt begins."""
+        """Count a call, as its first attempt begins."""
         self._fade()
         self._calls += 1
 
     def take(self) -> bool:
-        """Count a retry, as one in vain until `helped` says otherwise. False: there is nothing left, do not make it."""
+        """Count a retry as failed, until `helped`. False if none is left: do not make the retry."""
         self._fade()
         if self._spent + _IN_VAIN - _FORGOTTEN > max(self._floor, self._share * self._calls):
             return False
@@ -52,7 +61,7 @@ class RetryBudget:
         return True
 
     def helped(self) -> None:
-        """Say of a retry that it succeeded."""
+        """Count a retry as successful, after `take`."""
         self._fade()
         self._spent = max(0.0, self._spent - (_IN_VAIN - _HELPED))
 

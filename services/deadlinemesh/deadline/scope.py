@@ -1,9 +1,9 @@
-"""Ownership of a task tree: what a call starts ends with it, at the exact instant, whatever it does.
+"""Ownership of a task tree: all tasks that a call starts end with it, at the exact deadline.
 
-asyncio cancels once, and only the task it is asked to; children of `create_task` survive their parent. A `Scope` knows every
-task that was started under it, by anyone, because the event loop's task factory tells it. When the time is spent, or the
-caller leaves, it cancels them all, and again until they are gone. What is still alive after REPORT_ORPHAN_AFTER is an orphan:
-reported, and cancelled on.
+asyncio cancels only one task, and only once. Children made by `create_task` survive their parent. A
+`Scope` knows every task started under it, because the event loop's task factory reports each one.
+When the time is spent, or the caller leaves, the scope cancels them all, and again until they are
+gone. A task still alive after REPORT_ORPHAN_AFTER is an orphan: it is reported, and cancelled on.
 """
 
 from __future__ import annotations
@@ -27,42 +27,50 @@ __all__ = ["CANCEL_AGAIN_AFTER", "REPORT_ORPHAN_AFTER", "Orphan", "Scope", "Scop
 T = TypeVar("T")
 
 REPORT_ORPHAN_AFTER = 0.25
-"""Seconds after which work that was told to stop counts as an orphan (the deadline contract, point 5)."""
+"""Seconds after a stop. Work still alive then is an orphan (the deadline contract, point 5)."""
 
 _BEHIND = 0.005
-"""Seconds that a timer is late by when the event loop has many others to end."""
+"""Seconds of lateness of a timer. From this on, the event loop counts as busy with other ends."""
 
 _EXPIRES_WITH = 0.005
-"""A cancel from outside this close to the deadline, in seconds, is the peer's timer for the same deadline: so far may a
-deadline move between hops (the deadline contract, point 2), and further only where a `Drifting` says so."""
+"""Seconds before the deadline. A cancel from outside within them counts as the peer's timer for the
+same deadline, as a deadline may move so far between hops (the deadline contract, point 2). A
+`Drifting` may add to it."""
 
 
 class Drifting(Protocol):
-    """Knows how far a deadline may have moved on its way from the peer."""
+    """An estimate of how far a deadline has moved on its way from the peer."""
 
     def drift(self, granted: float) -> float:
-        """Seconds by which it may be later here, of a call that was granted `granted` seconds."""
+        """Seconds by which the deadline of a call of `granted` seconds may be later here."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Orphan:
-    """A task, or a thread, that lives on after its scope was stopped."""
+    """A task, thread or process still alive after its scope was stopped."""
 
     context: DeadlineContext
     hop: str
     task: str
-    """What asyncio knows of a task: its name and where its coroutine stands. Of a thread: what was called in it."""
+    """A description. A task: its name, and its coroutine's position in the code. A thread: the
+    called function. A process: its id and program."""
     age: float
     """Seconds since the scope was stopped."""
 
 
 _NOTHING: Any = frozenset()
-"""What most scopes own, from their beginning to their end: two sets would be half of a scope's memory."""
+"""A shared empty set. Most scopes own nothing, and two sets would be half of a scope's memory."""
 
 
 class Scope:
-    """Owns all that is started in its `async with` block. Made by `Scopes.open`; good for one block."""
+    """Owns all tasks started in its `async with` block.
+
+        async with scopes.open(context):
+            await work()
+
+    `Scopes.open` makes a scope. Use it for one block.
+    """
 
     __slots__ = (
         *("_cancels_before", "_closers", "_emptied", "_ending_since", "_holding", "_outer", "_outermost", "_over"),
@@ -86,13 +94,16 @@ class Scope:
     def __init__(self, context: DeadlineContext, owner: Scopes) -> None:
         self.context = context
         self.cause: Cause | None = None
-        """Why the scope was stopped; None while it was not."""
+        """The reason why the scope was stopped; None if it was not."""
         self.caller_left = False
-        """Whether the caller itself ended its wait, so that nobody is there to be told anything."""
+        """True if the caller itself ended its wait, so no status can reach it."""
         self.backlog: Drifting | None = None
-        """What the call waited in before it was taken up; None where its deadline is the peer's to a hair."""
+        """The backlog of calls that this call waited in, as the wait may have moved its deadline.
+
+        None if the deadline is the same as at the peer, within `_EXPIRES_WITH`.
+        """
         self.on_overdue: Callable[[Scope], None] | None = None
-        """Called once, REPORT_ORPHAN_AFTER after the stop, if the block itself still runs."""
+        """Called once, REPORT_ORPHAN_AFTER the stop, if the block itself still runs."""
         self._owner = owner
         self._task: asyncio.Task[Any] | None = None
         self._cancels_before: int
@@ -111,7 +122,7 @@ class Scope:
         self._overdue = False
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run `work` in the calling task, as the block of `async with`, and return its result."""
+        """Run `work` in the calling task, as the block of this scope, and return its result."""
         try:
             async with self:
                 return await work
@@ -119,8 +130,10 @@ class Scope:
             work.close()  # it may never have begun
 
     async def __aenter__(self) -> Self:
-        """Begin; the running task's work is the scope's until the block is left. Raises the `Stopped` error of the cause if the
-        scope was stopped before, or the time is spent: then nothing begins.
+        """Begin the block. Until its end, the scope owns the work of the running task.
+
+        Raises the `Stopped` error of the cause if the scope is stopped already, or the time is
+        spent. Then nothing begins.
         """
         context, owner = self.context, self._owner
         remaining = context.absolute_deadline - context.clock.monotonic()
@@ -130,7 +143,8 @@ class Scope:
             self._over = True
             owner._closed(self)
             raise self.stopped()
-        # Told the loop, it need not ask the system whether this process was forked.
+        # With the loop as argument, current_task need not ask the system if this process was
+        # forked.
         task = asyncio.current_task(owner._loop)
         if task is None or owner._loop is None:
             owner._live_on(asyncio.get_running_loop())
@@ -149,10 +163,10 @@ class Scope:
     async def __aexit__(
         self, kind: type[BaseException] | None, failure: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Wait until all that was started under the scope is gone, or REPORT_ORPHAN_AFTER after its end if something will not
-        go: that something is cancelled on in the background.
+        """Wait until all tasks of the scope are gone, or REPORT_ORPHAN_AFTER at most.
 
-        Raises what the block raised; or, when the scope was stopped, the `Stopped` error of the cause.
+        Tasks that do not end are cancelled on in the background. Raises the block's own error or,
+        if the scope was stopped, the `Stopped` error of the cause.
         """
         task, cancels = self._task, self._cancels_before
         assert task is not None
@@ -170,13 +184,14 @@ class Scope:
         del traceback
         if self.cause is not None:
             while task.cancelling() > cancels:
-                task.uncancel()  # it goes on as the error of its cause, not as a cancellation
-            if getattr(task, "_must_cancel", False):  # the work stopped its own scope and never waited after that
+                task.uncancel()  # the error of the cause replaces the cancellation
+            if getattr(task, "_must_cancel", False):  # the work stopped itself and did not await
                 with suppress(asyncio.CancelledError):
                     await asyncio.sleep(0)
-            # Collections are rare. The task keeps the error that is raised here, and that this frame: no way back to the task.
-            # And in a task group that a cancellation has passed, it keeps itself and all frames on its way. What these have is
-            # much, and freeing it takes a tenth of the time that a run takes to end.
+            # Garbage collections are rare, so reference cycles must not form. The task keeps the
+            # error raised here, and the error keeps this frame: the frame must not keep the task. A
+            # cancellation that passed a task group keeps itself and all frames on its way. These
+            # hold much memory. Freeing it takes a tenth of the time that a run takes to end.
             self._task = None
             del task
             if isinstance(failure, asyncio.CancelledError):
@@ -185,13 +200,14 @@ class Scope:
                 failure.__traceback__ = None
             raise self.stopped() from (None if isinstance(failure, asyncio.CancelledError) else failure)
         if isinstance(failure, asyncio.CancelledError) and task.cancelling() == cancels:
-            # The work raised it by itself, nobody cancelled it: grpc.aio would send no status for that.
+            # The work itself raised it, without a cancel. grpc.aio would send no status for that.
             raise InternalFailure("the handler cancelled itself", hop=self._owner.hop) from failure
 
     def stop(self, cause: Cause) -> None:
-        """End everything under the scope because of `cause`. The first cause stands; a scope that is over ignores it.
+        """End everything under the scope because of `cause`.
 
-        Work that has not begun yet will not.
+        The first cause stands. A scope that is over ignores it. A block that has not begun yet will
+        not begin.
         """
         if self.cause is None and not self._over:
             self.cause = cause
@@ -199,15 +215,16 @@ class Scope:
                 self._end()
 
     def set_timer(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Have `loop` stop the scope at its deadline."""
-        # In a context of its own: a copy of the scope's would keep the scope alive until the deadline.
+        """Set a timer of `loop` that stops the scope at its deadline."""
+        # An empty context: a copy of the scope's would keep the scope alive until the deadline.
         deadline = self.context.absolute_deadline
         self._timer = loop.call_at(deadline, self.stop, Cause.DEADLINE_SPENT, context=Context())
 
     def adopt(self, task: asyncio.Task[Any]) -> None:
-        """Own `task` too. The task factory calls this for each task born under the scope."""
+        """Own `task` too. The task factory calls this for each task started under the scope."""
         if self._over and not self._tasks:
-            # Born after the end, from a callback set up before it. It may clean up until the first round of cancellation.
+            # Started after the end, by a callback from before the end. It may clean up until the
+            # first round of cancellation.
             self._owner._reopened(self)
             self._ending_since, self._overdue = self.context.clock.monotonic(), False
             self._round = self._owner._rounds.next(self._cancel_again)
@@ -218,9 +235,10 @@ class Scope:
         task.add_done_callback(self._gone)
 
     def own(self, close: Callable[[], object]) -> Callable[[], None]:
-        """Own something that is not a task, such as an open stream: `close` is called when the scope ends or is stopped.
+        """Own something other than a task, such as an open stream.
 
-        Returns what disowns it again, to be called when it has ended by itself.
+        `close` is called when the scope ends or is stopped. Returns a function that ends the
+        ownership. Call it when the thing has ended by itself.
         """
         if self._closers:
             self._closers.add(close)
@@ -230,17 +248,18 @@ class Scope:
 
     @property
     def over(self) -> bool:
-        """Whether its block has been left. What is owned from now on is closed by nobody."""
+        """True if the block has been left. A later `own` may never call its `close`."""
         return self._over
 
     def report(self, what: str, since: float) -> None:
-        """Report something other than a task as an orphan: it was to end at the instant `since`."""
+        """Report a thread or process, described by `what`, that should have ended at `since`."""
         self._owner._report(Orphan(self.context, self._owner.hop, what, self.context.clock.monotonic() - since))
 
     def hold(self) -> bool:
-        """Put off every cancellation of the running task until `let_go`, for an await that must not be cut in the middle.
+        """Delay cancellations of the running task until `let_go`, for an await that must finish.
 
-        Only for what ends by itself when the peer leaves. False, and nothing is held, if the task does not run the scope.
+        Use it only around awaits that finish when the peer disconnects. Returns False, and delays
+        nothing, if the running task does not run the scope's block.
         """
         if self._over or asyncio.current_task(self._owner._loop) is not self._task:
             return False
@@ -248,7 +267,7 @@ class Scope:
         return True
 
     def let_go(self) -> bool:
-        """End `hold`. True if a cancellation was put off: the task's next wait raises it."""
+        """End `hold`. True if a cancellation was delayed: the task's next await raises it."""
         outermost = self._outermost or self
         outermost._holding = False
         if not outermost._put_off:
@@ -258,14 +277,15 @@ class Scope:
         return asyncio.Task.cancel(self._task)
 
     def _cancel(self, msg: Any | None = None) -> bool:
-        """Stands for `cancel` of the task that runs the scope, so that work which swallows a cancellation cannot hide it.
+        """The replacement for `cancel` of the task that runs the scope.
 
-        A task of its own for each scope would tell as much and cost every call two more turns of the event loop.
+        The scope sees each cancel here, even if the work swallows the cancellation. A separate task
+        for each scope would see it too, but would cost every call two more turns of the loop.
         """
         task = self._task
         assert task is not None
         if not task.done():
-            self._cancelled_by(asyncio.current_task(task.get_loop()))  # which may have stopped running
+            self._cancelled_by(asyncio.current_task(task.get_loop()))  # the loop may run no more
         return self._cut(task, msg)
 
     def _cut(self, task: asyncio.Task[Any], msg: Any | None = None) -> bool:
@@ -276,8 +296,10 @@ class Scope:
         return asyncio.Task.cancel(task, msg)
 
     def _cancelled_by(self, canceller: asyncio.Task[Any] | None) -> None:
-        """A task outside the scope that cancels is the caller leaving. None means a callback of the event loop: these are
-        timeouts and task groups inside the work, which know how to take their cancellation back.
+        """Handle a cancel by the task `canceller`. If it is outside the scope, the caller has left.
+
+        None means a callback of the event loop. Such cancels come from timeouts and task groups
+        inside the work, and these take their cancellation back by themselves.
         """
         if canceller is None or canceller is self._task or canceller in self._tasks:
             return
@@ -300,7 +322,7 @@ class Scope:
             except asyncio.CancelledError:
                 if self.cause is None:
                     self.cause = self._why_left()
-        self._close_all()  # what was begun while the rest was ending
+        self._close_all()  # closes anything opened while the tasks ended
 
     def _end(self) -> None:
         self._ending_since = self.context.clock.monotonic()
@@ -328,11 +350,11 @@ class Scope:
         assert self._ending_since is not None
         age = self.context.clock.monotonic() - self._ending_since
         if age < REPORT_ORPHAN_AFTER / 2 and late > _BEHIND:
-            # What was told to stop has not had its turn yet, and telling it again would only hold up the others.
+            # The cancelled work has not had its turn yet. A second cancel would only delay others.
             self._round = self._owner._rounds.next(self._cancel_again)
             return
         self._cancel_all()
-        # The round that is nearest, lest a timer a hair too early put it off to the next.
+        # Take the nearest round: a timer slightly too early must not delay this to the next one.
         if age > REPORT_ORPHAN_AFTER - CANCEL_AGAIN_AFTER / 2 and not self._overdue:
             self._overdue = True
             self._owner._became_overdue()
@@ -365,7 +387,7 @@ class Scope:
             self._emptied.set_result(None)
 
     def stopped(self) -> Stopped:
-        """The error of the cause."""
+        """The `Stopped` error of the cause."""
         hop, seconds = self._owner.hop, self.context.granted
         if self.cause is Cause.DEADLINE_SPENT:
             return DeadlineSpent(f"the {seconds:.3f} s granted to {hop or 'this work'} are spent", hop=hop)
@@ -374,7 +396,7 @@ class Scope:
         return ClientCancelled("the caller cancelled or went away", hop=hop)
 
     def left(self) -> Stopped:
-        """The error for a caller that is found to have left, before anything has cancelled the scope."""
+        """Note that the caller has left, before any cancel, and return the `Stopped` error."""
         self.caller_left = True
         if self.cause is None:
             self.cause = self._why_left()
@@ -385,7 +407,14 @@ class Scope:
 
 
 class Scopes:
-    """The live scopes of one hop: what drains, what is counted, what must be empty at the end."""
+    """The live scopes of one hop.
+
+        scopes = Scopes("my-service", on_orphan=log_orphan)
+        async with scopes.open(context):
+            await work()
+
+    They can be counted, stopped and drained. `on_orphan` is called with each orphan.
+    """
 
     def __init__(self, hop: str, on_orphan: Callable[[Orphan], None] = lambda orphan: None) -> None:
         self.hop = hop
@@ -393,14 +422,14 @@ class Scopes:
         self._live: set[Scope] = set()
         self._emptied: asyncio.Event | None = None
         self._fewer: asyncio.Event | None = None
-        """Set when a scope is live no longer, or is overdue."""
+        """Set when a scope stops being live, or becomes overdue."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._when_idle = Deferred()
         self._lookout: CoarseTimers
         self._rounds: CancelRounds
 
     def open(self, context: DeadlineContext) -> Scope:
-        """A new scope for `context`. It counts as live until all its tasks are gone."""
+        """Make a scope for `context`. It is live from now on, until all its tasks are gone."""
         scope = Scope(context, self)
         self._live.add(scope)
         return scope
@@ -411,21 +440,24 @@ class Scopes:
             scope.stop(cause)
 
     def context_of(self, task: asyncio.Task[Any]) -> DeadlineContext | None:
-        """For which call a task works; None where it is for none. Any thread may ask."""
+        """The context of the call that `task` works for; None if there is none.
+
+        May be called in any thread.
+        """
         for scope in tuple(self._live):
             if task is scope._task or task in scope._tasks:
                 return scope.context
         return None
 
     async def emptied(self) -> None:
-        """Return once no scope is live."""
+        """Wait until no scope is live."""
         while self._live:
             self._emptied = self._emptied or asyncio.Event()
             self._emptied.clear()
             await self._emptied.wait()
 
     async def drained(self) -> None:
-        """Return once no scope is live but those that are overdue: their orphans have been reported, and nobody waits for them."""
+        """Wait until no scope is live, except overdue ones. Their orphans are reported already."""
         while any(not scope._overdue for scope in self._live):
             self._fewer = self._fewer or asyncio.Event()
             self._fewer.clear()
@@ -460,12 +492,15 @@ class Scopes:
 
 
 def current_scope() -> Scope | None:
-    """The scope that owns what the running task starts; None outside any."""
+    """The scope that owns the tasks started by the running task; None outside any scope."""
     return HERE.get()[1]
 
 
 def outside_any_scope(*, but_threads: bool = False) -> Context:
-    """A copy of the current context in which no scope adopts what is started; `but_threads`, the current one still owns those."""
+    """A copy of the current context, for tasks that no scope adopts.
+
+    With `but_threads`, the current scope still owns the threads started there.
+    """
     outside = copy_context()
     outside.run(HERE.set, (HERE.get()[0], None))
     if but_threads:
@@ -477,12 +512,18 @@ _OWNS_THREADS: ContextVar[Scope | None] = ContextVar("owns threads", default=Non
 
 
 def owner_of_threads() -> Scope | None:
-    """The scope that owns what the running task has done in threads: the current one, or the one that it was taken out of."""
+    """The scope that owns the threads of the running task: the current one.
+
+    Outside any scope, it is the one kept by `outside_any_scope(but_threads=True)`, else None.
+    """
     return current_scope() or _OWNS_THREADS.get()
 
 
 def own_tasks(loop: asyncio.AbstractEventLoop) -> None:
-    """Install the task factory by which scopes know every task on `loop`. Raises RuntimeError if it has another factory."""
+    """Install the task factory of `loop` that reports every task to its scope.
+
+    Raises RuntimeError if the loop has another task factory.
+    """
     if loop.get_task_factory() is not _adopting_factory:
         if loop.get_task_factory() is not None:
             raise RuntimeError("the event loop has a task factory already: scopes need their own to own every task")
@@ -496,7 +537,7 @@ def _adopting_factory(
     context: Context | None = None,
     **options: Any,
 ) -> asyncio.Task[Any]:
-    if context is None and not options:  # as for every call that is served
+    if context is None and not options:  # the case of every served call
         task = asyncio.Task(coroutine, loop=loop)
         scope = HERE.get()[1]
     else:
@@ -510,7 +551,7 @@ def _adopting_factory(
 def _describe(task: asyncio.Task[Any]) -> str:
     place = ""
     step: Any = task.get_coro()
-    while step is not None:  # down the chain of awaits, to the last frame that is not asyncio's own
+    while step is not None:  # follow the awaits to the last frame outside asyncio
         frame = getattr(step, "cr_frame", None)
         if frame is not None and not frame.f_globals.get("__name__", "").startswith("asyncio."):
             place = f" at {frame.f_code.co_qualname}:{frame.f_lineno}"

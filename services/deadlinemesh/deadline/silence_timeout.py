@@ -1,7 +1,8 @@
-"""Giving up what seems to hang, while there is something better to do.
+"""The end of an attempt that seems to hang, if the time has a better use.
 
-This is no deadline: what is inside keeps the caller's, and is not told how patient its caller is. Whether to give it up is
-decided at the last moment, since what is slow is better left alone where nothing could take its place.
+This is no deadline: code in the block keeps the caller's deadline and does not see the timeout. The
+decision is made when the timeout ends. If nothing can replace the attempt by then, it goes on, as
+it may only be slow.
 """
 
 from __future__ import annotations
@@ -20,20 +21,26 @@ __all__ = ["AttemptHung", "SilenceTimeout"]
 
 
 class AttemptHung(DeadlineSpent):
-    """The attempt was silent for too long and was given up in favour of another."""
+    """The attempt was silent for too long and was given up for something else."""
 
 
 class SilenceTimeout:
-    """A block that is given up after a silence, if `better_given_up` says so when the silence has lasted. Enter it once.
+    """A block that is given up after a silence, if `better_given_up` then returns True.
 
-    `better_given_up` is called by the event loop: no context is current. Raises AttemptHung when the block was given up.
+        async with SilenceTimeout(lambda: fallback.is_ready) as silence:
+            silence.lasts(2.0)
+            async for message in stream:
+                silence.lasts(2.0)
+
+    Enter it once. `better_given_up` may run without a current context. Raises AttemptHung if the
+    block was given up.
     """
 
     def __init__(self, better_given_up: Callable[[], bool]) -> None:
         self.context: DeadlineContext
-        """Only its deadline counts: when patience ends."""
+        """Its deadline is the end of the timeout. Nothing else of it is used."""
         self.gave_up = False
-        """Whether the block was given up."""
+        """True if the block was given up."""
         self._better_given_up = better_given_up
         self._cutting: RepeatedCancel
         self._lookout: CoarseTimers
@@ -45,7 +52,11 @@ class SilenceTimeout:
         return self
 
     def lasts(self, seconds: float) -> None:
-        """Be patient for so many seconds from now, whatever was said before."""
+        """Set the timeout to `seconds` from now, in place of an earlier one.
+
+        If the current deadline comes first, there is no timeout. Raises NoDeadline if no context is
+        current.
+        """
         self.is_endless()
         here = current()
         self.context = here.tightened_after(seconds)
@@ -53,7 +64,7 @@ class SilenceTimeout:
             self._lookout.watch(self, self.context.remaining, here.clock)
 
     def is_endless(self) -> None:
-        """Do not give the block up any more."""
+        """Remove the timeout. The block is not given up any more."""
         if self._timer is None:
             self._lookout.forget(self)
         else:
@@ -61,7 +72,7 @@ class SilenceTimeout:
             self._timer = None
 
     def set_timer(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Have `loop` end the patience in time."""
+        """Set a timer of `loop` for the end of the timeout."""
         self._timer = loop.call_at(self.context.absolute_deadline, self._lost)
 
     def _lost(self) -> None:

@@ -1,8 +1,9 @@
-"""The event loop's threads, for `asyncio.to_thread`, `run_in_executor` and what looks up names.
+"""The event loop's threads, for `asyncio.to_thread`, `run_in_executor` and name lookups.
 
-A thread cannot be stopped. What can be done is done here: one whose call has ended is an orphan, reported with its tenant like any
-other; it takes nobody's place any more; and it does not keep the process from ending, as those of the standard library do. What may
-block for long belongs into a process, which can be killed.
+A thread cannot be stopped, so its harm is limited. If it runs on after its call has ended, it is an
+orphan and is reported with its tenant. It no longer counts against the number of threads. It does
+not keep the process from ending, as the threads of the standard library do. Code that may block for
+long belongs into a process, because a process can be killed.
 """
 
 from __future__ import annotations
@@ -23,16 +24,17 @@ from deadlinemesh.deadline.scope import REPORT_ORPHAN_AFTER, Scope, owner_of_thr
 __all__ = ["Threads", "own_threads"]
 
 IDLE_FOR = 10.0
-"""Seconds for which a thread waits for work before it ends."""
+"""Seconds that an idle thread waits for work before it ends."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 class Threads(ThreadPoolExecutor):
-    """At most `most` threads whose calls are wanted; any number of orphans besides. Submit from the event loop's thread.
+    """A pool of at most `most` threads. Orphans do not count.
 
-    It is a ThreadPoolExecutor by name only, as asyncio takes no other for its default.
+    Submit from the event loop's thread. It inherits from ThreadPoolExecutor only because asyncio
+    accepts no other default executor.
     """
 
     def __init__(self, most: float = min(32, (os.cpu_count() or 1) + 4)) -> None:
@@ -41,12 +43,15 @@ class Threads(ThreadPoolExecutor):
         self._changed = threading.Condition()
         self._line: deque[_Work] = deque()
         self._wanted = 0
-        """Threads without those that are orphans."""
+        """The number of threads, without orphans."""
         self._idle = 0
         self._closed = False
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Call `fn` in a thread. It is owned by the scope of whoever submits it. Raises RuntimeError where there is no thread."""
+        """Call `fn` in a thread. The caller's scope owns the call.
+
+        Raises RuntimeError after `shutdown`, or if the system gives no thread at all.
+        """
         work = _Work(partial(fn, *args, **kwargs), _named(fn, args))
         with self._changed:
             if self._closed:
@@ -68,7 +73,7 @@ class Threads(ThreadPoolExecutor):
         return work.future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Begin nothing more. Nobody is waited for: a thread may be in a call for ever."""
+        """Begin no more calls. This does not wait: a call may last for ever."""
         with self._changed:
             self._closed = True
             while self._line:
@@ -79,7 +84,7 @@ class Threads(ThreadPoolExecutor):
         if self._wanted < self._most:
             try:
                 threading.Thread(target=self._serve, name="blocking", daemon=True).start()
-            except RuntimeError:  # the system gives no more of them
+            except RuntimeError:  # the system gives no more threads
                 if not self._wanted:
                     raise
             else:
@@ -105,7 +110,7 @@ class Threads(ThreadPoolExecutor):
             del work
 
     def _unwanted(self, work: _Work, scope: Scope, loop: asyncio.AbstractEventLoop) -> None:
-        """The scope has ended. What has not begun never will; what has is looked at again."""
+        """Handle the end of the scope: cancel a call not begun yet, look again at a running one."""
         if not work.future.cancel() and not work.future.done():
             loop.call_later(REPORT_ORPHAN_AFTER, self._report, work, scope, scope.context.clock.monotonic())
 
@@ -122,7 +127,7 @@ class Threads(ThreadPoolExecutor):
 
 
 class _Work:
-    """One call."""
+    """One submitted call."""
 
     def __init__(self, call: Callable[[], Any], name: str) -> None:
         self.future: Future[Any] = Future()
@@ -143,7 +148,7 @@ class _Work:
 
 
 def own_threads(loop: asyncio.AbstractEventLoop) -> None:
-    """Have scopes own what `loop` does in threads."""
+    """Make scopes own the calls that `loop` makes in threads."""
     loop.set_default_executor(Threads())
 
 
@@ -153,7 +158,7 @@ def _soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], None], _: obje
 
 
 def _named(function: Callable[..., Any], arguments: tuple[Any, ...]) -> str:
-    """What is called: `asyncio.to_thread` hides it behind a context's `run`."""
+    """The name of the called function. `asyncio.to_thread` hides it behind a context's `run`."""
     if isinstance(function, partial):
         return _named(function.func, function.args)
     if getattr(function, "__name__", "") == "run" and isinstance(getattr(function, "__self__", None), Context):

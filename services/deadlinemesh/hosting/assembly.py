@@ -1,4 +1,4 @@
-"""One service for this process, from its settings and its policy."""
+"""The service of this process, built from its settings and its policy."""
 
 from __future__ import annotations
 
@@ -63,22 +63,22 @@ class Hop:
 
     server: MeshServer
     policy_file: PolicyFile | None
-    """Where its policy comes from; None for the embedded one."""
+    """The source of its policy; None for the embedded policy."""
     prepare: Prepare
-    """Makes what another policy needs."""
+    """Prepares the service for another policy."""
     tell: Callable[[PolicyStatus], None]
-    """Tells which policy is in force, and why another is not."""
+    """Reports the policy in force, or the reason why a new one was refused."""
 
 
 def assemble(name: str, settings: HopSettings, stack: AsyncExitStack) -> Hop:
-    """Build the service `name`; what it uses is closed with `stack`, after its server has stopped.
+    """Build the service `name`. `stack` closes its resources, after its server has stopped.
 
-    Raises PolicyError, ValueError or OSError for what is wrong with its settings.
+    Raises PolicyError, ValueError or OSError for invalid settings.
     """
     file = None if settings.policy_file is None else PolicyFile(settings.policy_file)
     policy = default_policy() if file is None else file.load()
     sinks: list[Sink] = [LogSink()]
-    # What is entered first is closed last: once everything has been told.
+    # The first entry of the stack is closed last: telemetry ends after all events are recorded.
     meters = metering_to(settings.metrics, name)
     if meters is not None:
         stack.callback(meters.shutdown, LAST_EXPORT)
@@ -144,7 +144,7 @@ class _Process:
         return Parts(self.policy, self.telemetry, SYSTEM_CLOCK, self.settings.token(), self._tracer, options)
 
     def channel(self, target: str, hop: str) -> MeshChannel:
-        """A channel to the instances of an inner service, closed with the rest."""
+        """A channel to the instances of an inner service. The stack closes it."""
         channel = mesh_channel(
             target,
             mesh_token=self.settings.token(),
@@ -205,7 +205,7 @@ def _llm_proxy(process: _Process) -> Service:
 def _tool_runner(process: _Process) -> Service:
     inherit_processes()
     mark_process(new_mark())
-    process.stack.callback(kill_marked, own_mark(), {os.getpid()})  # processes that tools started untold
+    process.stack.callback(kill_marked, own_mark(), {os.getpid()})  # unseen processes of tools
     process.stack.callback(end_processes)
     return tool_runner_service(process.parts, keeper=partial(Keeper, uids=process.settings.worker_uids))
 

@@ -1,6 +1,7 @@
-"""The event loop that services run on: uvloop's where there is one, else asyncio's own.
+"""The event loop of the services: uvloop's if it is installed, else asyncio's own.
 
-uvloop gives a unary call back more than the mesh's transport takes (docs/decisions.md has the figures).
+For a unary call, uvloop saves more time than the mesh's transport costs (figures in
+docs/decisions.md).
 """
 
 from __future__ import annotations
@@ -28,16 +29,18 @@ _LOG = logging.getLogger("deadlinemesh")
 
 
 class _Undeterred(asyncio.AbstractEventLoop):
-    """No task but the main one can end it, and no lookup of a name holds up another.
+    """An event loop that only the main task can end. Name lookups do not delay each other.
 
-    A SystemExit ends other event loops, wherever it comes from: by `sys.exit()` in a task of its own, one tenant's tool would end
-    the calls of all. And they look names up in a few threads: those of one host whose nameserver is dead would take them all.
+    In other event loops, a SystemExit in any task ends the loop. So a tool of one tenant could end
+    the calls of all with `sys.exit()`. Other loops also look names up in a few threads. Lookups of
+    one host with a dead nameserver would occupy all of them.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        # As many as ask: of those that are waited for each has a connection's place, of which policy bounds the number, and one
-        # that was cut ends by itself when the resolver gives up.
+        # The number is not bounded here. Each awaited lookup holds the place of a connection, and
+        # policy bounds those. The thread of a cancelled lookup ends by itself when the resolver
+        # gives up.
         self._lookups = Threads(math.inf)
 
     async def getaddrinfo(self, host: Any, port: Any, **options: Any) -> Any:
@@ -46,7 +49,7 @@ class _Undeterred(asyncio.AbstractEventLoop):
     async def subprocess_exec(self, protocol_factory: Any, program: Any, *arguments: Any, **options: Any) -> Any:
         sys.audit(
             "subprocess.Popen", program, arguments, None, None
-        )  # uvloop does not say so, and calls own what they start
+        )  # uvloop raises no audit event; scopes need one to own the process
         return await super().subprocess_exec(protocol_factory, program, *arguments, **options)
 
     async def subprocess_shell(self, protocol_factory: Any, cmd: Any, **options: Any) -> Any:
@@ -61,11 +64,11 @@ class _Undeterred(asyncio.AbstractEventLoop):
             except SystemExit:
                 if main.done():
                     raise
-                _LOG.exception("a task tried to exit the process")  # whoever awaits it is told as well
+                _LOG.exception("a task tried to exit the process")  # tasks that await it get it too
 
 
 _NEVER = 1e10
-"""An instant that no clock will show, as infinity has no milliseconds."""
+"""Seconds. A stand-in for infinity, as that cannot be converted to milliseconds."""
 
 
 class _OnAsyncio(_Undeterred, asyncio.SelectorEventLoop):
@@ -73,7 +76,7 @@ class _OnAsyncio(_Undeterred, asyncio.SelectorEventLoop):
 
 
 event_loop: Callable[[], asyncio.AbstractEventLoop]
-"""Makes one."""
+"""Makes an event loop."""
 
 try:
     import uvloop
@@ -82,8 +85,9 @@ except ImportError:  # as on Windows and PyPy
 else:
 
     class _OnUvloop(_Undeterred, uvloop.Loop):  # type: ignore[misc]  # its stub does not say that it is an AbstractEventLoop
-        """Its timers never come early, and less than a millisecond late, as asyncio's do: uvloop would set them to the millisecond
-        that is nearest, on a clock that leaves the rest out.
+        """uvloop with timers that are never early and, as in asyncio, less than a millisecond late.
+
+        uvloop itself rounds a timer to the nearest millisecond, on a clock that cuts fractions off.
         """
 
         time = staticmethod(time.monotonic)

@@ -1,4 +1,4 @@
-"""How the interpreter of a process that holds deadlines is set up, so that it does not hold them up itself."""
+"""Set-up of the interpreter, so that it does not delay the deadlines of its process."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ __all__ = ["keep_memory_together", "quiet_the_core", "return_memory", "spare_the
 
 
 def quiet_the_core() -> None:
-    """Have gRPC's core log nothing, unless GRPC_VERBOSITY says so: it writes a line for each call of a stranger that it refuses.
-    Before the first channel or server.
+    """Make gRPC's core log nothing, unless GRPC_VERBOSITY is set.
+
+    Else it writes a line for each call of a stranger that it refuses. Call this before the first
+    channel or server is made.
     """
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 def keep_memory_together() -> None:
-    """Have the C library serve all threads from one arena, where it knows arenas, and give large blocks back to the system as they
-    are freed. Before any other thread runs.
+    """Make glibc use one arena for all threads, and return large blocks to the system when freed.
 
-    gRPC's threads take memory that the event loop's gives back. In arenas of their own that leaves holes that are never filled. And
-    once it has freed a message of megabytes, the library would keep all that are freed later.
+    Call this before any other thread runs. Does nothing with another C library. gRPC's threads
+    allocate memory that the event loop's thread frees. With one arena for each thread, this leaves
+    holes that are never filled. Without the fixed limit for large blocks, glibc would keep all
+    large messages that are freed after the first one of megabytes.
     """
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(_M_ARENA_MAX, 1)
@@ -33,15 +36,17 @@ def keep_memory_together() -> None:
 
 
 _M_ARENA_MAX, _M_MMAP_THRESHOLD = -8, -3
-"""From glibc's malloc.h."""
+"""Parameters of `mallopt`, from glibc's malloc.h."""
 
 
 def return_memory() -> Callable[[], None]:
-    """From now on, give memory back to the system that the C library has free: a quarter of a second after it was freed, and sooner
-    after a call of what this returns.
+    """Start to return glibc's free memory to the system, a quarter of a second after it was freed.
 
-    By itself the library gives back only the end of its heap, and after a burst of calls, or a single large message, there is
-    always a block that is still used behind what they have left free. Does nothing where the library is not glibc 2.33 or later.
+    Returns a function. Call it to return free memory sooner. Does nothing without glibc 2.33 or
+    later.
+
+    By itself, glibc returns only the end of its heap. After a burst of calls, or a single large
+    message, there is always a used block behind the free ones.
     """
     freed = threading.Event()
     library = ctypes.CDLL(None)
@@ -52,15 +57,17 @@ def return_memory() -> Callable[[], None]:
 
 
 LOOK_AT_MEMORY_EVERY_S = 0.25
+"""Seconds between two looks at the free memory."""
 RETURN_MEMORY_EVERY_S = 0.02
-"""However often it is asked for. It takes about 1 ms, in which nothing can be allocated."""
+"""Minimum seconds between two returns of memory. One takes about 1 ms and blocks allocations."""
 
 WORTH_RETURNING = 2 * 1024 * 1024
-"""Bytes by which free memory has changed since some was last given back. Glibc counts as free what it has given back, too."""
+"""Bytes. Free memory is returned if its size has changed by more than this since the last return.
+The change counts, because glibc also counts returned memory as free."""
 
 
 class _Mallinfo2(ctypes.Structure):
-    """From glibc's malloc.h. `fordblks` are the bytes that are free."""
+    """The struct mallinfo2 of glibc's malloc.h. `fordblks` is the number of free bytes."""
 
     _fields_ = tuple(
         (name, ctypes.c_size_t)
@@ -83,17 +90,18 @@ def _return_memory(library: ctypes.CDLL, freed: threading.Event) -> None:
 
 
 def spare_the_event_loop() -> None:
-    """Keep what runs beside the event loop from holding up deadlines."""
+    """Prevent garbage collections and other threads from delaying deadlines."""
     _spare_the_collector()
-    # A thread that exports spans would keep the interpreter for 5 ms at a time while the loop waits for its turn.
+    # By default, a thread that exports spans would hold the GIL for 5 ms while the loop waits for
+    # it.
     sys.setswitchinterval(0.0005)
 
 
 def _spare_the_collector() -> None:
-    """Let the cycle collector look at young objects only, and less often: what is loaded by now stays for good.
+    """Exclude all present objects from the cycle collector, and make it run less often.
 
-    By default a burst of ends sets off full collections, which walk every module and hold all tenants up for tens of
-    milliseconds at the very moment when their time is up.
+    By default, a burst of ending runs causes full collections. These visit every module and delay
+    all tenants for tens of milliseconds, just when their time is up.
     """
     gc.collect()
     gc.freeze()

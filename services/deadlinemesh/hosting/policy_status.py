@@ -1,6 +1,7 @@
-"""The policy in force in each process of a mesh: written by the process, read by `dmesh policy status`.
+"""A file with the policy in force: written by each process, read by `dmesh policy status`.
 
-A file and no call: it tells the same of a process that does not answer, and nobody but its owner may read it.
+It is a file and not a call, so that it also works if the process does not answer. Only its owner
+may read it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ __all__ = ["Told", "read", "read_all", "write"]
 _LOG = logging.getLogger("deadlinemesh.policy")
 
 LONGEST_WHY = 4000
-"""Characters of the reason that are written: a file may be wrong on every line."""
+"""Characters of the reason that are written. A policy file may have an error on every line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class Told:
 
     @property
     def lives(self) -> bool:
-        """True while the process lives."""
+        """True if the process is alive."""
         try:
             os.kill(self.pid, 0)
         except ProcessLookupError:
@@ -44,7 +45,7 @@ class Told:
 
 
 def write(path: Path, name: str, status: PolicyStatus) -> None:
-    """Write what this process has in force. Where that is not possible, the log tells: the policy is in force all the same."""
+    """Write the status of this process. Only log a failure: the policy is in force anyway."""
     told = asdict(status) | {"why": status.why[:LONGEST_WHY], "name": name, "pid": os.getpid()}
     try:
         replace_private(path, json.dumps(told, ensure_ascii=False) + "\n")
@@ -53,7 +54,7 @@ def write(path: Path, name: str, status: PolicyStatus) -> None:
 
 
 def read(path: Path) -> Told:
-    """Read one status file. Raises OSError, and ValueError for any other file."""
+    """Read one status file. Raises OSError, or ValueError if it is no status file."""
     found = json.loads(path.read_text("utf-8"))
     try:
         return Told(found.pop("name"), found.pop("pid"), PolicyStatus(**found))
@@ -62,7 +63,7 @@ def read(path: Path) -> Told:
 
 
 def read_all(paths: Iterable[Path]) -> list[Told]:
-    """The statuses by name, without files that cannot be read: their processes have not written them yet."""
+    """The statuses, sorted by name. Unreadable files are left out: they are not written yet."""
     found = []
     for path in paths:
         try:

@@ -1,4 +1,4 @@
-"""`dmesh serve`: one service in this process, as containers run it."""
+"""`dmesh serve`: runs one service in this process, as containers do."""
 
 from __future__ import annotations
 
@@ -24,14 +24,16 @@ _LOG = logging.getLogger("deadlinemesh")
 
 
 def serve(name: str, settings: HopSettings, *, announce: bool = False) -> None:
-    """Serve until told to stop, then drain. `announce` prints one JSON line with the address once it is ready.
+    """Serve until SIGTERM or SIGINT, then drain and end the process.
 
-    Raises PolicyError, ValueError or OSError where it cannot start.
+    With `announce`, it prints one JSON line with its port when it is ready. Raises PolicyError,
+    ValueError or OSError if it cannot start.
     """
     quiet_the_core()
     keep_memory_together()
     on_freed = return_memory()
-    # What tools start inherits the environment, and others of the same user may read a process's memory: no secret is in either.
+    # Processes started by tools inherit the environment, and other processes of the same user may
+    # read this one's memory. The mesh token must not be found in either.
     os.environ.pop("DMESH_MESH_TOKEN", None)
     if not settings.dumpable:
         forbid_dumps()
@@ -43,22 +45,23 @@ def serve(name: str, settings: HopSettings, *, announce: bool = False) -> None:
             _LOG.info("%s was told to stop before it served", name)
         if left := runner.run(_end_tasks()):
             _LOG.warning("%s ends with %d tasks that do not: %s", name, len(left), ", ".join(left)[:_LEFT_CHARACTERS])
-        # The runner would wait for those tasks for ever. And as it closes the loop, signals get their default handlers back: one
-        # more SIGTERM would then end a process that has drained as if it had not.
+        # The runner would wait for those tasks for ever. When it closes the loop, signals get their
+        # default handlers back. Then one more SIGTERM would change the exit code of a drained
+        # process.
         logging.shutdown()
         sys.stdout.flush()
         os._exit(0)
 
 
 _LAST_TASKS_S = 0.5
-"""Seconds for the tasks that are left to end once everything is closed."""
+"""Seconds that the remaining tasks get to end, once everything is closed."""
 
 _LEFT_CHARACTERS = 1000
-"""Of the names of those that do not, in the log."""
+"""Characters of the names of tasks that do not end, in the log."""
 
 
 async def _end_tasks() -> list[str]:
-    """Cancel all tasks. Returns the names of those that do not end."""
+    """Cancel all tasks. Returns the names of tasks that do not end."""
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:
         task.cancel()
@@ -70,7 +73,8 @@ async def _end_tasks() -> list[str]:
 async def _serve(name: str, settings: HopSettings, announce: bool, on_freed: Callable[[], None]) -> None:
     starting = asyncio.current_task()
     assert starting is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, starting.cancel)  # until the server takes it over
+    # Only until the server sets its own handler.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, starting.cancel)
     async with AsyncExitStack() as stack:
         stack.callback(_end_as_told)
         hop = assemble(name, settings, stack)
@@ -92,7 +96,7 @@ async def _serve(name: str, settings: HopSettings, announce: bool, on_freed: Cal
 
 
 def _end_as_told() -> None:
-    """Let no further signal end the process: it is as good as gone, and its exit code tells what became of its work."""
+    """Ignore further signals. The process will end now, and its exit code must show the drain."""
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, lambda: None)
 
@@ -101,4 +105,4 @@ def _log_to_stderr(settings: HopSettings) -> None:
     handler = BoundedHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter())
     logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs each request at INFO, URLs and all
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # at INFO, it logs every URL

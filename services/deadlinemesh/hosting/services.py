@@ -1,4 +1,4 @@
-"""The services, each made of its parts. Processes and the in-memory mesh of tests are built alike."""
+"""The services, each built from its parts. Processes and the in-memory mesh use the same code."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from deadlinemesh.vocabulary.hops import EDGE, LLM_PROXY, ORCHESTRATOR, TOOL_RUN
 __all__ = ["Parts", "Service", "edge_service", "llm_proxy_service", "orchestrator_service", "tool_runner_service"]
 
 ClientGate = orchestrator.EdgeGate | orchestrator.GrantedGate
-"""A gate with a grant for each call: of clients, or of an edge in front."""
+"""A gate that grants each call from a client, or takes the grant from the edge in front."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The parts that every service has."""
+    """The parts that every service needs."""
 
     policy: Policy
     telemetry: Telemetry
@@ -46,7 +46,7 @@ class Parts:
     """Further arguments of each `DeadlineInterceptor`."""
 
     def interceptor(self, hop: str, gate: Gate) -> DeadlineInterceptor:
-        """The interceptor of the service `hop`."""
+        """Make the interceptor of the service `hop`."""
         return DeadlineInterceptor(
             hop,
             gate,
@@ -57,13 +57,13 @@ class Parts:
         )
 
     def mesh_gate(self, hop: str) -> MeshGate:
-        """The gate of an inner service."""
+        """Make the gate of the inner service `hop`."""
         return MeshGate(hop, self.mesh_token, self.clock)
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A service without a server."""
+    """A service that has no server yet."""
 
     hop: str
     interceptor: DeadlineInterceptor
@@ -73,17 +73,17 @@ class Service:
     """Adds its methods to a server."""
     prepare: Prepare
     aclose: Callable[[], Awaitable[None]] | None = None
-    """Closes it once its server has stopped."""
+    """Closes the service, after its server has stopped."""
     warm: Callable[[], None] = lambda: None
-    """Starts what the first call would wait for. May raise OSError."""
+    """Starts early the parts that the first call would wait for. May raise OSError."""
     flush: Callable[[], None] = lambda: None
-    """Finishes work that was put off."""
+    """Does all deferred work."""
 
 
 def orchestrator_service(
     parts: Parts, gate: ClientGate, to_llm_proxy: MeshChannel, to_tool_runner: MeshChannel
 ) -> Service:
-    """The orchestrator behind `gate`."""
+    """Build the orchestrator behind `gate`."""
     interceptor = parts.interceptor(ORCHESTRATOR, gate)
     service = orchestrator.Orchestrator(
         parts.policy,
@@ -100,7 +100,7 @@ def orchestrator_service(
 
 
 def llm_proxy_service(parts: Parts, providers: Mapping[str, Provider] | None = None) -> Service:
-    """The llm-proxy. `providers`, by the models' names, replace those of policy."""
+    """Build the llm-proxy. `providers`, by model name, replace those of the policy."""
     interceptor = parts.interceptor(LLM_PROXY, parts.mesh_gate(LLM_PROXY))
     servicer = llm_proxy.build(parts.policy, parts.clock, providers, parts.telemetry)
     register = partial(llm_proxy_pb2_grpc.add_LlmProxyServiceServicer_to_server, servicer)
@@ -113,7 +113,7 @@ def tool_runner_service(
     http_client: Callable[[ToolsPolicy], httpx.AsyncClient] = pooled_client,
     keeper: Callable[[], Keeper] = Keeper,
 ) -> Service:
-    """The tool-runner. `cache`, `http_client` and `keeper` are those of `tool_runner.servicer.build`."""
+    """Build the tool-runner. See `tool_runner.servicer.build` for the optional arguments."""
     interceptor = parts.interceptor(TOOL_RUNNER, parts.mesh_gate(TOOL_RUNNER))
     servicer = tool_runner.build(
         parts.policy, parts.clock, parts.telemetry, interceptor.background, cache, http_client, keeper
@@ -125,7 +125,7 @@ def tool_runner_service(
 
 
 def edge_service(parts: Parts, orchestrators: Mapping[str, MeshChannel]) -> Service:
-    """The edge in front of `orchestrators`, the channels by pool."""
+    """Build the edge in front of `orchestrators`: the channel of each pool."""
     forwarder = orchestrator.Forwarder(parts.policy, orchestrators, parts.telemetry, parts.clock)
     gate = orchestrator.EdgeGate(parts.policy, parts.clock, parts.telemetry, EDGE)
     interceptor = parts.interceptor(EDGE, gate)
@@ -133,7 +133,7 @@ def edge_service(parts: Parts, orchestrators: Mapping[str, MeshChannel]) -> Serv
 
 
 def _all(*parts: Prepare) -> Prepare:
-    """Prepare several parts, none of which leaves anything of the earlier policy."""
+    """Join several parts into one. None of them may have old resources to close."""
 
     def prepare(policy: Policy) -> GoOver:
         ready = [part(policy) for part in parts]

@@ -1,4 +1,4 @@
-"""What a process reads from its environment. The only place that does, but for the keys that policy names."""
+"""Settings from environment variables. Only variables named by the policy are read elsewhere."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ __all__ = ["CommandSettings", "HopSettings"]
 
 
 def _by_pool(value: Any) -> Any:
-    # Read here, because pydantic-settings would tell neither the variable nor what it should be.
+    # Parsed here, because an error of pydantic-settings names neither the variable nor a valid
+    # value.
     try:
         found = json.loads(value) if isinstance(value, str) else value
     except ValueError:
@@ -40,63 +41,70 @@ def _range(value: Any) -> Any:
 
 
 File = Annotated[Path | None, BeforeValidator(lambda value: value or None)]
-"""A path. An empty variable is as good as none: it would be the folder that one happens to be in."""
+"""A path. An empty variable means None: else it would be the current folder."""
 
 
 class HopSettings(BaseSettings):
-    """Settings of one service, from variables named DMESH_ and the field in capitals. Durations are in seconds."""
+    """Settings of one service, from the variables DMESH_ plus the field in capitals.
+
+    Durations are in seconds.
+    """
 
     model_config = SettingsConfigDict(env_prefix="DMESH_", frozen=True)
 
     listen: str = ""
-    """HOST:PORT; empty means every interface and the service's own port."""
+    """HOST:PORT. Empty: every IPv4 interface, and the service's default port."""
     policy_file: File = None
-    """The policy; the embedded one if absent."""
+    """The policy file; None for the embedded policy."""
     mesh_token: str = ""
     mesh_token_file: File = None
-    """The secret that peers of the mesh share; one of the two is needed. The file wins: a variable may come from anywhere, such as
-    a Kubernetes secret that is there for other keys."""
+    """The secret shared by the peers of the mesh. Either the token or its file is needed. The file
+    wins: the variable may come by chance, such as from a Kubernetes secret meant for other keys."""
     llm_proxy: str = "dns:///llm-proxy:50052"
     tool_runner: str = "dns:///tool-runner:50053"
-    """Where the orchestrator finds the other two."""
+    """Targets of the llm-proxy and the tool-runner, for the orchestrator."""
     pool: str = ""
-    """Whose runs an orchestrator behind the edge serves: `shared`, a dedicated tenant's, or a dedicated tier's, `tier:NAME`. Empty:
-    everybody's, and it is the edge itself."""
+    """The pool of an orchestrator behind the edge: `shared`, the id of a dedicated tenant, or
+    `tier:NAME` for a dedicated tier. Empty: it serves all tenants, and is the edge itself."""
     orchestrator: str = "dns:///orchestrator:50051"
-    """Where the edge finds the orchestrator of all that are not dedicated."""
+    """Target of the orchestrator of all tenants that are not dedicated, for the edge."""
     dedicated: Annotated[dict[str, str], NoDecode, BeforeValidator(_by_pool)] = {}
-    """Where the edge finds the others, by pool."""
+    """Targets of the dedicated orchestrators by pool, for the edge."""
     drain_seconds: Annotated[float, Field(ge=0)] = 330.0
-    """How long calls in flight may go on after SIGTERM; more than the longest tier's budget."""
+    """Time that running calls get after SIGTERM. Longer than the longest budget of a tier."""
     keepalive_seconds: Annotated[float, Field(gt=0)] = 20.0
-    """Silence after which a peer is asked for a sign of life, and as long again until it is given up."""
+    """Time of silence before a peer is pinged, and time that it gets to answer the ping."""
     connection_age_seconds: Annotated[float, Field(ge=0)] = 0.0
-    """Age at which clients make a connection anew, and so look up who else is there; 0: never. For services behind a name whose
-    addresses change."""
+    """Age of a connection when its client must make a new one, and so look the name up again. 0:
+    never. For services behind a name with changing addresses."""
     request_seconds: Annotated[float, Field(gt=0)] = 15.0
-    """How long a request may take to follow its headers, and a stranger's connection may be quiet."""
+    """Time for a request to follow its headers, and idle time of a stranger's connection."""
     connections: Annotated[int, Field(ge=1)] = 4096
-    """The most connections in all; more are refused."""
+    """Connections at most. More are refused."""
     connections_per_address: Annotated[int, Field(ge=0)] = 512
-    """The most of one address; 0 for no limit, behind a proxy that counts them."""
+    """Connections of one address at most. 0: no limit, for use behind a proxy that counts them."""
     streams: Annotated[int, Field(ge=0)] = 0
-    """Calls at a time on one connection; more wait at the caller. 0: CLIENT_STREAMS where clients call, MESH_STREAMS where hops do,
-    whose one connection has the calls of all tenants."""
+    """Calls at once on one connection. More wait at the caller. 0 means CLIENT_STREAMS if clients
+    call the service. Else it means MESH_STREAMS, as one connection of a hop has the calls of all
+    tenants."""
     watches: Annotated[int, Field(ge=0)] = 1024
-    """`Health/Watch` calls at a time."""
+    """`Health/Watch` calls at once."""
     worker_uids: Annotated[tuple[int, int] | None, NoDecode, BeforeValidator(_range)] = WORKER_UIDS
-    """The first and the last user that a tool-runner which runs as root gives to worker processes, as in 61184-65519. Empty: they
-    have its own."""
+    """The first and the last user id for worker processes, as in 61184-65519, if the tool-runner
+    runs as root. Empty: they have the id of the tool-runner."""
     dumpable: bool = False
-    """Whether other processes of the same user may read the service's memory and environment, as debuggers and profilers do."""
+    """True if other processes of the user may read memory and environment, as debuggers do."""
     traces: str = "off"
-    """off, file:PATH or otlp."""
+    """Destination of traces: `off`, `file:PATH` or `otlp`."""
     metrics: str = "off"
-    """Likewise."""
+    """Destination of metrics: `off`, `file:PATH` or `otlp`."""
     policy_status_file: File = None
-    """Where to write which policy is in force, and why another was refused, for `dmesh policy status`; nowhere if absent."""
+    """File for the policy in force, or the reason of a refusal. None: no file.
+
+    `dmesh policy status` reads it.
+    """
     events_file: File = None
-    """Where to append every event as a JSON line; nowhere if absent."""
+    """File for all events, one JSON line each, appended. None: no file."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["text", "json"] = "text"
 
@@ -109,7 +117,10 @@ class HopSettings(BaseSettings):
         return self
 
     def token(self) -> str:
-        """The mesh token. Raises OSError where its file cannot be read and ValueError where it is empty."""
+        """Read the mesh token.
+
+        Raises OSError if its file cannot be read, and ValueError if it is empty.
+        """
         token = self.mesh_token if self.mesh_token_file is None else self.mesh_token_file.read_text().strip()
         if not token:
             raise ValueError(f"the mesh token in {self.mesh_token_file} is empty")
@@ -119,7 +130,7 @@ class HopSettings(BaseSettings):
         return hop == EDGE or (hop == ORCHESTRATOR and not self.pool)
 
     def server(self, hop: str, message_bytes: int, longest_budget: float) -> ServerSettings:
-        """The settings of the service's server, on which a call may take `longest_budget` seconds."""
+        """The settings of the server of `hop`. Its longest call takes `longest_budget` seconds."""
         return ServerSettings(
             listen=self.listen or f"0.0.0.0:{PORTS[hop]}",
             message_bytes=message_bytes,
@@ -134,31 +145,35 @@ class HopSettings(BaseSettings):
 
 
 CLIENT_STREAMS, MESH_STREAMS = 1024, 16_384
+"""Calls at once on one connection of a client, and of a hop."""
 
 _CONNECTION_GRACE_S = 30.0
-"""Seconds beyond the longest budget before an old connection is closed with the calls that are still on it."""
+"""Seconds beyond the longest budget. Then an old connection is closed with its remaining calls."""
 
 
 class CommandSettings(BaseSettings):
-    """What the other commands read from the environment."""
+    """Settings of the other commands."""
 
     model_config = SettingsConfigDict(env_prefix="DMESH_", frozen=True, populate_by_name=True)
 
     addr: str = ""
-    """The orchestrator that `dmesh run` calls, HOST:PORT; empty: the mesh that `dmesh up` started."""
+    """HOST:PORT of the orchestrator for `dmesh run`. Empty: the mesh started by `dmesh up`."""
     api_key: str = ""
-    """The key it calls with."""
+    """The API key for `dmesh run`."""
     state_file: File = None
-    """Where `dmesh up` writes what it started; see `state_path`."""
+    """The state file of `dmesh up`. See `state_path`."""
     policy_status_file: File = None
-    """Where a service that was started by itself writes which policy it has in force."""
+    """The policy status file of a service that was not started by `dmesh up`."""
     runtime_dir: File = Field(default=None, validation_alias="XDG_RUNTIME_DIR")
     openai_api_key: str = Field(default="", validation_alias="OPENAI_API_KEY")
     openai_base_url: str = Field(default="", validation_alias="OPENAI_BASE_URL")
 
     @property
     def state_path(self) -> Path:
-        """The state file: the one that was named, else one in the user's runtime folder, else in the user's cache."""
+        """The path of the state file: `state_file`, if set.
+
+        Else it is in the user's runtime folder, and without one, in the user's cache.
+        """
         if self.state_file is not None:
             return self.state_file
         folder = self.runtime_dir or Path.home() / ".cache"

@@ -1,7 +1,7 @@
-"""Processes that a dead service has left, such as a keeper that a tool has stopped, and what tools had started.
+"""Processes left by a dead service, such as a keeper that a tool has stopped, and tools' processes.
 
-The supervisor is their subreaper: the kernel gives it whatever loses its parent below it, so that nothing of the mesh outlives
-the mesh. Linux only; elsewhere there is nothing to adopt.
+The supervisor is their subreaper: when a process below it loses its parent, the kernel makes it a
+child of the supervisor. So no process outlives the mesh. Linux only; elsewhere none is adopted.
 """
 
 from __future__ import annotations
@@ -18,26 +18,28 @@ from contextlib import suppress
 __all__ = ["END_BY_THEMSELVES_S", "adopt", "end_adopted"]
 
 END_BY_THEMSELVES_S = 1.0
-"""Seconds in which what was left may end by itself, as a keeper does that ends its workers, before it is killed."""
+"""Seconds that left processes get to end by themselves, as a keeper ends its workers. Then they are
+killed."""
 
 GIVEN_UP_AFTER_S = 5.0
-"""Seconds after which what does not die, as one in a system call that hangs, is left to the system."""
+"""Seconds until processes that do not die are given up, such as one in a hung system call."""
 
 LOOK_EVERY_S = 0.02
+"""Seconds between two looks at the children."""
 
 _PR_SET_CHILD_SUBREAPER = 36
 
 
 def adopt() -> None:
-    """Have every process below this one that loses its parent become a child of this one."""
+    """Make this process the new parent of all its descendants that lose theirs."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 async def end_adopted(own: Callable[[], Set[int] | None]) -> int:
-    """Return when this process has no children but those that `own` names; kill the others. Returns how many it killed.
+    """Wait until this process has only the children that `own` returns, and kill the others.
 
-    `own` is None while that cannot be said.
+    Returns the number of killed processes. `own` returns None while its children are not known.
     """
     began_at = time.monotonic()
     killed: set[int] = set()
@@ -62,13 +64,14 @@ async def end_adopted(own: Callable[[], Set[int] | None]) -> int:
 
 
 def _children() -> set[int]:
-    """The ids of this process's children, dead ones that nobody has waited for included."""
+    """The ids of this process's children, zombies included."""
     own, found = os.getpid(), set[int]()
     with suppress(OSError):
         for name in os.listdir("/proc"):
             if name.isdigit():
                 with suppress(OSError, ValueError, IndexError), open(f"/proc/{name}/stat", "rb") as file:
-                    # A process's name is in parentheses and may hold anything. State and parent follow.
+                    # The process's name is in parentheses and may have any text. State and parent
+                    # follow.
                     if int(file.read().rpartition(b") ")[2].split()[1]) == own:
                         found.add(int(name))
     return found

@@ -1,7 +1,8 @@
-"""A temporary folder that says whether its owner lives, so that the next one can clear what a killed one left.
+"""A temporary folder with a lock that shows if its owner is alive.
 
-`kill -9` leaves nobody to tidy up. So whoever has a folder holds a lock on a file in it, which the kernel takes back
-however the process ends. An id would not do: it may be another process's by now.
+After `kill -9`, the owner cannot remove its folder, so the next mesh does. The owner holds a lock
+on a file in the folder, and the kernel releases it however the process ends. A process id would not
+be enough: another process may have it by now.
 """
 
 from __future__ import annotations
@@ -23,11 +24,14 @@ _LOCK = "alive"
 
 @contextmanager
 def private_folder() -> Iterator[Path]:
-    """A folder for its owner only, removed in the end. Those of dead predecessors are removed first. Raises OSError."""
+    """A folder that only its owner may read, removed in the end.
+
+    The folders of dead owners are removed first. Raises OSError.
+    """
     clear_dead()
     with tempfile.TemporaryDirectory(prefix=PREFIX) as name:
         folder = Path(name)
-        # Locked before it has its name: nobody ever finds it unlocked while its owner lives.
+        # Locked before it gets its name, so it is never found unlocked while its owner lives.
         nameless = folder / f"{_LOCK}.new"
         lock = os.open(nameless, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
@@ -39,10 +43,13 @@ def private_folder() -> Iterator[Path]:
 
 
 def clear_dead() -> list[Path]:
-    """Remove the folders whose owners are dead, and return them. What is not ours, or holds no lock's file, is not touched."""
+    """Remove the folders of dead owners, and return their paths.
+
+    Folders of other users, and those without a lock file, stay.
+    """
     cleared = []
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        with suppress(OSError):  # locked by its owner, cleared by another, or somebody else's
+        with suppress(OSError):  # locked, cleared by another process, or another user's
             about = folder.lstat()
             if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid():
                 continue

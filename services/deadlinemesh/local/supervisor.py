@@ -1,4 +1,4 @@
-"""Several programs as one: started, awaited until they say they are ready, restarted when they die, ended in order."""
+"""A supervisor of several programs: it starts them, restarts dead ones, and ends them in order."""
 
 from __future__ import annotations
 
@@ -16,45 +16,49 @@ from deadlinemesh.local.process import ChildProcess
 __all__ = ["Child", "Program", "ProgramFailed", "Supervisor"]
 
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.1, 5.0
-"""Seconds before a restart: doubled with every quick death, up to the longest."""
+"""Seconds before a restart. Doubled with every quick death, up to LONGEST_BACKOFF."""
 
 QUICK_DEATH = 10.0
-"""Seconds. A program that lived no longer has not recovered: whatever killed it is likely to do so again."""
+"""Seconds. A program that lived for less has not recovered, and will likely die again."""
 
 MOST_QUICK_DEATHS = 5
-"""After so many in a row the supervisor gives up."""
+"""Quick deaths in a row before the supervisor gives up at the next one."""
 
 START_GUARD = 60.0
-"""Seconds until a program that is neither ready nor dead is given up. Readiness itself is a fact, not a wait."""
+"""Seconds until a program that is neither ready nor dead is given up. There is no other wait."""
 
 LAST_LINES = 12
-"""Of its log, shown when a program dies."""
+"""Lines of a program's log shown when it dies."""
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """Something to run. It says on standard output where it listens, and ends when its standard input is closed."""
+    """A program to run.
+
+    It announces its port on standard output, and ends when its standard input is closed.
+    """
 
     name: str
     command: Callable[[int], Sequence[str]]
-    """The command line, given the port to listen on; 0 lets it choose."""
+    """Returns the command line for a port to listen on; 0 for a free port."""
     port_in: Callable[[str], int | None]
-    """The port that a line of its output announces; None where the line is none such."""
+    """Returns the port that a line of output announces; None if it announces none."""
     environment: Callable[[int], Mapping[str, str]]
+    """Returns the environment for a port to listen on."""
 
 
 class ProgramFailed(Exception):
-    """A program did not start, or died too often. The message ends with the last lines of its log."""
+    """A program did not start, or died too often. The message ends with its last log lines."""
 
 
 class Child:
-    """A program in its present process. A restart keeps the port, because others know it."""
+    """A program and its present process. A restart keeps the port, because others know it."""
 
     def __init__(self, program: Program, log: Callable[[str, str], None]) -> None:
         self.name = program.name
         self.port = 0
         self.is_starting = False
-        """Whether its process may be there already, under an id that nobody knows yet."""
+        """True while the process may exist already, but its id is not known yet."""
         self._program = program
         self._write = log
         self._last: deque[str] = deque(maxlen=LAST_LINES)
@@ -63,11 +67,14 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """Of the present process; 0 before the first."""
+        """The id of the present process; 0 before the first start."""
         return 0 if self._process is None else self._process.pid
 
     async def start(self, port: int) -> None:
-        """Run the program and return when it is ready. Raises ProgramFailed when it dies before that."""
+        """Run the program and wait until it is ready.
+
+        Raises ProgramFailed if it dies first, or is not ready after START_GUARD.
+        """
         self._last.clear()
         loop = asyncio.get_running_loop()
         self._ready_at = loop.time()
@@ -100,7 +107,10 @@ class Child:
         restarted: Callable[[], None],
         clear: Callable[[], Awaitable[None]],
     ) -> None:
-        """Start the program again whenever it dies, after `clear`. Raises ProgramFailed when that does not help."""
+        """Restart the program each time it dies, after `clear`.
+
+        Raises ProgramFailed after too many quick deaths.
+        """
         loop = asyncio.get_running_loop()
         deaths = 0
         while True:
@@ -113,25 +123,25 @@ class Child:
             backoff = min(FIRST_BACKOFF * 2 ** (deaths - 1), LONGEST_BACKOFF)
             report(f"{self.name} died: {how}; starting it again in {backoff:.1f} s{self.last_lines}")
             await asyncio.sleep(backoff)
-            with suppress(ProgramFailed):  # its death is the next turn's
+            with suppress(ProgramFailed):  # the next turn handles its death
                 await self.start(self.port)
                 report(f"{self.name} is back on port {self.port}")
                 restarted()
 
     async def end(self) -> None:
-        """Ask the program to finish what it has, and return when it has ended."""
+        """Ask the program to finish its work, and wait until it has ended."""
         if self._process is not None:
             self._signal(signal.SIGTERM)
-            self._signal(signal.SIGCONT)  # one that was stopped would not hear it
+            self._signal(signal.SIGCONT)  # a stopped process does not handle SIGTERM
             await self._died()
 
     def kill(self) -> None:
-        """End the program at once."""
+        """Kill the program."""
         self._signal(signal.SIGKILL)
 
     @property
     def last_lines(self) -> str:
-        """The end of its log, each line indented on a line of its own; empty where it logged nothing."""
+        """The last lines of its log, indented, each after a line break; empty without a log."""
         return "".join(f"\n    {line}" for line in self._last)
 
     async def _died(self) -> str:
@@ -146,7 +156,8 @@ class Child:
             self._process.send_signal(number)
 
     def _log(self, line: str) -> None:
-        # Where nobody reads our log any more, the program's must be read on, or it waits for that for ever.
+        # If our log has no reader any more, still read the program's log. Else the program would
+        # block.
         with suppress(OSError):
             self._write(self.name, line)
 
@@ -165,9 +176,11 @@ class Child:
 
 
 class Supervisor:
-    """Owns children. `report` is told what a person should know, `log` a program's name and every line it writes.
+    """Starts, restarts and ends programs.
 
-    Where it `adopts`, what a dead program leaves is killed. Then this process may have no other children.
+    `report` is called with messages for the user. `log` is called with a program's name and each
+    line of its output. With `adopts`, processes left by a dead program are killed. This process
+    must then have no other children.
     """
 
     def __init__(self, report: Callable[[str], None], log: Callable[[str, str], None], *, adopts: bool = False) -> None:
@@ -179,13 +192,13 @@ class Supervisor:
             adopt()
 
     async def start(self, program: Program, port: int = 0) -> Child:
-        """Start a program on `port` and return when it is ready. Raises ProgramFailed."""
+        """Start a program on `port` and wait until it is ready. Raises ProgramFailed."""
         child = self.children[program.name] = Child(program, self._log)
         await child.start(port)
         return child
 
     async def start_all(self, *programs: Program) -> list[Child]:
-        """Start programs that do not need one another, side by side. Raises ProgramFailed where one does not start."""
+        """Start independent programs at once. Raises ProgramFailed if one does not start."""
         started = await asyncio.gather(*(self.start(program) for program in programs), return_exceptions=True)
         for one in started:
             if isinstance(one, BaseException):
@@ -193,7 +206,10 @@ class Supervisor:
         return [one for one in started if isinstance(one, Child)]
 
     async def keep(self, restarted: Callable[[], None]) -> None:
-        """Restart whatever dies, telling `restarted`, until cancelled. Raises ProgramFailed when one cannot be kept."""
+        """Restart dead programs until cancelled. `restarted` is called after each restart.
+
+        Raises ProgramFailed if a program dies too often.
+        """
         keepers = [
             asyncio.ensure_future(child.keep(self._report, restarted, self._end_adopted))
             for child in self.children.values()
@@ -208,7 +224,7 @@ class Supervisor:
             await asyncio.wait(keepers)
 
     async def end(self, *first: str) -> None:
-        """End the programs named `first`, one after the other, then all others at once."""
+        """End the programs named in `first`, one after the other, then all others at once."""
         for name in first:
             if name in self.children:
                 await self.children[name].end()
@@ -216,12 +232,12 @@ class Supervisor:
         await self._end_adopted()
 
     def kill(self) -> None:
-        """End everything at once."""
+        """Kill all programs."""
         for child in self.children.values():
             child.kill()
 
     async def _end_adopted(self) -> None:
-        """End what dead programs have left."""
+        """End the processes that dead programs have left."""
         if self._adopts and (killed := await end_adopted(self._own)):
             self._report(f"killed {killed} processes that a dead service had left")
 
@@ -234,7 +250,7 @@ async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[str]:
     while True:
         try:
             line = await stream.readline()
-        except ValueError:  # longer than any that says something; the reader has dropped it
+        except ValueError:  # longer than any useful line; the reader has dropped it
             continue
         if not line:
             return

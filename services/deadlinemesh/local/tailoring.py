@@ -1,4 +1,4 @@
-"""A policy as the mesh on this machine runs it: with keys that it may print, its demo world, and the model that was asked for."""
+"""Fits a policy to the mesh on this machine: with fresh keys, the demo world and a chosen model."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from deadlinemesh.policy import OpenAIModel, Policy, with_fresh_keys, with_http_
 __all__ = ["DEMO_BASE", "Tailor", "as_yaml", "with_default_model"]
 
 DEMO_BASE = "http://127.0.0.1:8800"
-"""Where the embedded policy's tools are; the demo world's own address takes its place."""
+"""The base URL of the embedded policy's tools. The address of the demo world replaces it."""
 
 
 @dataclass(slots=True)
 class Tailor:
-    """Fits one policy after the other to the same mesh: a tenant keeps its key."""
+    """Fits each new policy to the same mesh. A tenant keeps its key."""
 
     seed: int = 0
-    """Of the scripted models; 0 leaves them theirs."""
+    """Seed of the scripted models. 0: they keep their own."""
     demo_world: str = ""
-    """Its URL; empty without one."""
+    """The URL of the demo world; empty if there is none."""
     model: tuple[str, OpenAIModel] | None = None
-    """A model, by name, that comes first for every tenant."""
+    """Name and model of a model to add as the first one for every tenant."""
     keys: dict[str, str] = field(default_factory=dict)
-    """The plain API key of each tenant that there ever was."""
+    """The plain API key of each tenant, past ones included."""
 
     def fit(self, policy: Policy) -> Policy:
-        """The policy as this mesh is to run it."""
+        """The policy that this mesh will run."""
         policy, self.keys = with_fresh_keys(policy, self.keys)
         if self.seed:
             policy = _with_seed(policy, self.seed)
@@ -41,7 +41,7 @@ class Tailor:
 
 
 def with_default_model(policy: Policy, name: str, model: OpenAIModel) -> Policy:
-    """The policy with one more model, which comes first for every tenant."""
+    """The policy with one more model, as the first one for every tenant."""
     others = {known: one for known, one in policy.models.items() if known != name}
     tenants = {
         tenant_id: tenant.model_copy(update={"models": (name, *(one for one in tenant.models if one != name))})
@@ -53,11 +53,11 @@ def with_default_model(policy: Policy, name: str, model: OpenAIModel) -> Policy:
 
 
 def as_yaml(policy: Policy) -> str:
-    """A policy file that says what `policy` does."""
+    """The text of a policy file for `policy`."""
 
     class Dumper(yaml.SafeDumper):
         def ignore_aliases(self, data: Any) -> bool:
-            return True  # a policy file may have none
+            return True  # aliases are not allowed in a policy file
 
     return yaml.dump(policy.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, allow_unicode=True)
 

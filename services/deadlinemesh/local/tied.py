@@ -1,9 +1,11 @@
-"""`python -m deadlinemesh.local.tied MODULE ARGUMENTS`: runs a module in a process that ends with whoever started it.
+"""Runs a module in a process that ends with its starter.
 
-The starter holds the other end of this process's standard input and never writes to it. However the starter goes, even
-by SIGKILL, the kernel closes that end, and the end of file is the sign to go. Linux's PR_SET_PDEATHSIG would do it
-without a thread, but only there, and it fires when the starting *thread* ends. There is nobody left to drain for: it
-ends at once.
+Usage: `python -m deadlinemesh.local.tied MODULE ARGUMENTS`.
+
+The starter holds the other end of this process's standard input and never writes to it. However the
+starter ends, even by SIGKILL, the kernel closes that end. At the end of file this process exits. It
+does so at once: without a starter, a drain has no purpose. PR_SET_PDEATHSIG would need no thread,
+but it exists only on Linux, and it acts when the starting *thread* ends.
 """
 
 from __future__ import annotations
@@ -15,12 +17,12 @@ import threading
 from contextlib import suppress
 
 ORPHANED = 70
-"""Exit code of a process whose starter is gone."""
+"""Exit code after the end of the starter."""
 
 
 def end_with_starter() -> None:
-    """From now on, end this process when its standard input is closed."""
-    # The module that is run gets an empty input of its own: two readers would take turns at the sign.
+    """Start a thread that ends this process when its standard input is closed."""
+    # The module gets its own empty input, so that only the thread below reads from the starter.
     lifeline = os.dup(0)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
