@@ -446,14 +446,17 @@ class Policy(_Frozen):
         return self.tenants[tenant_id].models or tuple(self.models)
 
     def shortener_of(self, tenant_id: str, model: str) -> str:
-        """The model that shortens results for `model`; empty if the tenant may use none."""
+        """The model that shortens results for `model`.
+
+        Empty if the tenant may use no such model.
+        """
         shortener = self.models[model].shortener
         return shortener if shortener is not None and shortener in self.models_of(tenant_id) else ""
 
     def fallbacks_of(self, tenant_id: str, model: str) -> tuple[str, ...]:
         """The models that replace `model` one after the other.
 
-        It ends before one that the tenant may not use.
+        The chain ends before a model that the tenant may not use.
         """
         allowed, chain = self.models_of(tenant_id), [model]
         while (after := self.models[chain[-1]].fallback) is not None and after in allowed and after not in chain:
