@@ -1,4 +1,4 @@
-"""The checks of a turn's request, before a provider sees it."""
+"""The checks of a turn's request before it reaches a provider."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ _TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 def check(turn: TurnRequest, found: Sequence[Violation] = (), *, longest_arguments: int = LONGEST_ARGUMENTS) -> None:
-    """Raise InvalidRequest if `turn` has violations, with all of them after those already `found`."""
+    """Raise InvalidRequest if `turn` has violations, or if some were `found` before.
+
+    The error has all of them. A call's arguments may have `longest_arguments` characters.
+    """
     violations = [*found, *_of_messages(turn.messages, longest_arguments), *_of_tools(turn)]
     if turn.max_output_tokens < 0:
         violations.append(Violation("max_output_tokens", "must be positive, or 0 for the model's own limit"))

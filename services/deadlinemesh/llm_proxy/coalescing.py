@@ -1,4 +1,4 @@
-"""A turn's events on their way to a reader that may be slower than the model."""
+"""A buffer between a turn's events and a reader that may be slower than the model."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from deadlinemesh.vocabulary import TextDelta, ToolCall, TurnEvent
 __all__ = ["LARGEST_BACKLOG", "coalesced"]
 
 LARGEST_BACKLOG = 4096
-"""Characters that may wait for the reader. The turn is not read on while there are more."""
+"""Characters that may wait for the reader. While there are more, the turn is not read further."""
 
 
 async def coalesced(events: AsyncGenerator[TurnEvent, None]) -> AsyncGenerator[TurnEvent, None]:
-    """Yield `events` in order. Text deltas that arrive while the caller is at work become one.
+    """Yield `events` in order. Text deltas that arrive while the caller is busy are joined.
 
-    No event waits while the caller is ready for it. Closing the generator closes `events` before it returns.
+    No event waits while the caller is ready for it. Closing the generator closes `events` first.
     """
     backlog = _Backlog()
     filling = asyncio.create_task(backlog.fill(events), name="a model turn")
     try:
         while (event := await backlog.take()) is not None:
             yield event
-        await filling  # raises the error that has ended the turn
+        await filling  # raises the error that ended the turn, if any
     finally:
         if not filling.done():
             filling.cancel()
             await asyncio.wait((filling,))
         if not filling.cancelled():
-            filling.exception()  # seen: else asyncio logs one of a turn that nobody waits for
-        del filling  # the error has this frame in its traceback
+            filling.exception()  # marks it as retrieved: else asyncio logs it
+        del filling  # the error's traceback refers to this frame
 
 
 class _Backlog:
-    """The events that wait for the reader."""
+    """The events that wait for the reader, in order."""
 
     def __init__(self) -> None:
         self._events: deque[TurnEvent] = deque()
@@ -45,7 +45,7 @@ class _Backlog:
         self._arrived, self._taken = asyncio.Event(), asyncio.Event()
 
     async def fill(self, events: AsyncGenerator[TurnEvent, None]) -> None:
-        """Add `events` until their end, waiting for the reader where it is far behind."""
+        """Add `events` until their end. Wait for the reader while it is far behind."""
         try:
             async with aclosing(events):
                 async for event in events:
@@ -60,7 +60,10 @@ class _Backlog:
             self._arrived.set()
 
     async def take(self) -> TurnEvent | None:
-        """Wait for an event and take it, with all the text behind it if it is text. None at their end."""
+        """Wait for an event and take it. Text is taken with all text directly after it.
+
+        Returns None after the last event.
+        """
         while not self._events:
             if self._over:
                 return None

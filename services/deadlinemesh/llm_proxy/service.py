@@ -1,4 +1,4 @@
-"""One model turn: wait for a slot, stream from the provider, account for the time."""
+"""One model turn: waits for a slot, streams from the provider, accounts for the time."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from deadlinemesh.vocabulary.hops import LLM_PROXY
 __all__ = ["ModelService"]
 
 WRITING_EVERY = 0.2
-"""Seconds between two signs of life of a model that says nothing."""
+"""Seconds between two `Writing` events of a model that writes no text."""
 
 
 class ModelService:
-    """The models of one policy and the providers behind them, both by the models' names."""
+    """Runs turns of the models of a policy. `providers` are by the models' names."""
 
     def __init__(
         self, policy: Policy, providers: Mapping[str, Provider], clock: Clock, telemetry: Telemetry | None = None
@@ -51,15 +51,17 @@ class ModelService:
         shares, admission = self._past.shares(policy, by_model_queue=True), policy.admission
         slots: dict[str, Bulkhead] = {}
         for name, model in policy.models.items():
-            # A model that stays keeps its slots, with those that wait for them and what was learned of them.
+            # A model that stays keeps its bulkhead, with its waiters and its learned service times.
             one = before.get(name) or Bulkhead(f"model {name}", model.slots, clock=self._clock, on_wait=self._on_wait)
             one.resize(model.slots, shares=shares, guard=admission.normal_part, most_waiting=admission.most_waiting)
             slots[name] = one
         return _Models(policy, providers, slots)
 
     def replace(self, policy: Policy, providers: Mapping[str, Provider]) -> Rest:
-        """Use these for turns to come, but for those of runs that began with what `policy` takes away. Returns what closes the old
-        providers.
+        """Use `policy` and `providers` for later turns. Returns the Rest, to close the old ones.
+
+        Turns of runs that began under an older policy still find the models that `policy` takes
+        away.
         """
         old = self._now
         needed_for = self._past.keep(old, old.policy, policy)
@@ -67,7 +69,10 @@ class ModelService:
         return Rest(old.aclose, needed_for)
 
     def models(self) -> dict[str, ModelPolicy]:
-        """The models that the current tenant may use, by name; the first is its default."""
+        """The models that the current tenant may use, by name. The first is its default.
+
+        Raises NotFound if no policy, in force or past, has the tenant.
+        """
         tenant = current().tenant_id
         for models in chain((self._now,), self._past):
             if tenant in models.policy.tenants:
@@ -75,22 +80,30 @@ class ModelService:
         raise NotFound([Violation("tenant", f"this llm-proxy's policy has no tenant {shown(tenant)}")], hop=LLM_PROXY)
 
     def is_usable(self, model: str) -> bool:
-        """False for a model that takes no turns, because its key is missing or its proxy cannot be used."""
+        """False if the model's key is missing or its proxy cannot be used.
+
+        It takes no turns then.
+        """
         return not isinstance(self._now.providers.get(model), UnusableProvider)
 
     def _holding(self, model: str) -> _Models:
-        """The models that have `model` for the current tenant. Raises NotFound, naming the tenant's own."""
+        """The policy's models with `model` for the current tenant.
+
+        Raises NotFound, with the names of the tenant's models.
+        """
         tenant = current().tenant_id
         for models in chain((self._now,), self._past):
             if tenant in models.policy.tenants and model in models.policy.models_of(tenant):
-                return self._now if model in self._now.slots else models  # it may be only the tenant's no more
+                # The policy in force may still have the model, but not for this tenant.
+                return self._now if model in self._now.slots else models
         known = choices(self.models())
         raise NotFound([Violation("model", f"{shown(model)} is unknown or not yours: {known}")], hop=LLM_PROXY)
 
     async def generate(self, turn: TurnRequest) -> AsyncGenerator[TurnEvent, None]:
-        """Run one turn for the current tenant. Errors are those of the contract, with the phase they happened in.
+        """Run one turn for the current tenant.
 
-        Closing the generator stops the provider and frees the slot before it returns.
+        Closing the generator stops the provider and frees the slot before it returns. Raises
+        MeshError with its hop and phase.
         """
         models = self._holding(turn.model)
         check(turn, longest_arguments=models.policy.limits.longest_arguments)
@@ -113,7 +126,7 @@ class ModelService:
                                     continue
                                 told_at = now
                             else:
-                                slot.useful()  # what is said so far can be answered with, if the rest must be cut
+                                slot.useful()  # from here on a cut turn has a partial answer
                             if isinstance(event, TurnFinished):
                                 break
                             yield event
@@ -126,12 +139,12 @@ class ModelService:
             raise
 
     async def aclose(self) -> None:
-        """Close every provider, once no turn is running but orphans."""
+        """Close every provider when no turn is running, or after REPORT_ORPHAN_AFTER seconds."""
         await self._now.aclose(REPORT_ORPHAN_AFTER)
 
 
 class _Models:
-    """The models of one policy, with their providers and their slots by their names."""
+    """The models of one policy, with their providers and slots by name."""
 
     def __init__(self, policy: Policy, providers: Mapping[str, Provider], slots: Mapping[str, Bulkhead]) -> None:
         self.policy = policy
@@ -140,7 +153,7 @@ class _Models:
         self.in_use = InUse()
 
     async def aclose(self, within: float | None = None) -> None:
-        """Wait until no turn uses the providers, or for `within` seconds, then close them."""
+        """Wait until no turn uses the providers, at most `within` seconds. Then close them."""
         await self.in_use.ended(within)
         for provider in self.providers.values():
             await provider.aclose()

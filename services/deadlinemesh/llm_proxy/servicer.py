@@ -29,9 +29,10 @@ def build(
     providers: Mapping[str, Provider] | None = None,
     telemetry: Telemetry | None = None,
 ) -> LlmProxyServicer:
-    """The servicer for `policy`. `providers`, by the models' names, stand in for those that policy describes.
+    """The servicer for `policy`. `providers`, by the models' names, replace those of the policy.
 
-    A model whose key the environment does not hold refuses its turns. Raises ValueError where no other model is left.
+    A model without its key in the environment refuses its turns. Raises ValueError if no model is
+    usable.
     """
     if providers is None:
         providers = providers_of(policy.models)
@@ -39,7 +40,10 @@ def build(
 
 
 class LlmProxyServicer(llm_proxy_pb2_grpc.LlmProxyServiceServicer):
-    """Serves `service` over gRPC. The inbound interceptor gives each call its scope and maps what is raised."""
+    """Serves a `ModelService` over gRPC.
+
+    The inbound interceptor opens the scope of each call and maps the errors.
+    """
 
     def __init__(self, service: ModelService) -> None:
         self.service = service
@@ -67,14 +71,14 @@ class LlmProxyServicer(llm_proxy_pb2_grpc.LlmProxyServiceServicer):
         )
 
     def prepared(self, policy: Policy) -> GoOver:
-        """Make the providers of `policy`. The rest closes the old one's.
+        """Make the providers of `policy`. Its Rest closes the old policy's.
 
-        Raises ValueError where the environment holds no key for any of its models.
+        Raises ValueError if no model of it is usable, because keys or proxies are missing.
         """
         return partial(self.service.replace, policy, providers_of(policy.models))
 
     async def aclose(self) -> None:
-        """Close the providers, once no call is being served."""
+        """Close the providers as soon as no call is being served."""
         await self.service.aclose()
 
 

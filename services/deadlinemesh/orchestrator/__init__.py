@@ -1,13 +1,13 @@
 """The orchestrator: the mesh's edge and its agent loop.
 
-A run goes forward only: edge → servicer → service → execution → agent → ports → adapters → next hop.
-Tenants with processes of their own come through edge → forwarding, and in another process through
-granted → servicer and so on.
+A run goes forward only: edge → servicer → service → execution → agent → ports → adapters → next
+hop. A call of a dedicated tenant takes edge → forwarding in the edge's process. It then takes
+granted → servicer → … in the process of the tenant's orchestrator.
 
     edge.py        authentication, and the grant of time
-    spreader.py    ends of runs, spread a little apart
-    forwarding.py  the edge as a process of its own
-    granted.py     the gate behind that edge
+    spreader.py    due instants of runs, spread a little apart
+    forwarding.py  the edge as a separate process
+    granted.py     the gate of an orchestrator behind such an edge
     servicer.py    messages to the vocabulary and back
     service.py     start, get, list and cancel runs
     planning.py    a tenant's order to an agent's assignment
@@ -21,13 +21,13 @@ granted → servicer and so on.
     assignment.py  the work of one agent, and its limits
     agent.py       the agent loop
     turn.py        model turns: time, retries, fallbacks, the stream
-    tool_calls.py  tool calls, from the model's wish to a result
-    allotment.py   the part of the time left that a model turn may have
-    tracking.py    what an attempt tells ledger, retry logic and statistics
+    tool_calls.py  tool calls, from the model's request to a result
+    allotment.py   the share of the remaining time that a model turn may use
+    tracking.py    reports of an attempt to ledger, retry logic and statistics
     failures.py    errors of the hops below
     shortening.py  long results of tools, shortened or cut
     answers.py     partial answers
-    upstreams.py   what is learned of models and tools, and their retries
+    upstreams.py   statistics of models and tools, and their retries
     ports.py       the loop's view of the other hops
     adapters.py    the ports over gRPC
     events.py      the events of a run

@@ -22,10 +22,10 @@ __all__ = ["GrpcModels", "GrpcTools"]
 
 
 class GrpcModels:
-    """`ModelPort` on an llm-proxy."""
+    """`ModelPort` over gRPC: calls an llm-proxy."""
 
     def __init__(self, channel: MeshChannel) -> None:
-        self._stub: Any = llm_proxy_pb2_grpc.LlmProxyServiceStub(channel)  # its streams are StreamingCalls
+        self._stub: Any = llm_proxy_pb2_grpc.LlmProxyServiceStub(channel)  # streams: StreamingCall
 
     async def generate(self, turn: TurnRequest) -> AsyncGenerator[TurnEvent, None]:
         """See `ModelPort.generate`."""
@@ -40,10 +40,10 @@ class GrpcModels:
 
 
 class GrpcTools:
-    """`ToolPort` on a tool-runner."""
+    """`ToolPort` over gRPC: calls a tool-runner."""
 
     def __init__(self, channel: MeshChannel) -> None:
-        self._stub: Any = tool_runner_pb2_grpc.ToolRunnerServiceStub(channel)  # its streams are StreamingCalls
+        self._stub: Any = tool_runner_pb2_grpc.ToolRunnerServiceStub(channel)  # StreamingCalls too
 
     async def specs(self) -> tuple[ToolSpec, ...]:
         """See `ToolPort.specs`."""

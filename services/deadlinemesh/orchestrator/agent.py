@@ -1,7 +1,7 @@
 """The agent loop: model turns and tool calls until there is an answer, or no more turns.
 
-The caller narrows the context. A loop that is cut leaves a valid history and everything that it had.
-It knows no gRPC, and no clock but the context's.
+The caller sets the deadline by narrowing the context. A loop that is cut leaves a valid history
+with all text and results so far. The loop knows no gRPC, and no clock but the context's.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ __all__ = ["Agent"]
 class Agent:
     """One run of the loop.
 
-    `ledger` is charged with the phases. `emit` is called with each event, `on_limit` with the name of
-    each limit that is reached.
+    The phases are charged to `ledger`. `emit` is called with each event, `on_limit` with the name
+    of each limit that is reached.
     """
 
     def __init__(
@@ -56,36 +56,40 @@ class Agent:
 
     @property
     def history(self) -> tuple[Message, ...]:
-        """The conversation as far as it has come; always valid."""
+        """The conversation so far. Always valid."""
         return (*self._history, *self._turn.messages())
 
     @property
     def text(self) -> str:
-        """The model's text in the present turn."""
+        """The model's text in the current turn."""
         return "".join(self._turn.text)
 
     @property
     def turn_has_calls(self) -> bool:
-        """True if the present turn asks for tools: its text is no answer then."""
+        """True if the current turn asks for tools. Its text is no answer then."""
         return bool(self._turn.calls)
 
     @property
     def finished_calls(self) -> Sequence[tuple[ToolCall, ToolResult]]:
-        """The run's calls that have a result."""
+        """The run's calls that have a result, with the result."""
         return self._calls.finished
 
     @property
     def unfinished_calls(self) -> tuple[ToolCall, ...]:
-        """The present turn's calls that have no result."""
+        """The current turn's calls without a result."""
         return tuple(call for call in self._turn.calls if call.id not in self._turn.results)
 
     @property
     def cut_short(self) -> bool:
-        """True if a token limit ended the last turn, or time was short."""
+        """True if the last turn was truncated, or was the last one because time was short."""
         return self._turns.truncated or self._is_last
 
     async def run(self) -> str:
-        """Loop to the answer. Raises a Stopped error of a model or of the deadline. The model deals with tools' failures."""
+        """Loop until there is an answer, and return it.
+
+        Raises a Stopped error of a model or of the deadline. A tool's failure is not raised: it is
+        a result for the model.
+        """
         for iteration in range(1, self._assignment.max_iterations + 1):
             self.iteration = iteration
             last = iteration == self._assignment.max_iterations
@@ -98,9 +102,10 @@ class Agent:
         return self.text
 
     async def _take_turn(self, offered: Sequence[ToolSpec]) -> None:
-        """One model turn. Each tool call starts as soon as it is complete; the turn ends with its last call.
+        """Run one model turn, which ends with its last tool call.
 
-        If only one more short turn fits, it is offered no tools and gives the best answer there is.
+        Each tool call starts as soon as it is complete. If only one more short turn fits, the model
+        is offered no tools and gives the best answer it can.
         """
         self._is_last = bool(offered) and self._turns.leave_no_time_for(offered)
         try:
@@ -111,12 +116,12 @@ class Agent:
                 raise  # a defect
             clear_frames(
                 group.__traceback__
-            )  # the task group's frame holds the group, and with it all that was at work
+            )  # the task group's frame refers to the group, and so to all objects of its tasks
             error = first_cause(group)
         else:
             return
         try:
-            raise error  # outside: raised while its group is handled, it would hold the group, which holds it
+            raise error  # outside the handler, or its context would be the group: a reference cycle
         finally:
             del error
 

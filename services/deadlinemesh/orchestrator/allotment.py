@@ -1,7 +1,7 @@
-"""How much of what remains one model turn may have, and what can be said in it.
+"""The share of a run's remaining time that one model turn may use, and the tokens that fit into it.
 
-Nothing here is a fixed slice: what models and tools have lately been taking decides, and of what nothing is known nothing is held
-against. All durations are in seconds.
+There are no fixed shares: the recent durations of models and tools decide. Unknown models and tools
+are assumed to take no time. All durations are in seconds.
 """
 
 from __future__ import annotations
@@ -11,28 +11,28 @@ from dataclasses import dataclass
 __all__ = ["SHORT_ANSWER", "Allotment", "Pace", "allot"]
 
 SHORT_ANSWER = 32
-"""Tokens of the shortest answer that is worth a turn of its own: two sentences."""
+"""Tokens of the shortest answer that is worth a separate turn: two sentences."""
 
 
 _AT_ONCE = 1e-6
-"""A model that needs less than so many seconds for a token is limited by other things than time."""
+"""Seconds per token at or below which time does not limit a model's output."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How fast a model speaks; zeros where that is not known."""
+    """The speed of a model. Zeros if it is unknown."""
 
     first_token: float = 0.0
-    """From the slot to the first token, as it usually is at the most."""
+    """Seconds from the slot to the first token: a high quantile of recent turns."""
     per_token: float = 0.0
-    """From one token to the next."""
+    """Seconds from one token to the next: the median of recent turns."""
 
     def taking(self, tokens: int) -> float:
-        """What it takes to say so many tokens."""
+        """Seconds that the model needs for `tokens` tokens."""
         return self.first_token + tokens * self.per_token
 
     def tokens_in(self, seconds: float) -> int | None:
-        """How many tokens it can say in that time; None where that is not known."""
+        """The number of tokens that fit into `seconds`, at least 1. None if the pace is unknown."""
         if self.per_token <= _AT_ONCE:
             return None
         return max(1, int((seconds - self.first_token) / self.per_token))
@@ -40,21 +40,23 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Allotment:
-    """One turn's part of a run."""
+    """One turn's share of a run."""
 
     window: float
-    """The longest that the turn may ask for tools. What is behind it belongs to them, and to the answer after them."""
+    """Seconds in which the turn may ask for tools. The time after it is for the tools and the next
+    answer."""
     max_tokens: int
-    """What can be said in the window. Told that much, a model tends to finish instead of being cut."""
+    """Tokens that fit into the window, 0 for no limit. A model that knows its limit tends to finish
+    instead of being cut."""
     wraps_up: bool
-    """Only one more short turn fits: no tool is offered any more."""
+    """True if only one more short turn fits. It is offered no tools."""
 
 
 def allot(remaining: float, pace: Pace, *, quickest_tool: float | None, most_tokens: int) -> Allotment:
-    """The next turn's part of `remaining` for a model of this `pace`.
+    """The next turn's share of `remaining` seconds for a model of this `pace`.
 
-    `quickest_tool` is what the quickest of the offered tools usually takes, 0 if that is not known; None if none is offered.
-    `most_tokens` is what may be said whatever the time, 0 for no limit.
+    `quickest_tool` is the usual duration of the quickest offered tool: 0 if it is unknown, None if
+    no tool is offered. `most_tokens` bounds the tokens independently of the time, 0 for no bound.
     """
     window, wraps_up = remaining, False
     if quickest_tool is not None:

@@ -1,4 +1,4 @@
-"""What to say when there was no time to finish."""
+"""Answers of runs that had no time to finish."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ __all__ = ["NO_ANSWER", "partial_answer"]
 _NO_TIME = "There was no time left to finish"
 
 NO_ANSWER = f"{_NO_TIME}, and nothing was found."
-"""What a run says that had no time to do anything at all."""
+"""The answer of a run that had no time to begin."""
 
 _EXCERPT = 500
 """Characters of each tool's result that are quoted."""
 
 
 def partial_answer(agent: Agent, why: str = _NO_TIME) -> str:
-    """The best that a run without a finished answer can say: what the model was saying, else what its tools have found.
+    """The best answer of an unfinished run, never empty.
 
-    Never empty: a caller that waited is owed at least the reason.
+    It is the model's unfinished text, else the results of its tools, else the reason `why`.
     """
     if agent.text and not agent.turn_has_calls:
         return agent.text

@@ -20,12 +20,12 @@ class Assignment:
     max_iterations: int
     max_output_tokens: int
     tool_retries: int
-    """Attempts after the first, of a tool call and of a model turn that has said nothing."""
+    """Attempts after the first, for a tool call and for a model turn without output."""
     results: Bounds
-    """The length of tools' results in the history."""
+    """Bounds of tools' results in the history."""
     most_calls: int = 64
-    """Calls in one model turn."""
+    """Tool calls that one model turn may make."""
     longest_arguments: int = LONGEST_ARGUMENTS
-    """Characters of a call's arguments."""
+    """Characters that a call's arguments may have."""
     fallbacks: tuple[str, ...] = ()
-    """Models that replace `model`, in this order, for the rest of a run in which it fails."""
+    """Models that replace `model` for the rest of the run if it fails, in this order."""

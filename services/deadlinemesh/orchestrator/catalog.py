@@ -1,4 +1,4 @@
-"""Which tools a tenant has: asked for each run, and remembered, so that runs go on while a tool-runner is in trouble."""
+"""The tools of each tenant: listed for each run, and remembered in case the tool-runner fails."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ __all__ = ["Catalog", "Listed"]
 _LOG = logging.getLogger("deadlinemesh.orchestrator")
 
 SHARE = 0.25
-"""The part of a run's remaining time that it may take to learn which tools there are."""
+"""Share of a run's remaining time that the listing of its tools may take."""
 
 MOST_TENANTS = 1024
-"""Tenants whose tools are remembered; of those that began no run for longest they are forgotten."""
+"""Tenants with remembered tools. The tenant with the oldest listing is forgotten first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +32,11 @@ class Listed:
 
     specs: tuple[ToolSpec, ...]
     now: bool
-    """Whether this is what there is now; else it was so when they could last be learned."""
+    """True if the listing is of now, false if it is remembered from an earlier run."""
 
 
 class Catalog:
-    """The tools of each tenant, as `tools` last named them."""
+    """The tools of each tenant, as `tools` last listed them."""
 
     def __init__(self, tools: ToolPort, upstreams: Upstreams) -> None:
         self._tools = tools
@@ -45,9 +45,11 @@ class Catalog:
         self._in_trouble = False
 
     async def listed(self, retries: int, waiting: Callable[[], AbstractContextManager[object]]) -> Listed:
-        """The current tenant's tools; those of last time, or none, where they cannot be learned now, nor by so many `retries`.
+        """List the current tenant's tools. If all attempts fail, the remembered ones, or none.
 
-        `waiting` is entered around a backoff. Raises only what refuses the tenant, and DeadlineSpent.
+        `retries` are the attempts after the first. `waiting` is entered around each backoff. Raises
+        errors that refuse the tenant. Raises a Stopped error only if the current deadline has
+        passed.
         """
         here = current()
         upstream = self._upstreams.of("tools")
@@ -77,7 +79,7 @@ class Catalog:
     async def _asked_for(self, upstream: UpstreamStats, attempt: Attempt) -> tuple[ToolSpec, ...]:
         timed = Stopwatch(upstream)
         timed.begin()
-        attempt.alive()  # so that its patience is what is known of the upstream
+        attempt.alive()  # now the attempt has the patience learned for its upstream
         specs = await self._tools.specs()
         timed.end()
         return specs

@@ -1,7 +1,8 @@
-"""The edge: who is calling, and how much time the call is granted. The only place where budgets are made.
+"""The edge authenticates a call and grants its time. Budgets are made nowhere else.
 
-Whatever a caller says of its tenant, tier or run is dropped; only its API key and its deadline count, the tighter of `grpc-timeout`
-and `deadline-remaining-us`. Either can only narrow the tier's budget.
+Of a caller's metadata only the API key and the deadline count. A tenant, tier or run in it is
+dropped. The deadline is the tighter of `grpc-timeout` and `deadline-remaining-us`. Both can only
+narrow the tier's budget.
 """
 
 from __future__ import annotations
@@ -24,34 +25,38 @@ from deadlinemesh.vocabulary.hops import ORCHESTRATOR
 __all__ = ["EdgeGate", "Grant", "current_grant", "set_grant"]
 
 C_CORE_STRETCH = 1.045
-"""A `grpc-timeout` from the C core may be this much longer than the caller's own timer: it is rounded up to three digits and then
-one of the last values, up to 3% longer, may be sent instead (seen: 10.0 s arriving as 10.4 s)."""
+"""Factor by which a `grpc-timeout` from the C core may exceed the caller's own timer. The C core
+rounds it up to three digits, and may then send one of its last values instead, up to 3% longer
+(seen: 10.0 s arriving as 10.4 s)."""
 
 LARGEST_METADATA = 16 * 1024
-"""Bytes of a call's metadata, which are held as long as the call."""
+"""Bytes of a call's metadata. They are held as long as the call."""
 
 APART = 0.002
-"""Seconds between the ends of two runs, where there is room: about twice what an orchestrator needs to end one."""
+"""Seconds between the ends of two runs, as long as there is room. About twice the time in which an
+orchestrator ends one."""
 
 STAGGER = 0.02
-"""The part of its time that a run may have to give for that. It is mostly the C core's clients that need it: of those made a few
-hundredths of a second apart, dozens arrive with the very same deadline."""
+"""Share of its time that a run may lose for APART. Mostly clients with the C core need it: of their
+calls made within a few hundredths of a second, dozens arrive with the same deadline."""
 
 EXACT_HELD = 0.9
-"""The part of the response reserve that is held back of an exact deadline. The rest is for what the
-deadline loses until it is read here: as the client sees it, the reserve is held back in all."""
+"""Share of the response reserve that is held back from an exact deadline. The rest covers the time
+that the deadline loses until it is read here. From the client's view the whole reserve is held
+back."""
 
 LEAST_HELD = 0.5
-"""The least part of the reserve that is held back of an exact deadline, where the run is kept apart
-from others by ending later: ended with them it would be as late."""
+"""Least share of the reserve that is held back from an exact deadline, if the run ends later to be
+apart from others. Ended together with them it would be as late."""
 
 TOGETHER = 4
-"""The most runs with exact deadlines that end in the same APART before another has to give STAGGER.
-That is what an orchestrator can end within the reserve: about a hundred in 0.1 s."""
+"""Runs with exact deadlines that may end in the same APART before the next one has to give STAGGER.
+An orchestrator can end so many within the reserve: about a hundred in 0.1 s."""
 
 
 BYTES_PER_CALL = 64 * 1024
-"""Bytes of a request or a reply that count as one call more: to read and to check them takes about as long."""
+"""Bytes of a request or a reply that count as one more call. To read and check them takes about as
+long as a call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,22 +65,22 @@ class Grant:
 
     tenant: Tenant
     granted: float
-    """Until the deadline."""
+    """Seconds until the deadline."""
     due: float
-    """Until the answer must be on its way: the deadline less the response reserve."""
+    """Seconds until the answer must be on its way: the deadline less the response reserve."""
     requested: float | None
-    """What was left of the caller's deadline; None without one."""
+    """Seconds left of the caller's deadline. None without one."""
     charge: Callable[[int], None] = field(default=lambda size: None, compare=False, repr=False)
-    """Takes the bytes of a request or a reply: at the edge, large ones count as several calls."""
+    """Charges the bytes of a request or a reply. At the edge, large ones count as several calls."""
 
     @property
     def reserve(self) -> float:
-        """What is held back so that the answer reaches the caller before its own timer fires."""
+        """Seconds held back so that the answer reaches the caller before its own timer fires."""
         return self.granted - self.due
 
     @property
     def clipped(self) -> bool:
-        """Whether the caller asked for more than its tier may have."""
+        """True if the caller asked for more time than its tier allows."""
         return self.requested is not None and self.requested > self.granted
 
 
@@ -88,12 +93,16 @@ def current_grant() -> Grant:
 
 
 def set_grant(grant: Grant) -> None:
-    """Make `grant` that of the call at the gate."""
+    """Set the grant of the call at the gate."""
     _GRANT.set(grant)
 
 
 class EdgeGate:
-    """The gate that clients come to: authenticates by API key and grants the earlier of the caller's deadline and its tier's."""
+    """The gate for clients. It authenticates a call by its API key, and grants its time.
+
+    The granted deadline is the earlier of the caller's deadline and the end of its tier's budget.
+    Raises Unauthenticated, Shed, InvalidRequest and Doomed.
+    """
 
     def __init__(
         self, policy: Policy, clock: Clock = SYSTEM_CLOCK, telemetry: Telemetry | None = None, hop: str = ORCHESTRATOR
@@ -106,7 +115,7 @@ class EdgeGate:
         self.prepared(policy)()
 
     def prepared(self, policy: Policy) -> GoOver:
-        """Judge calls to come by `policy`: keys that it has not are refused at once."""
+        """Prepare `policy` for later calls. Once it is in force, keys that it lacks are refused."""
         credentials = Credentials(policy)
         quotas = {
             name: Quota(tier.calls_per_second, tier.burst, tier.concurrent_calls) for name, tier in policy.tiers.items()
@@ -145,7 +154,10 @@ class EdgeGate:
         return tenant
 
     def _count(self, tenant: Tenant, arrival: Arrival) -> None:
-        """Raises Shed where the tenant makes calls too fast, or has too many at work; else counts this one until its end."""
+        """Count the call until its end.
+
+        Raises Shed if the tenant makes calls too fast, or has too many at work.
+        """
         quota = self._quotas[tenant.tier]
         excess = self._calls.begin(tenant.tenant_id, quota, arrival.at)
         if excess is None:
@@ -165,7 +177,7 @@ class EdgeGate:
 
     def _ended(self, tenant_id: str, place: Place | None, _: object) -> None:
         self._calls.end(tenant_id)
-        if place is not None:  # a run that has ended by now needs it no longer
+        if place is not None:  # the run has ended and needs it no longer
             self._ends.release(place)
 
     def _grant(self, tenant: Tenant, arrival: Arrival) -> Grant:
@@ -197,18 +209,21 @@ class EdgeGate:
 
 
 def _least_left(remaining: float, arrival: Arrival) -> float:
-    """The least time that the caller's own timer has left, where its deadlines leave `remaining`.
+    """The least time that the caller's own timer may have left, in seconds.
 
-    An exact value that is less than the timeout is that time. Where it is more, the call has waited
-    since it was sent, and the rounding of the timeout may hide as much waiting as it shows.
+    `remaining` are the seconds that its deadlines leave.
+
+    If the exact value is less than the timeout, it is that time. If it is more, the call has waited
+    since it was sent. The rounding of the timeout may then hide as much waiting as it shows.
     """
     least = remaining / _stretch(arrival.header("user-agent"))
     return least if arrival.exact is None else max(least, remaining - arrival.late)
 
 
 def _stretch(user_agent: str) -> float:
-    """How much longer the timeout may have become on its way, judged by who encoded it.
+    """The factor by which the timeout may have grown on its way, by the gRPC library of the caller.
 
-    The C core names itself as `grpc-c/`; Go, Java and Node send what they were given.
+    The user agent of the C core has `grpc-c/`. Go, Java and Node send the timeout that they were
+    given.
     """
     return 1.0 if user_agent and "grpc-c/" not in user_agent else C_CORE_STRETCH

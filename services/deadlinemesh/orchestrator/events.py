@@ -1,4 +1,4 @@
-"""What a run tells those who watch it. Times are in seconds."""
+"""The events of a run, for its watchers. Times are in seconds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = [
 
 
 class Outcome(StrEnum):
-    """How a run ended. The names are those of the `Outcome` enum in `protos/`, without its prefix."""
+    """The end of a run. Names are those of the `Outcome` enum in `protos/`, without its prefix."""
 
     COMPLETED = "COMPLETED"
     DEADLINE_SPENT = "DEADLINE_SPENT"
@@ -33,7 +33,7 @@ class Outcome(StrEnum):
 
 @dataclass(slots=True)
 class Usage:
-    """What a run consumed so far."""
+    """The tokens and calls that a run has used so far."""
 
     input_tokens: int = 0
     output_tokens: int = 0
@@ -48,7 +48,7 @@ class RunStarted:
 
 @dataclass(frozen=True, slots=True)
 class PhaseChanged:
-    """Another phase is in force."""
+    """The run entered another phase. `remaining` counts to the due instant, `spent` is by phase."""
 
     phase: Phase
     iteration: int
@@ -67,7 +67,7 @@ class ToolCallStarted:
 
 @dataclass(frozen=True, slots=True)
 class ToolCallProgress:
-    """How far a tool is."""
+    """A tool's progress: `fraction` from 0 to 1."""
 
     call_id: str
     message: str
@@ -76,7 +76,7 @@ class ToolCallProgress:
 
 @dataclass(frozen=True, slots=True)
 class ToolCallFinished:
-    """A tool call has its result, if only a synthetic one."""
+    """A tool call has its result. The result may be a synthetic one."""
 
     call: ToolCall
     status: ToolStatus
@@ -102,7 +102,7 @@ class RunFinished:
 
     @property
     def unattributed(self) -> float:
-        """What no phase explains."""
+        """Seconds that belong to no phase."""
         return self.elapsed - sum(self.phases.values())
 
 
@@ -111,7 +111,7 @@ RunEvent = RunStarted | PhaseChanged | TextDelta | ToolCallStarted | ToolCallPro
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """An event and when it happened, in seconds since the run's call arrived."""
+    """An event with its time, in seconds since the arrival of the run's call."""
 
     elapsed: float
     event: RunEvent

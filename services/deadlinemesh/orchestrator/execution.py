@@ -41,7 +41,8 @@ __all__ = ["Executor"]
 class Executor:
     """Executes runs: waits for a slot, plans, runs the agent, and turns its end into an outcome.
 
-    `on_limit` is called with a tenant and the name of a limit that one of its runs has reached.
+    `on_limit` is called with a tenant's id and the name of a limit that one of its runs has
+    reached.
     """
 
     def __init__(
@@ -66,9 +67,9 @@ class Executor:
         self._when_idle = Deferred()
 
     def start(self, run: AgentRun, order: RunOrder, policy: Policy) -> None:
-        """Execute `run` by `order` and `policy`, in a scope of its own.
+        """Execute `run` by `order` and `policy`, in a separate scope.
 
-        A run that spends its time before it begins finishes as any other that spends its time. A run that
+        A run that spends its time before it begins ends with the outcome DEADLINE_SPENT. A run that
         gets no slot, or has an order that cannot be met, is refused and released from the store.
         """
         task = run.execute(self._background, lambda: self._execute(run, order, policy))
@@ -92,14 +93,15 @@ class Executor:
         try:
             async with narrowed_at(run.due_at, "run"):
                 answer = await agent.run()
-            # A model may ask for tools in a turn that offers none, and say nothing. Tools' results are worth telling.
+            # A model may ask for tools although it is offered none, and write no text. Then the
+            # results of its earlier calls are the answer.
             is_partial = agent.cut_short or not answer
             answer = answer or partial_answer(agent, "The model ended without an answer")
             run.finish(Outcome.COMPLETED, None, "", answer, is_partial)
-        except DeadlineSpent:  # the run's, or that of its present step: the client knows only of the run
+        except DeadlineSpent:  # of the run or of its current step: the client knows only the run's
             detail = f"the {run.grant.due:.3f} s that the run may use are spent"
             run.finish(Outcome.DEADLINE_SPENT, Cause.DEADLINE_SPENT, detail, partial_answer(agent), True)
-        except (DeadlineSpentUpstream, Doomed) as spent:  # the rest is too short for anything
+        except (DeadlineSpentUpstream, Doomed) as spent:  # too little time is left for anything
             run.finish(Outcome.DEADLINE_SPENT, spent.cause, str(spent), partial_answer(agent), True)
         except MeshError as failed:
             cause = failed.cause if isinstance(failed, Stopped) else Cause.UPSTREAM_FAILED
@@ -118,7 +120,7 @@ class Executor:
     async def _admitted(self, run: AgentRun, order: RunOrder, policy: Policy) -> Assignment | None:
         """The assignment of a run that has a slot; None if the run ends here."""
         try:
-            # An answer at the call's own deadline is lost, and so is a refusal.
+            # An answer or a refusal sent at the call's own deadline arrives too late.
             async with narrowed_at(run.due_at, "admission"):
                 await run.take_place(self._slots)
                 return await self._planned(run, order, policy)
@@ -137,7 +139,7 @@ class Executor:
 
     async def _planned(self, run: AgentRun, order: RunOrder, policy: Policy) -> Assignment:
         tenant = run.grant.tenant
-        model_of(order, tenant)  # a wrong one need not wait for the list of tools
+        model_of(order, tenant)  # refuses a wrong model before the tools are listed
         retries = tenant.tier_policy.tool_retries
         listed = await self._catalog.listed(retries, partial(run.ledger.phase, Phase.RETRY_BACKOFF))
         return assignment_of(order, tenant, policy, listed)
@@ -148,7 +150,7 @@ class Executor:
 
     def _over(self, run: AgentRun, cause: Cause | None) -> None:
         run.leave_place()
-        if not run.over:  # it was stopped before it began
+        if not run.over:  # the run was stopped before it began
             cause = cause or Cause.CLIENT_CANCELLED
             run.finish(_OUTCOMES[cause], cause, _DETAILS[cause], "", True)
         self._when_idle(self._archive, run)
@@ -178,8 +180,9 @@ def _ended(run: AgentRun, finished: RunFinished) -> RunEnded:
 
 
 def _ran_out(run: AgentRun, error: MeshError) -> bool:
-    """True if `error`, of this hop or one below, means that the run's own time is spent. After that
-    instant any refusal does.
+    """True if `error`, of this hop or one below, means that the run's own time is spent.
+
+    After the due instant this holds for every refusal.
     """
     left = run.due_at - run.context.clock.monotonic()
     if isinstance(error, (Shed, Doomed)):

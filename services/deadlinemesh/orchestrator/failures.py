@@ -1,4 +1,4 @@
-"""Errors of the hops below: which may pass, and which one ends a run."""
+"""Errors of the hops below: the transient ones, and the one that ends a run."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from deadlinemesh.errors import (
 __all__ = ["EXPIRES_WITH", "TRANSIENT", "first_cause", "is_transient"]
 
 EXPIRES_WITH = 0.05
-"""Seconds before this run's deadline. A hop below that reports a spent deadline later than that reports this one."""
+"""Seconds before the run's deadline. A spent deadline that a hop below reports later is the run's
+own."""
 
 TRANSIENT = (UpstreamFailed, Shed, Draining)
-"""Errors that another attempt may avoid: it may meet another instance, or a better moment."""
+"""Errors that another attempt may avoid: it may reach another instance, or a better moment."""
 
 _PRECEDENCE = (ClientCancelled, DeadlineSpent, DeadlineSpentUpstream, Stopped, MeshError)
 
@@ -32,7 +33,10 @@ def is_transient(error: Exception) -> bool:
 
 
 def first_cause(group: BaseExceptionGroup) -> MeshError:
-    """The error that stands for a group of mesh errors: the client's leaving and spent time before others."""
+    """The error that represents a group of mesh errors.
+
+    ClientCancelled comes first, then spent deadlines, then other Stopped errors.
+    """
     errors: list[MeshError] = []
     pending: list[BaseException] = [group]
     while pending:

@@ -1,7 +1,7 @@
-"""The edge as a process of its own, where tenants have processes of their own: it grants, passes on, and does nothing else.
+"""The edge as a separate process, for a mesh with dedicated tenants. It grants and forwards calls.
 
-Whoever runs agents may come to spin or to crash, and must not stand between a dedicated tenant and its own orchestrator. Messages
-are passed on as they are, unread: nothing in them concerns the edge.
+A process that runs agents may spin or crash. It must not stand between a dedicated tenant and that
+tenant's orchestrator. Messages are forwarded unparsed: nothing in them concerns the edge.
 """
 
 from __future__ import annotations
@@ -28,18 +28,19 @@ from deadlinemesh.vocabulary.hops import EDGE, ORCHESTRATOR
 __all__ = ["Forwarder"]
 
 LAST_WORD = 0.25
-"""The part of the response reserve, or of a shorter call, before the deadline, in which the edge no longer waits but says that
-there was no answer."""
+"""Share of the response reserve, or of a call that is shorter than it. For that long before the
+deadline the edge waits no longer, and reports that there was no answer."""
 
 _SERVICE = orchestrator_pb2.DESCRIPTOR.services_by_name["OrchestratorService"]
 _RICH_STATUS = "grpc-status-details-bin"
 
 
 class Forwarder:
-    """Passes each call on to the orchestrator of its tenant's pool. `orchestrators` are the channels by pool; each pool has one.
+    """Forwards each call to the orchestrator of its tenant's pool.
 
-    The call there has the same run, the same deadline, and this edge's grant, and ends when the client's does. What comes back,
-    initial metadata and rich status included, is the client's as it is.
+    `orchestrators` are the channels by pool; each pool has one. The forwarded call has the same
+    run, the same deadline, and this edge's grant. It ends when the client's call ends. The client
+    gets the orchestrator's messages, initial metadata and rich status unchanged.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Forwarder:
         self.prepared(policy)()
 
     def prepared(self, policy: Policy) -> GoOver:
-        """Pass calls to come on by `policy`, which has the same pools."""
+        """Prepare to forward later calls by `policy`. It must have the same pools."""
         pools = {tenant_id: self._orchestrators[policy.pool_of(tenant_id)] for tenant_id in policy.tenants}
 
         def go_over() -> None:
@@ -69,7 +70,7 @@ class Forwarder:
         return go_over
 
     def register(self, server: Any) -> None:
-        """Serve every method of the orchestrator, as the generated `add_…_to_server` does."""
+        """Serve every method of the orchestrator, like the generated `add_…_to_server`."""
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         for method in _SERVICE.methods:
             if method.server_streaming:
@@ -103,7 +104,8 @@ class Forwarder:
                 async with narrowed_at(self._answered_by()):
                     reply = await call
                 current_grant().charge(len(reply))
-                held = self._memory.take(current().tenant_id, COPIES * len(reply))  # it may be read slowly
+                # The client may read the reply slowly.
+                held = self._memory.take(current().tenant_id, COPIES * len(reply))
                 context.add_done_callback(lambda _: held.release())
                 return reply
         except (DeadlineSpent, grpc.aio.AioRpcError) as error:
@@ -115,20 +117,23 @@ class Forwarder:
         return self._memory.request(grant.tenant, len(request))
 
     def _pool(self) -> _Pool:
-        """The current tenant's pool, also where a reload has taken the tenant away since the gate let it in."""
+        """The current tenant's pool, also if a reload has removed the tenant since the gate."""
         tenant_id = current().tenant_id
         return next(pools[tenant_id] for pools in chain((self._pools,), self._past) if tenant_id in pools)
 
     def _answered_by(self) -> float:
-        """When the edge answers itself. An orchestrator that stands still cannot do so in time, and the client's own timer tells no
-        cause. Just before that and not earlier: one that is merely late has until then.
+        """The instant at which the edge answers instead of the orchestrator.
+
+        An orchestrator that hangs cannot answer in time, and the client's own timer tells no cause.
+        The instant is just before the deadline, so that a merely late orchestrator can still
+        answer.
         """
         here = current()
         return here.absolute_deadline - min(self._reserve, here.remaining) * LAST_WORD
 
 
 class _Pool:
-    """The orchestrator of one pool, as the edge knows it."""
+    """The methods of one pool's orchestrator, as callables of its channel."""
 
     def __init__(self, channel: MeshChannel) -> None:
         self._methods: dict[str, Any] = {
@@ -139,12 +144,16 @@ class _Pool:
         }
 
     def begin(self, method: str, request: bytes) -> Any:
-        """Begin a call there, for the current context and grant."""
+        """Begin a call to the orchestrator, for the current context and grant."""
         return self._methods[method](request, metadata=(encode_grant(current_grant()),))
 
 
 async def _pass_on(error: DeadlineSpent | grpc.aio.AioRpcError, context: Any) -> None:
-    """End the call as the one behind it has ended: with its very status where it is the mesh's, else with what it means."""
+    """End the client's call like the forwarded one.
+
+    A status of the mesh is passed on unchanged. Any other status is mapped to an error of the mesh.
+    The edge's own DeadlineSpent names the orchestrator.
+    """
     if isinstance(error, DeadlineSpent):
         raise DeadlineSpent(f"the {ORCHESTRATOR} did not answer in time", hop=ORCHESTRATOR, phase="response") from None
     trailing = tuple(error.trailing_metadata() or ())

@@ -1,7 +1,8 @@
-"""A grant on its way from the edge to the orchestrator that carries it out. It is believed there, and made nowhere else.
+"""The grant on the wire, from the edge to the orchestrator that executes it. It is trusted there.
 
-Durations travel, as everywhere in the mesh. The deadline itself is the call's own; the grant tells how long before it the call
-arrived at the edge. A run's time counts from there, so that the way to here is part of its admission.
+The grant travels as durations, like all times in the mesh. The deadline is the call's own. The
+grant tells the call's arrival at the edge, as a time before the deadline. A run's time counts from
+that arrival, so the way from the edge is part of its admission.
 """
 
 from __future__ import annotations
@@ -20,26 +21,28 @@ from deadlinemesh.vocabulary.hops import ORCHESTRATOR
 __all__ = ["MESH_GRANT", "GrantedGate", "encode_grant"]
 
 MESH_GRANT = "mesh-grant"
-"""`granted=US;due=US;requested=US`: the edge's grant, in microseconds from the arrival there. No deadline was asked for where
-`requested` is empty."""
+"""Metadata key of the edge's grant: `granted=US;due=US;requested=US`, in microseconds from the
+arrival at the edge. `requested` is empty if the client set no deadline."""
 
 _MESH_GRANT = re.compile(r"granted=([0-9]{1,16});due=([0-9]{1,16});requested=([0-9]{1,16})?")
 
 
 def encode_grant(grant: Grant) -> tuple[str, str]:
-    """The metadata that carries `grant`. What may be used is rounded down."""
+    """The metadata entry for `grant`. Times are rounded down."""
     requested = "" if grant.requested is None else _microseconds(grant.requested)
     return MESH_GRANT, f"granted={_microseconds(grant.granted)};due={_microseconds(grant.due)};requested={requested}"
 
 
 def _microseconds(seconds: float) -> int:
-    # A client's timeout may have more digits than the header.
+    # A client's timeout may have more digits than the header allows.
     return int(min(max(0.0, seconds) * 1_000_000, 10**16 - 1))
 
 
 class GrantedGate:
-    """The gate of an orchestrator behind the edge, for the tenants of `pool`: believes the grants of those that know the mesh's
-    token. It can only narrow: what remains is the tightest of the call's own deadlines and the grant.
+    """The gate of an orchestrator behind the edge, for the tenants of `pool`.
+
+    It trusts the grants of callers with the mesh's token. A grant can only narrow: the deadline is
+    the tightest of the call's own deadlines and the grant.
     """
 
     def __init__(self, policy: Policy, pool: str, mesh_token: str, clock: Clock = SYSTEM_CLOCK) -> None:
@@ -51,7 +54,7 @@ class GrantedGate:
         self.prepared(policy)()
 
     def prepared(self, policy: Policy) -> GoOver:
-        """Judge calls to come by `policy`."""
+        """Prepare `policy` for later calls."""
         pool = self._pool
         tenants = {one: Tenant.of(policy, one) for one in policy.tenants if policy.pool_of(one) == pool}
 
@@ -66,7 +69,7 @@ class GrantedGate:
         context = self._peers(arrival)
         tenant = self._tenants.get(context.tenant_id) or self._gone(context)
         if tenant is None:
-            # Not the client's fault, and soon over where the edge has another policy than this.
+            # Not the client's fault: the edge has another policy than this process, for a moment.
             raise UpstreamFailed(f"no orchestrator serves {shown(context.tenant_id)} just now: the policy is changing")
         grant = _decoded(arrival.header(MESH_GRANT), tenant)
         set_grant(grant)
@@ -74,7 +77,7 @@ class GrantedGate:
         return replace(context, started_at=context.absolute_deadline - grant.granted)
 
     def _gone(self, context: DeadlineContext) -> Tenant | None:
-        """The tenant of a run that the edge has granted, and that a reload has taken away here meanwhile."""
+        """The tenant of a granted run, if a reload has removed it here meanwhile; else None."""
         past = self._past.serving(context.absolute_deadline)
         return next((tenants[context.tenant_id] for tenants in past if context.tenant_id in tenants), None)
 

@@ -1,4 +1,4 @@
-"""A run's events, in order, with a number each."""
+"""The events of a run, in order and numbered."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from deadlinemesh.vocabulary import Message, TextDelta, ToolCall
 __all__ = ["COMPACT_EVERY", "OBJECT_BYTES", "PIECE", "EventLog", "Reader", "size_of"]
 
 OBJECT_BYTES = 200
-"""About the bytes of an event or a message beside its text."""
+"""Bytes of an event or a message without its text, roughly."""
 
 PIECE = 4096
-"""The most characters of adjacent text deltas that become one event."""
+"""Characters that adjacent text deltas may have together to become one event."""
 
 COMPACT_EVERY = 256
 """Events between two compactions."""
@@ -34,13 +34,14 @@ COMPACT_EVERY = 256
 class EventLog:
     """The events of one run.
 
-    Adjacent text deltas are joined now and then. The joined event has the number of its last part. An
-    event never joins what an open reader has read with what it has not.
+    Adjacent text deltas are joined every COMPACT_EVERY events. The joined event has the number of
+    its last part. A delta that an open reader has read is never joined with one that it has not
+    read.
     """
 
     def __init__(self) -> None:
         self.size = 0
-        """About the bytes of all events."""
+        """Bytes of all events, roughly."""
         self._events: list[Timed] = []
         self._numbers: list[int] = []
         self._last = 0
@@ -64,7 +65,7 @@ class EventLog:
 
     @contextmanager
     def reader(self, after: int = 0) -> Iterator[Reader]:
-        """A reader of the events with numbers above `after`. It is open for the block."""
+        """Context manager of a reader for the events with numbers above `after`."""
         reader = Reader(self, after)
         self._positions[after] += 1
         try:
@@ -111,17 +112,17 @@ class EventLog:
 
 
 class Reader:
-    """The place of one call in an `EventLog`."""
+    """The position of one call in an `EventLog`."""
 
     __slots__ = ("_log", "position")
 
     def __init__(self, log: EventLog, after: int) -> None:
         self._log = log
         self.position = after
-        """The number of the last event that was read."""
+        """Number of the last event read."""
 
     def read(self) -> Sequence[Timed]:
-        """The events since the last call, or none."""
+        """Return the events since the last call. May be empty."""
         events = self._log._after(self.position)
         self.position = self._log._move(self.position)
         return events
@@ -138,7 +139,10 @@ def _joined(group: Sequence[Timed]) -> Timed:
 
 
 def size_of(kept: Message | RunEvent) -> int:
-    """About the bytes of an event or a message. Text beyond Latin letters takes two or four per character."""
+    """The bytes of an event or a message, roughly.
+
+    Text beyond Latin letters takes two or four bytes per character.
+    """
     match kept:
         case Message():
             data = 0 if kept.provider_data is None else len(kept.provider_data.data)

@@ -1,4 +1,4 @@
-"""What tenants may hold of this process's memory: their requests, the runs that come of them, and replies on their way."""
+"""Memory that tenants may hold in this process: requests, their runs, and replies being sent."""
 
 from __future__ import annotations
 
@@ -10,14 +10,19 @@ from deadlinemesh.telemetry import LimitHit, Telemetry
 __all__ = ["COPIES", "RETRY_AFTER", "Memory"]
 
 COPIES = 2
-"""So many times the bytes of a request, or of a reply, are held: as they came and as texts, or as a message and on their way."""
+"""Copies of a request or a reply that are held. Of a request: its message and its texts. Of a
+reply: its message and its bytes being sent."""
 
 RETRY_AFTER = 0.5
-"""Seconds after which to come again: when a run ends, and how large it is, is not known."""
+"""Seconds that a refused client should wait. A guess: the end and size of other runs are
+unknown."""
 
 
 class Memory:
-    """The budget of one hop, by `policy`. Each limit that is hit is told to `telemetry`."""
+    """The memory budget of one hop, by `policy`.
+
+    Each limit that is reached is reported to `telemetry`.
+    """
 
     def __init__(self, policy: Policy, telemetry: Telemetry, hop: str) -> None:
         self._telemetry = telemetry
@@ -26,12 +31,16 @@ class Memory:
         self.use(policy)
 
     def use(self, policy: Policy) -> None:
-        """Judge claims to come by `policy`."""
+        """Use the limits of `policy` from now on. Held bytes stay held."""
         self._message_bytes = policy.limits.message_bytes
         self.budget.resize(policy.admission.memory_bytes, policy.admission.memory_part)
 
     def request(self, tenant: Tenant, size: int) -> Held:
-        """Hold a request of `size` bytes. Raises TooLarge for one that the tier may not send, Shed where there is no room now."""
+        """Hold a request of `size` bytes.
+
+        Raises TooLarge if it exceeds the tier's limit or the tenant's share, and Shed if there is
+        no room now.
+        """
         most = min(tenant.tier_policy.request_bytes or self._message_bytes, self.budget.most // COPIES)
         if size > most:
             self.hit(tenant.tenant_id, "request_bytes")
@@ -39,7 +48,7 @@ class Memory:
         return self.take(tenant.tenant_id, size)
 
     def take(self, tenant_id: str, size: int) -> Held:
-        """Hold `size` bytes. Raises Shed where there is no room now."""
+        """Hold `size` bytes. Raises Shed if there is no room now."""
         held = self.budget.take(tenant_id, size)
         if held is None:
             self.hit(tenant_id, "memory_bytes")
@@ -52,5 +61,5 @@ class Memory:
         return held
 
     def hit(self, tenant_id: str, limit: str) -> None:
-        """Tell that the tenant has come to a limit."""
+        """Report that the tenant reached a limit."""
         self._telemetry.record(LimitHit(self._hop, tenant_id, limit))

@@ -1,4 +1,4 @@
-"""From a tenant's order to its agent's assignment. Pure: no clock, no I/O."""
+"""Planning: from a tenant's order to its agent's assignment. Pure: no clock, no I/O."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from deadlinemesh.vocabulary import Message, Role, ToolSpec, history_violations
 __all__ = ["MAX_ITEMS", "RunOrder", "assignment_of", "check_order", "model_of"]
 
 MAX_ITEMS = 4096
-"""Messages in a history, calls in a history, tools. Each takes the event loop some microseconds."""
+"""Messages that a history may have; also its tool calls, and the tools of an order. Each takes the
+event loop some microseconds."""
 
 _MAX_REQUEST_ID = 128
-"""Characters."""
+"""Characters of a request id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +31,17 @@ class RunOrder:
     instructions: str = ""
     model: str = ""
     tools: tuple[str, ...] = ()
-    """Names of the tools that the agent may call; empty for all of the tenant's."""
+    """Names of the tools that the agent may call. Empty for all tools of the tenant."""
     history: tuple[Message, ...] = ()
     max_iterations: int = 0
     max_output_tokens: int = 0
 
 
 def check_order(order: RunOrder, found: Violations, longest_arguments: int) -> None:
-    """Raise InvalidRequest if `order` has violations, or some were `found` before, with all of them."""
+    """Raise InvalidRequest if `order` has violations, or if `found` has some already.
+
+    The error has all of them. A call's arguments may have `longest_arguments` characters.
+    """
     if not order.prompt.strip():
         found.add("prompt", "must not be empty: say what the agent should do")
     if len(order.request_id) > _MAX_REQUEST_ID:
@@ -54,16 +58,17 @@ def check_order(order: RunOrder, found: Violations, longest_arguments: int) -> N
 
 
 def model_of(order: RunOrder, tenant: Tenant) -> str:
-    """The run's model. Raises NotFound for one that the tenant does not have."""
+    """The run's model. Raises NotFound if the tenant does not have it."""
     if order.model and order.model not in tenant.models:
         raise NotFound([Violation("model", f"{shown(order.model)} is unknown or not yours: {choices(tenant.models)}")])
     return order.model or tenant.models[0]
 
 
 def assignment_of(order: RunOrder, tenant: Tenant, policy: Policy, listed: Listed) -> Assignment:
-    """The assignment for `order`, within the tenant's tier and `policy`. `listed` are the tenant's tools.
+    """The assignment for `order`, within the tenant's tier and `policy`.
 
-    Raises NotFound for a model or a tool that the tenant does not have.
+    `listed` are the tenant's tools. Raises NotFound for a model or a tool that the tenant does not
+    have.
     """
     model = model_of(order, tenant)
     iterations = tenant.tier_policy.iterations
@@ -82,7 +87,7 @@ def assignment_of(order: RunOrder, tenant: Tenant, policy: Policy, listed: Liste
 
 
 def _messages(order: RunOrder, default_instructions: str) -> tuple[Message, ...]:
-    """The history with the prompt behind it, and one system message of instructions before it."""
+    """One system message of instructions, the history, and the prompt."""
     messages = list(order.history)
     if order.instructions and messages and messages[0].role is Role.SYSTEM:
         del messages[0]  # an earlier run's instructions
@@ -101,6 +106,6 @@ def _tools(names: Sequence[str], listed: Listed) -> tuple[ToolSpec, ...]:
     for index, name in enumerate(names):
         if name not in offered:
             unknown.add(f"tools[{index}]", f"{shown(name)} is unknown or not yours: {known}")
-    if unknown and listed.now:  # an old listing proves nothing
+    if unknown and listed.now:  # a remembered listing may lack new tools
         raise NotFound(unknown.told())
     return tuple(offered[name] for name in dict.fromkeys(names) if name in offered)

@@ -1,4 +1,4 @@
-"""The agent loop's view of the other hops. `adapters.py` has the gRPC side."""
+"""The agent loop's interfaces to the other hops. `adapters.py` implements them over gRPC."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ __all__ = ["ModelPort", "ToolPort"]
 
 
 class ModelPort(Protocol):
-    """Model turns."""
+    """Streams model turns."""
 
     def generate(self, turn: TurnRequest) -> AsyncGenerator[TurnEvent, None]:
         """Stream one turn. Closing the generator stops the model. Raises MeshError."""
 
 
 class ToolPort(Protocol):
-    """Tools."""
+    """Lists and runs tools."""
 
     async def specs(self) -> tuple[ToolSpec, ...]:
-        """The current tenant's tools. Raises MeshError."""
+        """List the current tenant's tools. Raises MeshError."""
 
     def call(self, call: ToolCall) -> AsyncGenerator[ToolEvent, None]:
-        """Run one tool; the last event is ToolFinished. Closing the generator stops it. Raises MeshError."""
+        """Run one tool. The last event is ToolFinished. Closing the generator stops the tool.
+
+        Raises MeshError.
+        """

@@ -1,4 +1,4 @@
-"""One run: its state, its events, its watchers."""
+"""One run: its state, its events and its watchers."""
 
 from __future__ import annotations
 
@@ -35,27 +35,28 @@ from deadlinemesh.vocabulary import Message, Phase, phase_ledger
 __all__ = ["GROWTH_BYTES", "AgentRun"]
 
 EXCERPT = 4000
-"""Characters of a tool's result in the events of a run that is large already."""
+"""Characters of a tool's result in the events of a run that is already large."""
 
 WATCHED_BYTES = 96 * 1024
-"""Bytes counted for a call that watches a finished run, until it has read all. About 90 kB were measured."""
+"""Bytes counted for a watched finished run, besides its size as objects. About 90 kB were
+measured."""
 
 PACKED_UP_TO = 64 * 1024
-"""Bytes, as objects, of the largest finished run that is packed. A larger one is mostly text, and
-packing it would hold up the event loop."""
+"""Bytes, as objects, of the largest finished run that is packed. A larger run is mostly text, and
+packing it would block the event loop."""
 
 RECORD_BYTES = 2048
-"""About the bytes of a finished run beside its events, conversation and answer."""
+"""Bytes of a finished run without its events, conversation and answer, roughly."""
 
 GROWTH_BYTES = 16 * 1024
-"""Bytes that a run reserves when it begins, and again each time it outgrows its reservation."""
+"""Bytes that a run reserves when it begins. It reserves at least as many when it outgrows them."""
 
 
 class AgentRun:
     """One agent run: its budget, its events and its end.
 
-    `held` is its reserved memory, GROWTH_BYTES included. It grows with the run, up to `most` bytes.
-    `on_limit` is called with the name of the limit that ends the run.
+    `held` is its reserved memory, including GROWTH_BYTES. It grows with the run's events, which may
+    have up to `most` bytes. `on_limit` is called with the name of the limit that ends the run.
     """
 
     def __init__(
@@ -72,39 +73,40 @@ class AgentRun:
         self.grant = grant
         self.request_id = request_id
         self.number = number
-        """Counts the tenant's runs in this orchestrator; later runs have higher ones. It tells nothing of other tenants'."""
+        """Number of the run among its tenant's in this orchestrator. Later runs have higher
+        numbers. It reveals nothing about other tenants."""
         self.created_at = time.time()
-        """By the wall clock, for people."""
+        """Unix time of the beginning, for people."""
         self.model = ""
         self.finished: RunFinished | None = None
         self.refused: MeshError | None = None
-        """Why the run never began."""
+        """The error that refused the run before it began; None if there is none."""
         self.ledger = phase_ledger(
             context.clock, context.started_at, opening=Phase.ADMISSION, on_change=self._phase_changed
         )
         self.agent: Agent | None = None
         self._log = EventLog()
         self._counted = GROWTH_BYTES
-        """Bytes of the log that are reserved."""
+        """Bytes reserved for the log."""
         self._held = held
         self._most = most
         self._on_limit = on_limit
         self.limit = ""
-        """The limit that has ended it; empty while none has."""
+        """The limit that ended the run; empty if none did."""
         self._changed: asyncio.Event | None = asyncio.Event()
         self._watchers = 0
         self._task: BackgroundTask[None] | None = None
         self._place: Lease | None = None
         self._said: tuple[Message, ...] = ()
         self._packed: bytes | None = None
-        """Events and conversation of an archived run, unless they are large."""
+        """Events and conversation of an archived run, compressed. None if they are large."""
         self.size = 0
-        """About the bytes of an archived run."""
+        """Bytes of an archived run, roughly."""
         self._unpacked_size = 0
 
     @property
     def run_id(self) -> str:
-        """The run's name."""
+        """The run's id."""
         return self.context.run_id
 
     @property
@@ -114,18 +116,18 @@ class AgentRun:
 
     @property
     def ended_at(self) -> float:
-        """The instant of its end. Only for a finished run."""
+        """The instant at which the run ended. Only for a finished run."""
         assert self.finished is not None
         return self.context.started_at + self.finished.elapsed
 
     @property
     def over(self) -> bool:
-        """True if nothing more will happen."""
+        """True if the run is finished or was refused."""
         return self.finished is not None or self.refused is not None
 
     @property
     def history(self) -> tuple[Message, ...]:
-        """The conversation as far as it has come; always valid."""
+        """The conversation so far. Always valid."""
         if self._packed is not None:
             return unpack(self._packed)[1]
         return self._said if self.agent is None else self.agent.history
@@ -136,10 +138,10 @@ class AgentRun:
         return self._log.events if self._packed is None else unpack(self._packed)[0]
 
     def emit(self, event: RunEvent) -> None:
-        """Add an event, for present and later watchers.
+        """Add an event for current and later watchers.
 
-        A run of half its largest size drops progress of tools, and keeps an excerpt of each result: its
-        model reads little more.
+        A run with more than half of its largest size drops tools' progress, and keeps only an
+        excerpt of each result. Its model reads little more.
         """
         if isinstance(event, ToolCallProgress) and self._log.size > self._most / 2:
             return
@@ -151,7 +153,7 @@ class AgentRun:
         self._wake()
 
     def _count(self) -> None:
-        """Reserve more memory. A run that gets none ends with what it has."""
+        """Reserve more memory. A run that gets none is stopped, and its answer is partial."""
         if self._held is None or self.over or self.limit:
             return
         if self._log.size > self._most:
@@ -165,11 +167,17 @@ class AgentRun:
             self.stop(Cause.SHED)
 
     def watched(self) -> _Watching:
-        """Context manager of a call that watches the run. The run stops when its last watcher leaves early."""
+        """Context manager of a call that watches the run.
+
+        The run is stopped if its last watcher leaves before the run is over.
+        """
         return _Watching(self)
 
     async def follow(self) -> AsyncGenerator[Timed, None]:
-        """Yield all events, past and future, once the run has begun. Raises the error that refused it."""
+        """Yield all events, past and future, as soon as the run has begun.
+
+        Raises the error that refused the run.
+        """
         if self._packed is not None:
             for timed in self.events:
                 yield timed
@@ -189,49 +197,50 @@ class AgentRun:
                 await self._changed.wait()
 
     async def ended(self) -> None:
-        """Wait for the run's end, and for the end of all its work."""
+        """Wait until the run is over and all its work has ended."""
         if self._task is not None:
             with suppress(Stopped):
                 await self._task.wait()
-        while not self.over:  # one that was stopped before it began is finished a turn of the event loop after its task
+        # A run that was stopped before it began is over one turn of the event loop after its task.
+        while not self.over:
             assert self._changed is not None
             self._changed.clear()
             await self._changed.wait()
 
     def stop(self, cause: Cause) -> None:
-        """End the run. A run that is over ignores it."""
+        """Stop the run. Does nothing if the run is over."""
         if self._task is not None and not self.over:
             self._task.stop(cause)
 
     def execute(self, background: Background, work: Callable[[], Coroutine[Any, Any, None]]) -> BackgroundTask[None]:
-        """Start `work` in a scope of the run's own. It ends with the deadline, not with the call that began it."""
+        """Start `work` in a separate scope. It may outlive the current call, up to the deadline."""
         self._task = background.spawn(work, until=self.context.absolute_deadline, name=f"run {self.run_id}")
         return self._task
 
     async def take_place(self, places: Bulkhead) -> None:
-        """Wait for a place among the runs that are at work."""
+        """Wait for a slot among the running runs. Raises Shed and Doomed."""
         self._place = await places.acquire()
-        self._place.useful()  # a run that is cut gives the answer that it has
+        self._place.useful()  # even a run that is cut gives a partial answer
 
     def leave_place(self) -> None:
-        """Give it back, if there is one."""
+        """Release the run's slot, if it has one."""
         if self._place is not None:
             self._place.release()
             self._place = None
 
     def begin(self, agent: Agent, model: str) -> None:
-        """Mark the run as begun, by `agent`."""
+        """Mark the run as begun, with `agent` and `model`."""
         self.model, self.agent = model, agent
         self._wake()
 
     def refuse(self, error: MeshError) -> None:
-        """Refuse the run with `error`, which its watchers get."""
-        error.__traceback__ = None  # it refers to the run
+        """Refuse the run. `follow` raises `error` to its watchers."""
+        error.__traceback__ = None  # its frames refer to the run
         self.refused = error
         self._wake()
 
     def finish(self, outcome: Outcome, cause: Cause | None, detail: str, answer: str, partial: bool) -> RunFinished:
-        """Close the ledger and emit the last event."""
+        """Enter the response phase. Emit and return the last event, with the ledger's balance."""
         agent, ledger = self.agent, self.ledger
         ledger.enter(Phase.RESPONSE)
         elapsed, phases = ledger.balance()
@@ -251,13 +260,13 @@ class AgentRun:
         return self.finished
 
     def archive(self) -> None:
-        """Keep the record of a run whose task has ended, without references back to the run.
+        """Turn a run with an ended task into a compact record, without reference cycles.
 
-        A task keeps the error that ended it, with every frame on its way. In a cycle with those, a
-        forgotten run would wait for a collection of the oldest generation, which is rare.
+        A task keeps the error that ended it, with all frames of its traceback. In a cycle with
+        those, a forgotten run would wait for a collection of the oldest generation, which is rare.
         """
         self._said, self.agent, self._task = self.history, None, None
-        self._changed = None  # small, but it would pin pages among gRPC's allocations
+        self._changed = None  # small, but it would pin memory pages among gRPC's allocations
         self.ledger.close()
         self._log.compact()
         self.size = sum(map(size_of, chain(self._said, (timed.event for timed in self._log.events)))) + RECORD_BYTES
@@ -272,8 +281,10 @@ class AgentRun:
             self._held.grow(kept - self._held.amount)
 
     def watch(self) -> None:
-        """Add a watcher. Raises Shed if an archived run does not fit its tenant's memory: it takes memory
-        as long as it is watched, even if it is forgotten meanwhile.
+        """Add a watcher.
+
+        Raises Shed if an archived run does not fit its tenant's memory. A watched run takes memory,
+        even if the store forgets it meanwhile.
         """
         size = self._unpacked_size + WATCHED_BYTES
         if self._is_archived and not self._watchers and self._held is not None and not self._held.grow(size):
@@ -286,7 +297,7 @@ class AgentRun:
         self._watchers += 1
 
     def unwatch(self) -> None:
-        """Remove a watcher. The last one that leaves early stops the run."""
+        """Remove a watcher. Stops the run if it was the last watcher and the run is not over."""
         self._watchers -= 1
         if self._watchers:
             return
@@ -300,9 +311,9 @@ class AgentRun:
 
     def _phase_changed(self, phase: Phase) -> None:
         if phase is Phase.RESPONSE:
-            return  # RunFinished follows at once and says more
+            return  # RunFinished follows at once, with the same times
         if self._task is not None and self._task.cause is not None:
-            return  # it is being stopped
+            return  # the run is being stopped
         iteration = 0 if self.agent is None else self.agent.iteration
         remaining = max(0.0, self.due_at - self.context.clock.monotonic())
         self.emit(PhaseChanged(phase, iteration, remaining, self.ledger.spent()))
@@ -313,7 +324,10 @@ class AgentRun:
 
 
 class _Watching:
-    """One call's watch of a run. A class, because a generator would add its traceback to the block's error."""
+    """Context manager of one call that watches a run.
+
+    A class, because a generator would add its traceback to the block's error.
+    """
 
     def __init__(self, run: AgentRun) -> None:
         self._run = run
@@ -324,5 +338,5 @@ class _Watching:
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         run = self._run
         if run.refused is not None:
-            run.refused.__traceback__ = None  # a frame on its way keeps the run
+            run.refused.__traceback__ = None  # its frames refer to the run
         run.unwatch()

@@ -1,4 +1,4 @@
-"""What tenants can do with runs: start, find, list and cancel them."""
+"""The operations on runs: start, find, list and cancel."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["Orchestrator"]
 
 
 class Orchestrator:
-    """The runs of one orchestrator. Each call has been authenticated and granted its budget by the gate."""
+    """The runs of one orchestrator. The gate has authenticated each call and granted its budget."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Orchestrator:
         clock: Clock = SYSTEM_CLOCK,
         store: RunStore | None = None,
     ) -> None:
-        """`background` owns the runs' scopes. Without a `store`, runs are kept in memory."""
+        """`background` owns the scopes of runs. Without a `store`, runs are kept in memory."""
         self._policy = policy
         self._past: Past[Policy] = Past(clock)
         self._slots = Bulkhead("runs", policy.admission.runs, clock=clock, on_wait=telemetry.record)
@@ -48,11 +48,11 @@ class Orchestrator:
 
     @property
     def message_bytes(self) -> int:
-        """The largest message, by policy."""
+        """Bytes of the largest message, by policy."""
         return self._policy.limits.message_bytes
 
     def prepared(self, policy: Policy) -> GoOver:
-        """Begin later runs by `policy`; those at work keep theirs."""
+        """Prepare `policy` for later runs. Running runs keep the policy that they began with."""
         return partial(self._reconfigure, policy)
 
     def _reconfigure(self, policy: Policy) -> None:
@@ -67,20 +67,28 @@ class Orchestrator:
         self._executor.flush()
 
     def hold_request(self, grant: Grant, size: int) -> Held:
-        """Charge a request of `size` bytes to the tenant's rate and memory. Raises TooLarge and Shed."""
+        """Charge a request of `size` bytes to the tenant's call rate and memory.
+
+        Raises TooLarge and Shed.
+        """
         grant.charge(size)
         return self._memory.request(grant.tenant, size)
 
     def hold_reply(self, grant: Grant, size: int) -> Held:
-        """Charge a reply of `size` bytes, which may be read slowly. Raises Shed."""
+        """Charge a reply of `size` bytes to the tenant's call rate and memory. Raises Shed.
+
+        Release it at the end of the call: the client may read slowly.
+        """
         grant.charge(size)
         return self._memory.take(grant.tenant.tenant_id, COPIES * size)
 
     def start(self, grant: Grant, order: RunOrder, size: int, found: Violations) -> tuple[AgentRun, bool]:
-        """The tenant's run with the order's request id, and True; or a new run for the current call, and False.
+        """Start a run for the current call, unless the order's request id names a known run.
 
-        `size` is that of the order's message, in bytes; the run holds as much memory. Raises InvalidRequest
-        for an invalid order, with the violations `found` before, and Shed where memory is short.
+        Returns the run, and True if it was known before. `size` are the bytes of the order's
+        message; a new run holds as much memory. Raises InvalidRequest for an invalid order, with
+        the violations `found` before; Shed if memory is short; UpstreamFailed while the policy
+        changes.
         """
         check_order(order, found, self._policy.limits.longest_arguments)
         tenant_id = grant.tenant.tenant_id
@@ -108,7 +116,7 @@ class Orchestrator:
         return self._store.get(tenant_id, run_id)
 
     def runs(self, tenant_id: str) -> Iterator[AgentRun]:
-        """The tenant's runs, newest first. Not for use across turns of the event loop."""
+        """The tenant's runs, newest first. Read them within one turn of the event loop."""
         return self._store.of(tenant_id)
 
     async def cancel(self, tenant_id: str, run_id: str) -> AgentRun:
@@ -119,7 +127,10 @@ class Orchestrator:
         return run
 
     def _policy_for(self, tenant: Tenant) -> Policy:
-        """The policy that granted the run. A newer one, in force since, may give the tenant less."""
+        """The newest policy that has the tenant and all its models.
+
+        The policy in force may be newer than the grant and give the tenant less.
+        """
         for policy in chain((self._policy,), self._past):
             if tenant.tenant_id in policy.tenants and policy.models.keys() >= set(tenant.models):
                 return policy

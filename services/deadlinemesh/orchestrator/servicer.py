@@ -41,24 +41,26 @@ from deadlinemesh.vocabulary import Message, TextDelta
 __all__ = ["OrchestratorServicer"]
 
 GRANTED_US = "deadline-granted-us"
-"""Initial metadata: the time granted, in microseconds from the call's arrival."""
+"""Key of initial metadata: the granted time, in microseconds from the call's arrival."""
 RUN_ID = "mesh-run-id"
-"""Initial metadata: the run's name."""
+"""Key of initial metadata: the run's id."""
 
 _MOST_PARTS = 8 * MAX_ITEMS
-"""Fields of a request, of its messages and so on: as many messages and calls as there may be, with all that they have."""
+"""Fields of a request, of its messages and of their calls together. Enough for MAX_ITEMS messages
+and calls with all their fields."""
 _PARTS = {
     orchestrator_pb2.RunRequest.HISTORY_FIELD_NUMBER: {common_pb2.Message.TOOL_CALLS_FIELD_NUMBER: None},
 }
 _LARGEST_QUESTION = 64 * 1024
-"""Bytes of a request that names a run or a page of them."""
+"""Bytes that a request for a run or a page of runs may have."""
 _SMALL_REPLY = 16 * 1024
-"""Bytes of a reply that is not worth counting."""
+"""Bytes of the largest reply that is not charged."""
 _PAGE, _LARGEST_PAGE = 20, 100
 _PAGE_OVERHEAD = 32
-"""Bytes of a page, and of each run in it, that are not the run's own, with room to spare."""
+"""Bytes that a page has besides its runs, and besides each run's own. Rounded up generously."""
 _PAGE_BYTES = 1024 * 1024
-"""A page's size, where messages may be larger: it is built in one turn of the event loop."""
+"""Bytes of a page at most, even if messages may be larger. It is built in one turn of the event
+loop."""
 _WANTED = {
     orchestrator_pb2.RUN_STATE_UNSPECIFIED: (True, False),
     orchestrator_pb2.RUN_STATE_RUNNING: (False,),
@@ -74,7 +76,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         self.service = service
 
     def register(self, server: Any) -> None:
-        """Add every method to `server`. Run requests with too many parts are refused unparsed."""
+        """Add every method to `server`. A Run request with too many fields is refused unparsed."""
         registrar: Any = _Registrar(server)
         orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server(self, registrar)
 
@@ -128,7 +130,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         page, room = orchestrator_pb2.ListRunsResponse(), min(self.service.message_bytes, _PAGE_BYTES)
         room -= _PAGE_OVERHEAD
         for run in runs:
-            # An answer that alone does not fit need not become a message first.
+            # The answer's length alone may show that the run does not fit. Then it is not mapped.
             if page.runs and (len(page.runs) == size or _answer_length(run) > room):
                 page.next_page_token = str(last)
                 break
@@ -152,20 +154,20 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         return reply
 
     def _hold_reply(self, size: int, context: Any) -> None:
-        """Count a large reply until its call is over."""
+        """Charge a large reply until its call is over."""
         if size > _SMALL_REPLY:
             held = self.service.hold_reply(current_grant(), size)
             context.add_done_callback(lambda _: held.release())
 
 
 class _Registrar:
-    """Registers handlers at a server, with a bound on the parts of each Run's request."""
+    """Registers handlers at a server, with a bound on the fields of each Run request."""
 
     def __init__(self, server: Any) -> None:
         self._server = server
 
     def add_generic_rpc_handlers(self, handlers: Any) -> None:
-        """Nothing: `add_registered_method_handlers` brings the same."""
+        """Do nothing: `add_registered_method_handlers` adds the same handlers."""
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
         run = handlers["Run"]
@@ -176,7 +178,7 @@ class _Registrar:
 
 
 def _check_size(request: Any) -> None:
-    """Raises TooLarge for a request that is to name a run or a page, and is far larger."""
+    """Raise TooLarge if a request for a run or a page is far larger than such a request needs."""
     size = request.ByteSize()
     if size > _LARGEST_QUESTION:
         raise TooLarge(f"the request has {size} bytes, and at most {_LARGEST_QUESTION} are needed to ask this")
@@ -187,7 +189,7 @@ def _tenant_id() -> str:
 
 
 async def _order(request: orchestrator_pb2.RunRequest, found: Violations) -> RunOrder:
-    """The order in `request`. A history of too many items is left out, and `found` says so."""
+    """The order in `request`. A history with too many items is left out and noted in `found`."""
     entries = request.history
     if len(entries) > MAX_ITEMS or sum(len(message.tool_calls) for message in entries) > MAX_ITEMS:
         found.add("history", f"must have at most {MAX_ITEMS} messages, and as many tool calls")
@@ -247,7 +249,7 @@ def _info(run: AgentRun) -> orchestrator_pb2.RunInfo:
 
 
 def _length(message: Message) -> int:
-    """Characters of its texts: no more than the bytes that they take in a message."""
+    """Characters of the message's texts. They take at least as many bytes on the wire."""
     return len(message.content) + sum(len(call.arguments_json) for call in message.tool_calls)
 
 

@@ -1,4 +1,7 @@
-"""Tool results that are too long for a model: shortened by another, cheaper model while there is time, else cut with a mark."""
+"""Shortening of tool results that are too long for a model.
+
+Another, cheaper model shortens them while there is time. Else they are cut with a mark.
+"""
 
 from __future__ import annotations
 
@@ -25,30 +28,31 @@ from deadlinemesh.vocabulary import (
 __all__ = ["Bounds", "Shortener", "cut"]
 
 SHARE = 0.25
-"""The part of a run's remaining time that the shortening of one result may take."""
+"""Share of a run's remaining time that the shortening of one result may take."""
 
 MOST_TOKENS, LEAST_TOKENS = 512, 48
-"""How long a shortened result may be, and what it must have the time to be: with less it would say too little."""
+"""Tokens of a shortened result: at most, and the least for which there must be time. A shorter text
+would say too little."""
 
 MOST_READ = 4
-"""So many times the longest result is what the other model is given to read."""
+"""Multiple of the longest result that the shortening model reads at most."""
 
 _ARGUMENTS = 500
-"""Characters of a call's arguments that the other model is told."""
+"""Characters of a call's arguments that are shown to the shortening model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What a model is given of one tool result."""
+    """The length of one tool result that a model reads."""
 
     longest: int
-    """Characters."""
+    """Characters of a result that is passed on unchanged."""
     shortener: str = ""
-    """The model that shortens longer ones; empty: they are cut."""
+    """The model that shortens longer results. Empty: they are cut."""
 
 
 class Shortener:
-    """Shortens the results of one run, and counts in its `usage` what that takes."""
+    """Shortens the results of one run. Its model calls and tokens are added to `usage`."""
 
     def __init__(self, models: ModelPort, upstreams: Upstreams, usage: Usage, bounds: Bounds) -> None:
         self._models = models
@@ -57,18 +61,21 @@ class Shortener:
         self._bounds = bounds
 
     def too_long(self, content: str) -> bool:
-        """Whether `content` is too long to be passed on."""
+        """True if `content` is too long to be passed on unchanged."""
         return len(content) > self._bounds.longest
 
     async def shorten(self, call: ToolCall, content: str) -> str:
-        """What the model is given of a result that is too long. Raises only what ends the run."""
+        """Shorten a result that is too long. Cut it if no model can shorten it in time.
+
+        Raises MeshError only if the run's time is spent.
+        """
         said = await self._said_in_short(call, content) if self._bounds.shortener else ""
-        if not said or self.too_long(said):  # a model may go on and on, whatever it was told
+        if not said or self.too_long(said):  # a model may ignore the limit that it was given
             return self.cut(content)
         return f"[shortened by another model: the answer has {len(content)} characters]\n{said}"
 
     def cut(self, content: str) -> str:
-        """The beginning of `content`, with a mark where it was too long."""
+        """The beginning of `content`, with a mark if it was too long."""
         return cut(content, self._bounds.longest)
 
     async def _said_in_short(self, call: ToolCall, content: str) -> str:
@@ -111,7 +118,7 @@ class Shortener:
 
 
 def cut(content: str, longest: int) -> str:
-    """The first `longest` characters of `content`; a mark says that there were more."""
+    """The first `longest` characters of `content`. A mark tells its length if there were more."""
     return (
         content if len(content) <= longest else f"{content[:longest]}\n[cut: the answer has {len(content)} characters]"
     )

@@ -1,8 +1,8 @@
-"""Keeps apart what would fall due together.
+"""Spreads the due instants of runs, so that few of them fall together.
 
-A hundred runs that are due at the same instant have to be ended one after the other all the same, and the last of them is late by
-what ending the others takes. Whoever is due a little earlier than it had to be is not late. Where no time is to be given up, a few
-may be due later instead: as late as they would have been.
+A hundred runs with the same due instant must be ended one after the other. The last one is late by
+the time that ending the others takes. A run that is due a little earlier is not late. A run that
+can give up no time may be due later instead: it would be as late anyway.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ __all__ = ["DeadlineSpreader", "Place"]
 
 
 class Place(NamedTuple):
-    """An instant that was given out."""
+    """A reserved instant: `at`, in `slot`."""
 
     at: float
     slot: int
 
 
 class DeadlineSpreader:
-    """Gives out instants, at most one in each `apart` seconds as long as there is room."""
+    """Reserves instants: at most one per `apart` seconds, as long as there is room."""
 
     def __init__(self, apart: float) -> None:
         self._apart = apart
@@ -30,10 +30,11 @@ class DeadlineSpreader:
         self._crowded = 1024
 
     def place(self, wanted: float, *, earliest: float, latest: float, now: float, together: int = 1) -> Place:
-        """A place near the instant `wanted`.
+        """Reserve a place near the instant `wanted`.
 
-        It is the least taken up to `latest` if fewer than `together` have it; else the next free one
-        down to `earliest`, else the least taken of all.
+        The first choice is the least taken slot from `wanted` to `latest`, if fewer than `together`
+        have it. The second is the next free slot back to `earliest`. The last is the least taken
+        slot of all.
         """
         middle = int(wanted / self._apart)
         later = range(middle, middle + int((latest - wanted) / self._apart) + 1)
@@ -51,9 +52,9 @@ class DeadlineSpreader:
         return Place(wanted + (slot - middle) * self._apart, slot)
 
     def release(self, place: Place) -> None:
-        """Take back the place of a run that will not end there."""
+        """Free the place of a run that has ended or will not end there."""
         self._taken[place.slot] -= 1
-        if self._taken[place.slot] <= 0:  # it may have been forgotten before
+        if self._taken[place.slot] <= 0:  # below zero if the slot was forgotten before
             del self._taken[place.slot]
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""The runs that are known, at work and finished."""
+"""The store of known runs, running and finished."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ __all__ = ["MemoryRunStore", "RunStore"]
 
 
 class RunStore(Protocol):
-    """Where runs are found: by request id, by run id, by tenant. A run's events are in its `EventLog`, by number."""
+    """Finds runs by request id, by run id and by tenant.
+
+    The events of a run are in its `EventLog`, by number.
+    """
 
     def claim(self, run: AgentRun) -> None:
-        """Register a run. Its request id must be free: `by_request` has found no run."""
+        """Register a run. Its request id must be free: `by_request` finds no run."""
 
     def by_request(self, tenant_id: str, request_id: str) -> AgentRun | None:
-        """The tenant's run with this request id."""
+        """The tenant's run with this request id, or None."""
 
     def get(self, tenant_id: str, run_id: str) -> AgentRun:
-        """The tenant's run. Raises NotFound for other tenants' runs too, in the same words."""
+        """The tenant's run. Raises NotFound, with the same text for runs of other tenants."""
 
     def of(self, tenant_id: str) -> Iterator[AgentRun]:
-        """The tenant's runs, newest first. Not for use across turns of the event loop."""
+        """The tenant's runs, newest first. Read them within one turn of the event loop."""
 
     def next_number(self, tenant_id: str) -> int:
         """The number of the tenant's next run, from 1."""
@@ -35,17 +38,18 @@ class RunStore(Protocol):
         """Forget a refused run."""
 
     def finish(self, run: AgentRun) -> None:
-        """Keep a finished and archived run until it expires, or others need its room."""
+        """Keep a finished and archived run until it expires, or other runs need its room."""
 
     def reconfigure(self, limits: Limits) -> None:
-        """Keep finished runs by these limits from now on."""
+        """Keep finished runs by `limits` from now on."""
 
 
 class MemoryRunStore:
     """A `RunStore` in this process's memory.
 
-    Finished runs are kept by `limits`: for `keep_finished_runs` seconds, at most `keep_runs_per_tenant`
-    of a tenant, and `keep_bytes` in all, of which one tenant gets `keep_part`.
+    Finished runs are kept by `limits`: for `keep_finished_runs` seconds, at most
+    `keep_runs_per_tenant` runs of a tenant, and at most `keep_bytes` for all. One tenant gets the
+    share `keep_part` of these.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -60,7 +64,8 @@ class MemoryRunStore:
         self._size = 0
         """Bytes of all finished runs."""
         self._swept_at = 0.0
-        """When the runs of all tenants were last checked. Those of a tenant that never comes back expire too."""
+        """Instant of the last check of all tenants. Runs of a tenant that never comes back expire
+        too."""
         self._counts: Counter[str] = Counter()
 
     def reconfigure(self, limits: Limits) -> None:

@@ -1,4 +1,4 @@
-"""Tool calls: from the model's wish to a result in the history."""
+"""Tool calls: from the model's request to a result in the history."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ from deadlinemesh.vocabulary.hops import TOOL_RUNNER
 __all__ = ["ENDS_WITHIN", "PROGRESS_EVERY", "ToolCalls"]
 
 PROGRESS_EVERY = 0.05
-"""Seconds between two progress events of one call. Each is kept as long as its run."""
+"""Seconds between two progress events of one call. Each event is kept as long as its run."""
 
 ENDS_WITHIN = 1.0
-"""Seconds after its result in which a call must end by itself. Then it is cancelled."""
+"""Seconds after its result in which a call must end by itself. After them it is cancelled."""
 
 
 class ToolCalls:
@@ -88,7 +88,10 @@ class ToolCalls:
         self._endings: set[asyncio.Task[None]] = set()
 
     def dispatch(self, call: ToolCall, turn: Turn, iteration: int, group: asyncio.TaskGroup) -> None:
-        """Start `call` of `turn` in `group`. A call beyond the limits gets a failed result instead."""
+        """Start `call` of `turn` in `group`.
+
+        A call beyond the limits gets a failed result at once.
+        """
         refusal = self._refusal_of(call, turn)
         call = self._fit_for_history(call)
         turn.calls.append(call)
@@ -102,7 +105,7 @@ class ToolCalls:
             group.create_task(self._call(call, turn), name=f"tool {call.name} {call.id}")
 
     def _refusal_of(self, call: ToolCall, turn: Turn) -> str:
-        """The reason why a call is not made, for the model to read; empty for a call that is made."""
+        """The reason for the model why a call is not made; empty for a call that is made."""
         most, longest = self._assignment.most_calls, self._assignment.longest_arguments
         if len(turn.calls) >= most:
             self._on_limit("tool_calls_per_turn")
@@ -116,10 +119,11 @@ class ToolCalls:
         return ""
 
     def _fit_for_history(self, call: ToolCall) -> ToolCall:
-        """`call` with an id that is unique in the run, and with parts that a history may have."""
+        """A copy of `call` with a unique id, and with a name and arguments that fit a history."""
         base = call.id[: LONGEST_CALL_ID - 16]
         call_id = call.id if len(call.id) <= LONGEST_CALL_ID else base
-        if call_id in self._ids:  # some servers count from the start in each turn, or give all calls one id
+        # Some servers restart their count in each turn, or give the same id to all calls.
+        if call_id in self._ids:
             first = self._next_number.get(base, 2)
             number = next(n for n in count(first) if f"{base}_{n}" not in self._ids)
             self._next_number[base], call_id = number + 1, f"{base}_{number}"
@@ -129,7 +133,10 @@ class ToolCalls:
         return replace(call, id=call_id, name=name, arguments_json=arguments)
 
     async def _call(self, call: ToolCall, turn: Turn) -> None:
-        """Run one call to its result. A tool's failure is a result; what ends the run is raised."""
+        """Run one call to its result.
+
+        A tool's failure is a result. Raises only errors that end the run.
+        """
         clock = current().clock
         began_at = clock.monotonic()
         finished = ToolFinished(ToolResult(ToolStatus.CUT, "This call was cut before the tool answered."))
@@ -147,7 +154,7 @@ class ToolCalls:
 
     async def _finished(self, call: ToolCall) -> ToolFinished:
         spec = self._specs.get(call.name)
-        if spec is None:  # it may be the tenant's, but is not this run's
+        if spec is None:  # the tenant may have such a tool, but this run does not
             unknown = f"there is no tool {shown(call.name)}; {choices(sorted(self._specs))}"
             return ToolFinished(ToolResult(ToolStatus.UNKNOWN_TOOL, unknown))
         upstream = self._upstreams.of(f"tool {call.name}")
@@ -192,7 +199,7 @@ class ToolCalls:
         return finished
 
     async def _stream(self, call: ToolCall, tracker: CallTracker) -> ToolFinished | None:
-        """One call at the tool-runner, to its result; None if it has none."""
+        """Make one call to the tool-runner. Returns its result, or None if it ended without one."""
         told_at = -math.inf
         events, has_result = self._tools.call(call), False
         try:
@@ -218,21 +225,24 @@ class ToolCalls:
         return None
 
     def _let_end(self, events: AsyncGenerator[ToolEvent, None]) -> None:
-        """Have a call with a result end by itself, in the background: a call that is left counts as cancelled."""
+        """Let a call with a result end by itself, in the background.
+
+        Closing its stream now would make it count as cancelled.
+        """
         ending = asyncio.create_task(_ended(events), name="a tool call's end")
         self._endings.add(ending)
         ending.add_done_callback(self._endings.discard)
 
 
 async def _ended(events: AsyncGenerator[ToolEvent, None]) -> None:
-    with suppress(MeshError):  # the result is there
+    with suppress(MeshError):  # the result is known already
         async with narrowed_after(ENDS_WITHIN, "the end of a call"), aclosing(events):
             async for _ in events:
                 pass
 
 
 class _Transient(Exception):
-    """A failure that another attempt may avoid. Carries the result of the call if none does."""
+    """A failure that another attempt may avoid. `finished` is the call's result if none does."""
 
     def __init__(self, finished: ToolFinished, reason: str = UpstreamFailed.reason) -> None:
         super().__init__(finished.result.content)

@@ -1,4 +1,4 @@
-"""What an attempt at a turn or a call tells the ledger, the retry logic and the statistics of its upstream."""
+"""Reports of one attempt to the ledger, to the retry logic and to its upstream's statistics."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["CallTracker", "TurnTracker"]
 
 
 class TurnTracker:
-    """One attempt at a model turn. Each method is one thing that the model did."""
+    """One attempt at a model turn. Each method reports one event of the model."""
 
     def __init__(self, ledger: Ledger[Phase], upstream: UpstreamStats, attempt: Attempt) -> None:
         self._phases = PhaseTrack(ledger, Phase.LLM_QUEUE)
@@ -18,18 +18,21 @@ class TurnTracker:
         self._attempt = attempt
 
     def started(self) -> None:
-        """The model has a slot."""
+        """The turn has a model slot."""
         self._phases.enter(Phase.LLM_FIRST_TOKEN)
         self._timed.begin()
         self._attempt.alive()
 
     def writing(self) -> None:
-        """A sign of life, without content."""
+        """A sign of life without content."""
         self._attempt.alive()
         self._streams()
 
     def text(self, *, live: bool) -> None:
-        """A piece of text. It counts for the model's pace if it is `live`, sent as it was written."""
+        """A piece of text.
+
+        If it is `live`, sent as it was written, the model's pace is measured.
+        """
         self._attempt.settled()
         self._streams()
         if live:
@@ -45,7 +48,7 @@ class TurnTracker:
         self._timed.finish(output_tokens)
 
     def close(self) -> None:
-        """The end of the attempt, whatever came of it."""
+        """The end of the attempt, in success or failure."""
         self._phases.leave()
 
     def _streams(self) -> None:
@@ -54,7 +57,7 @@ class TurnTracker:
 
 
 class CallTracker:
-    """One attempt at a tool call. Each method is one thing that the tool did."""
+    """One attempt at a tool call. Each method reports one event of the tool."""
 
     def __init__(self, ledger: Ledger[Phase], upstream: UpstreamStats, attempt: Attempt) -> None:
         self._phases = PhaseTrack(ledger, Phase.TOOL_QUEUE)
@@ -72,9 +75,9 @@ class CallTracker:
         self._attempt.alive()
 
     def succeeded(self) -> None:
-        """A result of status OK."""
+        """A result with status OK."""
         self._timed.end()
 
     def close(self) -> None:
-        """The end of the attempt, whatever came of it."""
+        """The end of the attempt, in success or failure."""
         self._phases.leave()

@@ -35,7 +35,8 @@ from deadlinemesh.vocabulary import (
 __all__ = ["ModelTurns", "Turn"]
 
 MAX_CALLS_FACTOR = 2
-"""A turn ends after this many times the calls that it may make: each further one is a failed result in the history."""
+"""Factor on the calls that a turn may make. A turn with so many calls is ended, because each call
+beyond the limit adds a failed result to the history."""
 
 _ROUND_SECONDS = (300, 240, 180, 120, 90, 60, 45, 30, 20, 15, 10, 7, 5, 3, 2, 1)
 
@@ -44,21 +45,21 @@ _CUT = "This call was cut: the run's time was spent before the tool answered."
 
 @dataclass(slots=True)
 class Turn:
-    """One model turn as far as it has come."""
+    """One model turn so far."""
 
     text: list[str] = field(default_factory=list)
     calls: list[ToolCall] = field(default_factory=list)
     results: dict[str, ToolResult] = field(default_factory=dict)
-    """By the calls' ids."""
+    """Results by call id."""
     provider_data: ProviderData | None = None
 
     @property
     def has_begun(self) -> bool:
-        """True if the turn has text or calls, which must not come twice."""
+        """True if the turn has text or calls. It must not be repeated then."""
         return bool(self.text or self.calls)
 
     def messages(self) -> list[Message]:
-        """The turn as a valid history: a call without a result gets a synthetic one."""
+        """The turn as valid history. A call without a result gets a synthetic one."""
         if not self.has_begun:
             return []
         assistant = Message(Role.ASSISTANT, "".join(self.text), tuple(self.calls), provider_data=self.provider_data)
@@ -70,7 +71,7 @@ class Turn:
 
 
 class ModelTurns:
-    """The model turns of one run. The first model that fails is replaced for the rest of the run."""
+    """The model turns of one run. A model that fails is replaced for the rest of the run."""
 
     def __init__(
         self,
@@ -92,8 +93,10 @@ class ModelTurns:
         self._usage = usage
 
     def leave_no_time_for(self, offered: Sequence[ToolSpec]) -> bool:
-        """True if the next turn must be the last. Takes a probe now and then: tools that were slow once
-        would never be offered again.
+        """True if the next turn must be the last.
+
+        Takes a probe of the quickest tool now and then. Else tools that were slow once would never
+        be offered again.
         """
         model, quickest = self._choice[0], self._quickest(offered)
         if not self._allotment(model, quickest.usually).wraps_up:
@@ -109,10 +112,11 @@ class ModelTurns:
         *,
         last: bool,
     ) -> None:
-        """Have the model speak, into `turn`. A model that fails before it has said anything is replaced by
-        the next one. `on_call` is called with each tool call; `last` tells the model that time is short.
+        """Stream the model's turn into `turn`, with retries and fallbacks.
 
-        A fallback is no retry: its load is another upstream's, which has its own limits.
+        A model that fails before any output is replaced by the next one. A fallback is no retry:
+        its load is another upstream's, with separate limits. `on_call` is called with each tool
+        call. `last` tells the model that time is short.
         """
         while True:
             model, *others = self._choice
@@ -127,7 +131,8 @@ class ModelTurns:
                     relief=None if fallback is None else fallback.may_relieve,
                 )
             except (*TRANSIENT, Doomed, AttemptHung) as failed:
-                here, hung = current(), isinstance(failed, AttemptHung)  # a hung one has asked the fallback
+                # `may_relieve` can take a probe. For a hung attempt it was called already.
+                here, hung = current(), isinstance(failed, AttemptHung)
                 if fallback is None or turn.has_begun or not (hung or fallback.may_relieve(here.remaining)):
                     raise
                 upstream.fell_back(here, others[0], "HUNG" if hung else failed.reason)
@@ -154,7 +159,7 @@ class ModelTurns:
             allotment.max_tokens,
         )
         self._usage.model_calls += 1
-        # Behind the window is the tools' time. A turn that has called none by then needs none, and may go on.
+        # The time after the window is for tools. A turn without calls by then needs none.
         window = SilenceTimeout(lambda: bool(turn.calls))
         try:
             async with window, aclosing(self._models.generate(request)) as events:
@@ -166,7 +171,7 @@ class ModelTurns:
                         case Writing():
                             tracker.writing()
                         case TextDelta():
-                            tracker.text(live=not turn.calls)  # text behind a call was written before it came
+                            tracker.text(live=not turn.calls)  # text after a call is not live
                             turn.text.append(event.text)
                             self._emit(event)
                         case ToolCall():
@@ -198,12 +203,15 @@ class ModelTurns:
 
 
 def _may_speak_again(turn: Turn, has_fallback: bool, error: Exception) -> bool:
-    """True if the same model may be tried again. A failed model has a fallback; a draining llm-proxy has another instance."""
+    """True if the same model may be tried again.
+
+    With a fallback, only Draining is retried: another instance of the llm-proxy has the same model.
+    """
     return not turn.has_begun and (isinstance(error, Draining) if has_fallback else is_transient(error))
 
 
 def _time_left(seconds: float, last: bool) -> Message:
-    """The time left, for the model. In round numbers, which change rarely."""
+    """The message that tells the model the time left, in round numbers that change rarely."""
     if last:
         return Message(Role.SYSTEM, "Time is nearly up. Give the best answer you can now, in two sentences at most.")
     round_seconds = next((step for step in _ROUND_SECONDS if seconds >= step), 0)

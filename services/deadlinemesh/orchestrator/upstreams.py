@@ -1,7 +1,8 @@
-"""What the orchestrator has learned of each upstream, a tool or a model, across the runs of one tenant.
+"""Statistics and retries of upstreams: the tools and models of each tenant, across its runs.
 
-It is the only owner of retries in the mesh, so it is here that they are counted. Each tenant has its own books: one whose calls
-all fail uses up no other's retries, and one whose calls take long makes nobody else patient.
+The orchestrator owns all retries in the mesh, so they are counted here. Each tenant has separate
+statistics. A tenant with failing calls does not use up the retries of others, and a tenant with
+slow calls does not change the patience of others.
 """
 
 from __future__ import annotations
@@ -22,26 +23,29 @@ __all__ = ["Stopwatch", "UpstreamStats", "Upstreams"]
 T = TypeVar("T")
 
 MOST_KNOWN = 4096
-"""Upstreams of tenants that are remembered; those not called for longest are forgotten, and then start anew."""
+"""Upstreams of all tenants that are remembered. The least recently used is forgotten, and starts
+anew."""
 
 KNOWN = 5
-"""So many durations are knowledge."""
+"""Durations that must be remembered before they are used."""
 
 USUALLY = 0.95
-"""The part of the attempts that takes no longer than what is usual."""
+"""Quantile of the durations that patience and pace use as the usual maximum."""
 
 NEWS_FOR = 10.0
-"""Seconds for which what was seen last is news; or twice what is usual, if that is longer."""
+"""Seconds after a success or a probe in which no probe is due. Twice the median if that is
+longer."""
 
 VIABLE = 0.05
-"""Seconds without which no attempt at anything is worth starting."""
+"""Seconds below which no attempt is started."""
 
 PATIENCE, PATIENCE_FLOOR = 3.0, 0.5
-"""An attempt seems to hang when it has been silent for so many times what is usual, and so many seconds more."""
+"""Factor on the USUALLY quantile, and seconds added to it. An attempt that is silent for longer
+seems to hang."""
 
 
 class UpstreamStats:
-    """One upstream of one tenant: how many retries it may have, and how long its successes took."""
+    """One upstream of one tenant: its retry budget and the durations of its successes."""
 
     def __init__(self, name: str, clock: Clock, telemetry: Telemetry, hop: str) -> None:
         self.name = name
@@ -54,12 +58,16 @@ class UpstreamStats:
         self._hop = hop
 
     def took(self, seconds: float) -> None:
-        """Remember a success: seconds from its beginning to its result, or to a model's first output."""
+        """Add the duration of a success: seconds to the result, or to a model's first output."""
         self._times.add(seconds)
         self._seen_at = self._clock.monotonic()
 
     def worth_a_try(self) -> bool:
-        """Whether to call it once though there seems to be no time for it: who is not called any more has no way to show better."""
+        """Take a probe of this upstream, if one is due. True if it was taken.
+
+        A probe is a call for which there seems to be too little time. An upstream that is never
+        called cannot show that it has recovered. The caller must then make the call.
+        """
         now = self._clock.monotonic()
         if now - self._seen_at <= max(NEWS_FOR, 2 * self.usually):
             return False
@@ -67,34 +75,40 @@ class UpstreamStats:
         return True
 
     def may_relieve(self, seconds: float) -> bool:
-        """Whether it is to be called in place of another, with so many seconds left. Who is told so calls it."""
+        """Claim a call to this fallback: true if `seconds` is enough, or if a probe is due.
+
+        If true, the caller must make the call.
+        """
         return seconds >= self.viable or (seconds >= VIABLE and self.worth_a_try())
 
     def spoke(self, seconds: float, tokens: int) -> None:
-        """Remember a model's turn: seconds from its first token to its last, and how many these were."""
+        """Add the pace of a model's turn: `tokens` tokens, `seconds` from the first to the last."""
         if tokens > 1:
             self._per_token.add(seconds / (tokens - 1))
 
     @property
     def pace(self) -> Pace:
-        """How fast it speaks, if it is a model."""
+        """The speed of a model. Zeros while too little is known."""
         if not self._known:
             return Pace()
         return Pace(self._times.quantile(USUALLY), self._per_token.quantile(0.5))
 
     @property
     def usually(self) -> float:
-        """Seconds that it takes, half of the time; 0 while too little is known."""
+        """Median duration in seconds; 0 while too little is known."""
         return self._times.quantile(0.5) if self._known else 0.0
 
     @property
     def viable(self) -> float:
-        """Seconds without which another attempt is hopeless: half of those known took longer."""
+        """Seconds below which another attempt is hopeless: the median, at least VIABLE."""
         return max(VIABLE, self.usually)
 
     @property
     def patience(self) -> float | None:
-        """Seconds of silence after which an attempt seems to hang; None while too little is known."""
+        """Seconds of silence after which an attempt seems to hang.
+
+        None while too little is known.
+        """
         return PATIENCE * self._times.quantile(USUALLY) + PATIENCE_FLOOR if self._known else None
 
     @property
@@ -111,7 +125,10 @@ class UpstreamStats:
         relief: Callable[[float], bool] | None = None,
         idempotent: bool = True,
     ) -> T:
-        """`deadline.retried` with what is known of this upstream. What is not `idempotent` is not tried again."""
+        """Call `deadline.retried` with this upstream's budget and times.
+
+        Only `idempotent` work is retried.
+        """
         caller = current()
 
         def tell(retry: Retry) -> None:
@@ -138,12 +155,16 @@ class UpstreamStats:
         )
 
     def fell_back(self, caller: DeadlineContext, fallback: str, why: str) -> None:
-        """Tell that `fallback` takes this upstream's place for the rest of the caller's run."""
+        """Record that `fallback` replaces this upstream for the rest of the caller's run."""
         self._telemetry.record(FellBack(self._hop, caller.tenant_id, caller.run_id, self.name, fallback, why))
 
 
 class Stopwatch:
-    """Has an upstream remember how long it took to come from the beginning to what was waited for first, and from there."""
+    """Measures one attempt for its upstream's statistics.
+
+    `begin` to `end` is the duration to a result or a model's first output. `speaks` to `finish` is
+    the time of the rest of its output, for its pace.
+    """
 
     def __init__(self, upstream: UpstreamStats) -> None:
         self._upstream = upstream
@@ -159,18 +180,18 @@ class Stopwatch:
             self._began_at = None
 
     def speaks(self) -> None:
-        """A model says something as it makes it, so that from here on it can be told how fast."""
+        """Note the first live output of a model. Its pace is measured from here."""
         if self._speaks_since is None:
             self._speaks_since = current().clock.monotonic()
 
     def finish(self, tokens: int) -> None:
-        """A model has said all, so many tokens."""
+        """Note the end of a model's output, and its tokens."""
         if self._speaks_since is not None:
             self._upstream.spoke(current().clock.monotonic() - self._speaks_since, tokens)
 
 
 class Upstreams:
-    """Every upstream that was called lately, by tenant."""
+    """The upstreams of all tenants that were called recently."""
 
     def __init__(self, telemetry: Telemetry, hop: str) -> None:
         self._telemetry = telemetry
@@ -178,7 +199,7 @@ class Upstreams:
         self._known: OrderedDict[tuple[str, str], UpstreamStats] = OrderedDict()
 
     def of(self, name: str) -> UpstreamStats:
-        """The current tenant's upstream of this name, such as `tool crm_lookup` or `model demo`."""
+        """The current tenant's upstream by name, such as `tool crm_lookup` or `model demo`."""
         caller = current()
         key = (caller.tenant_id, name)
         upstream = self._known.get(key)

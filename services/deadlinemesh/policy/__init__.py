@@ -1,19 +1,19 @@
-"""What a mesh allows: tiers, tenants and their keys, models, tools and limits, all from one file.
+"""The policy of a mesh: tiers, tenants and their keys, models, tools and limits, all from one file.
 
-    model.py        `Policy` and its parts: frozen values that check themselves
-    file.py         `load` and `parse`: a policy, or a `PolicyError` with everything that is wrong and where
-    problems.py     `Problem` and `PolicyError`
-    source.py       YAML as plain values that remember their lines
+    model.py            `Policy` and its parts: frozen values that check themselves
+    file.py             `load` and `parse`: a policy, or a `PolicyError` with every problem
+    problems.py         `Problem` and `PolicyError`
+    source.py           YAML as plain values, with their line numbers
     pydantic_errors.py  pydantic's errors in plain words
-    cross_checks.py     what the parts of a policy say about one another
-    patterns.py     the regular expressions of tools' schemas, matched in bounded time
-    follow.py       a file that changes while a process runs
-    past.py         what a reload takes away, for the runs that began with it
-    environment.py  the environment variables that a policy names
-    credentials.py  API keys and the `Tenant` behind one
-    default.py      the embedded policy, default.yaml, and its change of address
+    cross_checks.py     contradictions between the parts of a policy
+    patterns.py         the regular expressions of tools' schemas, matched in bounded time
+    follow.py           follows a file that changes while a process runs
+    past.py             keeps removed parts of a policy for the runs that began with them
+    environment.py      the environment variables that a policy names
+    credentials.py      API keys, and the `Tenant` of a key
+    default.py          the embedded policy, default.yaml, and a new base for its URLs
 
-Durations are in seconds; the file writes them as 250ms, 30s, 5m, 1h or a number of seconds.
+Durations are in seconds. The file has them as 250ms, 30s, 5m, 1h or a number of seconds.
 """
 
 from deadlinemesh.policy.credentials import Credentials, Tenant, hash_key, new_key, with_fresh_keys

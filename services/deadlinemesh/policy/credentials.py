@@ -1,8 +1,8 @@
-"""Who is calling: API keys, how they are stored, and the tenant behind one.
+"""API keys: their creation, their stored hashes, and the tenant of a key.
 
-A key holds 192 random bits, so nobody can search for the one behind a hash, and a single unsalted SHA-256 protects it.
-Salt and slow hashes protect what people choose, such as passwords; here they would only cost time on each call, and
-forbid finding a tenant by its hash.
+A key has 192 random bits, so a search for the key of a hash is impossible, and one unsalted SHA-256
+protects it. Salt and slow hashes protect values that people choose, such as passwords. Here they
+would only cost time on each call, and prevent the look-up of a tenant by its hash.
 """
 
 from __future__ import annotations
@@ -18,52 +18,52 @@ __all__ = ["Credentials", "Tenant", "hash_key", "new_key", "with_fresh_keys"]
 
 
 def hash_key(key: str) -> str:
-    """`sha256:` and the hexadecimal digest of `key`: what the policy file stores."""
-    # surrogatepass: whatever bytes a caller sent as its key, the answer is a hash that nobody has, and no exception.
+    """The stored form of `key` in a policy file: `sha256:` and its hexadecimal digest."""
+    # surrogatepass: any bytes that a caller sends as a key have a hash, and raise no exception.
     return "sha256:" + hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def new_key(tenant_id: str) -> str:
-    """A fresh key: `dm_<tenant>_` and 32 random URL-safe characters. The prefix tells whose it is."""
+    """A new random key: `dm_<tenant>_` and 32 URL-safe characters. The prefix names its tenant."""
     return f"dm_{tenant_id}_{secrets.token_urlsafe(24)}"
 
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """A customer whose key was presented, with all that the edge needs to grant it a run."""
+    """An authenticated customer, with all values that the edge needs to grant a run."""
 
     tenant_id: str
     tier: str
     tier_policy: TierPolicy
     models: tuple[str, ...]
-    """Models it may use; the first is its default."""
+    """Models that the tenant may use. The first is its default."""
     tools: tuple[str, ...]
-    """Tools it may use. Empty: all."""
+    """Tools that the tenant may use. Empty: all."""
 
     @classmethod
     def of(cls, policy: Policy, tenant_id: str) -> Tenant:
-        """The tenant of this name. Raises KeyError where the policy has none."""
+        """The tenant with this name. Raises KeyError if the policy does not have it."""
         tenant = policy.tenants[tenant_id]
         return cls(tenant_id, tenant.tier, policy.tiers[tenant.tier], policy.models_of(tenant_id), tenant.tools)
 
 
 class Credentials:
-    """The tenants of a policy by their keys. Raises ValueError where two of them share a key."""
+    """The tenants of a policy by their keys. Raises ValueError if two tenants share a key."""
 
     def __init__(self, policy: Policy) -> None:
         self._tenants: dict[str, Tenant] = {}
         for tenant_id, tenant in policy.tenants.items():
             known = Tenant.of(policy, tenant_id)
             for hashed in tenant.api_keys:
-                # Possible only for a policy built in code: the file's check refuses it with a line.
+                # Possible only for a policy built in code. A file is refused before, with the line.
                 if self._tenants.setdefault(hashed, known) is not known:
                     raise ValueError(f"tenants {self._tenants[hashed].tenant_id} and {tenant_id} share a key")
 
     def tenant_of(self, key: str) -> Tenant | None:
-        """The tenant whose key this is, or None.
+        """The tenant of `key`, or None.
 
-        The look-up's time may depend on how much of a stored hash the presented one matches. That tells nothing of
-        use: to bring a hash closer to a stored one, SHA-256 would have to be inverted.
+        The time of the look-up may depend on the length of the match between two hashes. That is no
+        leak: to get closer to a stored hash, a caller would have to invert SHA-256.
         """
         return self._tenants.get(hash_key(key))
 
@@ -72,9 +72,9 @@ class Credentials:
 
 
 def with_fresh_keys(policy: Policy, known: Mapping[str, str] | None = None) -> tuple[Policy, dict[str, str]]:
-    """The policy with one new key for each tenant in place of all that it had, and the plain keys by tenant.
+    """The policy with one new key per tenant instead of its old ones, and the plain keys by tenant.
 
-    A tenant whose key is `known` is given that one; the known keys of others are among those that are returned.
+    A tenant in `known` gets the key from there. Keys in `known` of other tenants are returned too.
     """
     keys = {tenant_id: new_key(tenant_id) for tenant_id in policy.tenants} | dict(known or {})
     tenants = {

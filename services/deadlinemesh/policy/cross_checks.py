@@ -1,8 +1,8 @@
-"""What the parts of a policy say about one another.
+"""Finds contradictions between the parts of a policy.
 
-Reads plain values and passes over what has the wrong type, so that a file's contradictions are told together with its
-other errors instead of after them. Names of tools are not looked up: modules bring tools that only the tool-runner
-knows.
+It reads plain values and skips those of a wrong type. So the contradictions of a file are reported
+together with its other errors, not after them. Names of tools are not checked: only the tool-runner
+knows the tools of Python modules.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from deadlinemesh.policy.pydantic_errors import unknown
 
 __all__ = ["contradictions"]
 
-# The patterns are looked at apart, by the engine that will match them.
+# Patterns are checked separately, by the engine that will match them.
 _FORMATS = FormatChecker(name for name in Draft202012Validator.FORMAT_CHECKER.checkers if name != "regex")
 _META_SCHEMA = Draft202012Validator(Draft202012Validator.META_SCHEMA, format_checker=_FORMATS)
 _LONGEST_WAY = 10
-"""Models of a circle of fallbacks that are named in turn."""
+"""Models of a circle of fallbacks up to which an error names all of them."""
 _JSON_TYPES = ("array", "boolean", "integer", "null", "number", "object", "string")
 
 
 def contradictions(data: Any) -> Iterator[Fault]:
-    """Every contradiction in the values of a policy file."""
+    """Yield every contradiction in the values of a policy file."""
     policy = _mapping(data)
     tiers, models = _mapping(policy.get("tiers")), _mapping(policy.get("models"))
     tenants = {name: _mapping(tenant) for name, tenant in _mapping(policy.get("tenants")).items()}
@@ -80,7 +80,7 @@ def _fallbacks(models: Mapping[str, Any]) -> Iterator[Fault]:
 
 
 def _circles(after: Mapping[str, Any]) -> Iterator[list[str]]:
-    """The names that lead back to themselves, each circle once."""
+    """Yield each circle of fallbacks once, as the names in it."""
     seen: set[str] = set()
     for start in after:
         chain: dict[str, None] = {}

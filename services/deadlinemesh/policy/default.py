@@ -1,4 +1,4 @@
-"""The policy that comes with the package: everything embedded, nothing to install and no key to have."""
+"""The policy of the package: everything is embedded, without installation or keys."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ __all__ = ["default_policy", "with_http_base"]
 
 
 def default_policy() -> Policy:
-    """What `default.yaml` says. Nobody knows a key of its tenants: see `with_fresh_keys`."""
+    """The policy in `default.yaml`. The keys of its tenants are unknown: see `with_fresh_keys`."""
     return parse(resources.files("deadlinemesh.policy").joinpath("default.yaml").read_text("utf-8"), "default.yaml")
 
 
 def with_http_base(policy: Policy, old: str, new: str) -> Policy:
-    """The policy with the base `old` of its HTTP tools' URLs replaced by `new`, such as `http://127.0.0.1:8800`.
+    """The policy with the base `old` of its HTTP tools' URLs replaced by `new`.
 
-    Tools of other bases stay as they are; a base ends where a path or a query begins, so port 880 is none of 8800.
-    Raises pydantic's ValidationError where a new URL is none.
+    A base is such as `http://127.0.0.1:8800`. It ends before the path or the query, so port 880
+    does not match 8800. Tools with other bases stay unchanged. Raises pydantic's ValidationError if
+    a new URL is invalid.
     """
     old, new = old.rstrip("/"), new.rstrip("/")
 

@@ -1,6 +1,7 @@
-"""The environment variables that a policy names, and what becomes of a service that does not have them.
+"""The environment variables that a policy names, and the effects of missing ones.
 
-They are no part of the policy: where it is checked, they need not be set. The services have them, and nobody else should.
+They are not part of the policy, and need not be set where it is checked. Only the services should
+have them.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ __all__ = ["missing_keys", "secret", "unset_variables"]
 
 
 def secret(variable: str, environ: Mapping[str, str] = os.environ) -> str:
-    """What `variable` holds for a header, without white space around it, as secrets are often mounted with a line end. Empty where
-    it is not set.
+    """The value of `variable` for a header; empty if it is not set.
 
-    Raises ValueError for what no header can hold; it does not repeat it.
+    White space around it is removed: mounted secrets often have a line end. Raises ValueError for a
+    value that no header can hold. The error does not repeat the value.
     """
     value = environ.get(variable, "").strip()
     if not (value.isascii() and value.isprintable()):
@@ -27,13 +28,13 @@ def secret(variable: str, environ: Mapping[str, str] = os.environ) -> str:
 
 
 def missing_keys(policy: Policy, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The models whose key is not in `environ`, each with the variable that should hold it."""
+    """The models without a key in `environ`, each with the variable that should hold it."""
     named = {name: model.api_key_env for name, model in policy.models.items() if isinstance(model, OpenAIModel)}
     return {name: variable for name, variable in named.items() if variable and not environ.get(variable, "").strip()}
 
 
 def unset_variables(policy: Policy, environ: Mapping[str, str] = os.environ) -> Iterator[Fault]:
-    """Every variable that is not in `environ`, at the place that names it, with what its absence means."""
+    """Yield a fault for every variable missing in `environ`: its place and the effect."""
     missing = missing_keys(policy, environ)
     what = (
         "refuses every call to this model" if len(missing) < len(policy.models) else "does not start: no model is left"

@@ -1,4 +1,4 @@
-"""From a policy file to a `Policy`, or to everything that is wrong with the file."""
+"""Reads a policy file into a `Policy`, or into a list of all its problems."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ __all__ = ["load", "located", "parse", "text_in", "unset"]
 
 
 def load(path: Path) -> Policy:
-    """The policy in the file at `path`. Raises PolicyError, also where the file cannot be read."""
+    """The policy in the file at `path`. Raises PolicyError, also if the file cannot be read."""
     return parse(text_in(path), str(path))
 
 
 def text_in(path: Path) -> str:
-    """What the file says. Raises PolicyError where it cannot be read, or is no text of a policy's size."""
+    """The text of the file.
+
+    Raises PolicyError if it cannot be read, is no UTF-8, or is too large.
+    """
     name = str(path)
     try:
         with path.open("rb") as file:
@@ -40,22 +43,31 @@ def text_in(path: Path) -> str:
 
 
 def unset(text: str, name: str, policy: Policy) -> tuple[Problem, ...]:
-    """The environment variables that `policy`, which `text` says, names and this process does not have, with their lines."""
+    """Problems of `policy` with environment variables that this process does not have.
+
+    `text` is the policy's text, for the lines. `name` is the name of its file.
+    """
     return located(text, name, ((dotted(one.loc), one.reason) for one in unset_variables(policy)))
 
 
 def located(text: str, name: str, reasons: Iterable[tuple[str, str]]) -> tuple[Problem, ...]:
-    """What others have found wrong with a policy that `text` says: reasons by their places, which are written as `dotted` does."""
+    """Problems with their lines in `text`, from pairs of a place and a reason.
+
+    A place is written like the result of `dotted`. An unknown place gets line 0.
+    """
     source = read(text, name)
     lines = {dotted(loc): source.line_of(loc) for loc in source.places}
     return tuple(Problem(name, lines.get(path, 0), path, reason) for path, reason in reasons)
 
 
 def parse(text: str, name: str) -> Policy:
-    """The policy that `text` says; `name` is the file's in the problems. Raises PolicyError with all of them."""
+    """The policy in `text`.
+
+    Raises PolicyError with all problems, with `name` as the file's name.
+    """
     source = read(text, name)
     faults = list(islice(contradictions(source.data), MOST_PROBLEMS))
-    # Where both have something to say of a value, the contradiction says more: it names the valid choices.
+    # If pydantic refuses the same value, the contradiction is better: it names the valid choices.
     contradicted = {fault.loc for fault in faults}
     policy: Policy | None = None
     try:

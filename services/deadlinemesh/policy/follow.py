@@ -1,4 +1,4 @@
-"""Keeps a running process on the policy that its file says, and on the last good one while the file is wrong."""
+"""Keeps a process on the policy in its file, or on the last good one while the file is invalid."""
 
 from __future__ import annotations
 
@@ -23,29 +23,31 @@ __all__ = ["EVERY", "PolicyFile", "PolicyStatus", "Prepare", "refuse_what_stands
 _LOG = logging.getLogger("deadlinemesh.policy")
 
 EVERY = 1.0
-"""Seconds between two looks. What the file says is compared, not its date or its inode: a ConfigMap's files are links that are
-swapped, and a network's file systems tell nobody of a change."""
+"""Seconds between two checks of the file. Its content is compared, not its date or inode: the files
+of a ConfigMap are links that are swapped, and network file systems do not notify of changes."""
 
 Prepare = Callable[[Policy], GoOver]
-"""Makes all that a policy needs, in a thread, beside what is in use. Raises MeshError or ValueError where it cannot be used."""
+"""Prepares a policy in a thread, beside the one in force. Raises MeshError or ValueError if the
+policy cannot be used."""
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyStatus:
-    """What a process has in force, and what it would not have. Instants are Unix times."""
+    """The policy in force in a process, and the last one it refused. Instants are Unix times."""
 
     digest: str
     """The first 12 hexadecimal digits of the SHA-256 of the file; empty for the embedded policy."""
     since: float
     refused: str = ""
-    """The digest of what the file says now, where that cannot be used; `unreadable` where it cannot be read."""
+    """The digest of the file's current content if it was refused, `unreadable` if it cannot be
+    read, else empty."""
     refused_at: float = 0.0
     why: str = ""
-    """What is wrong with it; empty where nothing is."""
+    """The error of the refused policy; empty if none was refused."""
 
 
 def refuse_what_stands(was: Policy, wanted: Policy) -> None:
-    """Raise ValueError where `wanted` says anew what was built into the processes as they started by `was`."""
+    """Raise ValueError if `wanted` changes a setting of `was` that needs a restart."""
     bytes_were, bytes_wanted = was.limits.message_bytes, wanted.limits.message_bytes
     if bytes_were != bytes_wanted:
         raise ValueError(
@@ -58,7 +60,10 @@ def refuse_what_stands(was: Policy, wanted: Policy) -> None:
 
 
 class PolicyFile:
-    """The policy in the file at `path`, as it is and as it changes. `beside` calls a function beside the event loop."""
+    """Loads the policy in the file at `path`, and follows its changes.
+
+    `beside` calls a function in a thread. `wall` returns the Unix time.
+    """
 
     def __init__(
         self, path: Path, beside: Callable[..., Any] = asyncio.to_thread, wall: Callable[[], float] = time.time
@@ -68,18 +73,20 @@ class PolicyFile:
         self._wall = wall
         self._seen = ""
         self.status = PolicyStatus("", wall())
-        """Since the last change."""
+        """The status since the last change."""
 
     def load(self) -> Policy:
-        """What the file says now. Raises PolicyError."""
+        """Load the current policy. Raises PolicyError."""
         self._seen, text = self._look()
         policy = self._parsed(text)
         self.status = PolicyStatus(self._seen, self._wall())
         return policy
 
     async def follow(self, prepare: Prepare, tell: Callable[[PolicyStatus], None] = lambda _: None) -> None:
-        """Have each change `prepare`d and go over to it, until cancelled, and `tell` what came of it. What cannot be used is told
-        once. Reading, parsing and preparing do not hold up the event loop.
+        """Prepare and apply each change of the file, until cancelled.
+
+        `tell` is called with the status after each change. A policy that cannot be used is reported
+        once. Reading, parsing and preparing do not block the event loop.
         """
         stopped = asyncio.Event()
         ending: set[asyncio.Task[None]] = set()
@@ -96,7 +103,7 @@ class PolicyFile:
                 except (MeshError, ValueError) as error:
                     _LOG.error("the policy in force is kept, as the new one cannot be used: %s", error)
                     self._refused(str(error))
-                except Exception as error:  # a defect must not end the following: the next change may mend it
+                except Exception as error:  # a defect must not end the loop: the next file may work
                     _LOG.exception("the policy in force is kept, as going over to the new one failed")
                     self._refused(f"going over to it failed: {type(error).__name__}: {error}")
                 else:
@@ -109,11 +116,11 @@ class PolicyFile:
                 tell(self.status)
         finally:
             stopped.set()
-            if ending:  # all have drained: what is not ended soon waits for orphans, which nobody waits for
+            if ending:  # all calls have drained: only orphans can still hold up an end
                 await asyncio.wait(ending, timeout=REPORT_ORPHAN_AFTER)
 
     def _look(self) -> tuple[str, str | PolicyError]:
-        """What tells one content of the file from another, and the content; or why it cannot be read."""
+        """A digest of the file's content, and the content. If unreadable, the error in both."""
         try:
             text = text_in(self._path)
         except PolicyError as error:
@@ -134,7 +141,7 @@ class PolicyFile:
 
 
 async def _end(rest: Rest, stopped: asyncio.Event) -> None:
-    """End `rest` when no run needs it any more, or the process is about to end."""
+    """End `rest` when no run needs it any more, or when the process is about to end."""
     if rest.needed_for:
         stopping = asyncio.ensure_future(stopped.wait())
         await asyncio.wait({stopping}, timeout=rest.needed_for)

@@ -1,7 +1,7 @@
-"""What a policy file says, as frozen values that check themselves on construction. Durations are in seconds.
+"""The contents of a policy file, as frozen values that check themselves. Durations are in seconds.
 
-The sentence that tells a reader what would be right stands beside the type it belongs to. A value that may be a secret
-in the wrong place, such as a plain API key, is never repeated in one.
+The error text with the remedy is next to its type. An error never repeats a value that may be a
+misplaced secret, such as a plain API key.
 """
 
 from __future__ import annotations
@@ -40,12 +40,16 @@ _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_-]*)(:path)?\}")
 """`{argument}` or `{argument:path}` in the URL of an HTTP tool."""
 SHARED = "shared"
-"""The pool of all tenants that have no processes of their own. A pool is an orchestrator and its tool-runner."""
+"""The pool of all tenants without dedicated processes. A pool is an orchestrator and its
+tool-runner."""
 _EMPTY_KEY = "sha256:" + hashlib.sha256(b"").hexdigest()
 
 
 def parse_duration(value: Any) -> float:
-    """Seconds from `250ms`, `30s`, `5m`, `1h` or a plain number of seconds. Raises ValueError naming the forms."""
+    """Seconds from `250ms`, `30s`, `5m`, `1h` or a plain number of seconds.
+
+    Raises ValueError with the valid forms.
+    """
     if isinstance(value, timedelta):
         return value.total_seconds()
     try:
@@ -54,7 +58,7 @@ def parse_duration(value: Any) -> float:
         match = _DURATION.fullmatch(value.strip()) if isinstance(value, str) else None
         if match is not None:
             return float(match[1]) * _UNITS[match[2]]
-    except OverflowError:  # a whole number beyond what a float holds
+    except OverflowError:  # a whole number that is too large for a float
         pass
     raise ValueError(f"{shown(value)} is not a duration: write 250ms, 30s, 5m, 1h, or a number of seconds")
 
@@ -65,7 +69,10 @@ def url_arguments(url: str) -> tuple[str, ...]:
 
 
 def _form(pattern: str, right: str, *, secret: bool = False) -> AfterValidator:
-    """Texts of one form. `right` completes the sentence "... is not"; `secret` keeps the text itself out of it."""
+    """A validator for texts of one form.
+
+    `right` completes the error "... is not". With `secret` the error does not repeat the text.
+    """
     compiled = re.compile(pattern)
 
     def check(text: str) -> str:
@@ -77,7 +84,8 @@ def _form(pattern: str, right: str, *, secret: bool = False) -> AfterValidator:
 
 
 def _not_of_nothing(hashed: str) -> str:
-    # What `printf "$KEY" | sha256sum` gives while KEY is unset. It would let in every caller without a key.
+    # `printf "$KEY" | sha256sum` prints this hash while KEY is unset. It would let in every caller
+    # without a key.
     if hashed == _EMPTY_KEY:
         raise ValueError("this is the hash of an empty key: hash the key itself, with `dmesh policy hash-key`")
     return hashed
@@ -93,7 +101,7 @@ def _http_url(url: str) -> str:
     try:
         parts = urlsplit(url)
         right = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port or an IPv6 address that is none
+    except ValueError:  # an invalid port or IPv6 address
         right = False
     if not right or re.search(r"\s", url):
         raise ValueError("this is not an HTTP URL: write http://host:port/path or https://host/path")
@@ -130,7 +138,7 @@ _SET_BY_THE_MESH = {
     "return_progress": "it is asked for already where tools_by is json_schema",
     "timeout": "the run's deadline is the only timeout",
 }
-"""Fields of a request's body that are not policy's to set, and why."""
+"""Fields of a request's body that policy may not set, with the reason."""
 
 
 def _free_field(name: str) -> str:
@@ -157,7 +165,7 @@ def _json(value: Any) -> Any:
 
 Duration = Annotated[float, BeforeValidator(parse_duration), Field(ge=0, allow_inf_nan=False)]
 PositiveDuration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0, allow_inf_nan=False)]
-# Strict, because pydantic would read `iterations: yes` as 1. What is more than a float can count cannot be computed with.
+# Strict, because pydantic would read `iterations: yes` as 1. Floats count exactly only up to 2**53.
 WholeNumber = Annotated[int, Strict(), Field(le=2**53)]
 Flag = Annotated[bool, Strict()]
 NonEmpty = Annotated[str, StringConstraints(min_length=1)]
@@ -202,29 +210,30 @@ class _Frozen(BaseModel):
 
 
 class TierPolicy(_Frozen):
-    """A class of service: what a run of it may spend."""
+    """A class of service: the time and the resources that a run of it may use."""
 
     run_budget: PositiveDuration
-    """The longest a run may take, and what it gets when the client names no deadline."""
+    """Seconds that a run may take. A run gets all of them if the client sets no deadline."""
     iterations: Annotated[WholeNumber, Field(ge=1)]
-    """The most model turns."""
+    """Model turns that a run may take."""
     tool_retries: Annotated[WholeNumber, Field(ge=0)] = 0
-    """Attempts after the first, for each call of an idempotent tool and each model turn that has said nothing yet."""
+    """Attempts after the first, for each call of an idempotent tool and each model turn without
+    output."""
     model_queue: Literal["normal", "priority"] = "normal"
     """The band in which its model calls wait for a slot."""
     weight: Annotated[WholeNumber, Field(ge=1)] = 1
-    """What a tenant of it is worth where there is not enough for all: twice the weight, twice the part."""
+    """Weight of its tenants in fair queues: a tenant with twice the weight gets twice the share."""
     calls_per_second: Annotated[WholeNumber, Field(ge=1)] = 500
-    """Calls of one tenant that the edge takes in a second, reads and refused ones too. Each 64 KiB of a request or a large reply is
-    one more."""
+    """Calls per second that the edge accepts from one tenant. Reads count too, and calls refused
+    for other reasons. Each 64 KiB of a request or a large reply counts as one more."""
     burst: Annotated[WholeNumber, Field(ge=1)] = 1000
-    """Calls that it takes at one instant, after a pause."""
+    """Calls that the edge accepts from one tenant at one instant, after a pause."""
     concurrent_calls: Annotated[WholeNumber, Field(ge=1)] = 500
-    """Calls of one tenant at work at once."""
+    """Calls of one tenant at work at the same time."""
     request_bytes: Annotated[WholeNumber, Field(ge=1024)] | None = None
-    """The largest request; None leaves it to `limits.message_bytes`."""
+    """Bytes of the largest request. None: `limits.message_bytes`."""
     dedicated: Flag = False
-    """Whether it has an orchestrator and a tool-runner of its own, which its tenants share among themselves."""
+    """True if the tier has a separate orchestrator and tool-runner, shared by its tenants."""
 
 
 class TenantPolicy(_Frozen):
@@ -232,27 +241,30 @@ class TenantPolicy(_Frozen):
 
     tier: Name
     api_keys: Annotated[tuple[HashedKey, ...], Field(min_length=1)]
-    """SHA-256 of each key, as `dmesh policy hash-key` prints it. The keys themselves are never stored."""
+    """SHA-256 of each key, as `dmesh policy hash-key` prints it. The keys themselves are never
+    stored."""
     models: tuple[Name, ...] = ()
-    """Models it may use, the first being its default. Empty: all, in the file's order."""
+    """Models that it may use. The first is its default. Empty: all, in the order of the file."""
     tools: tuple[ToolName, ...] = ()
-    """Tools it may use. Empty: all."""
+    """Tools that it may use. Empty: all."""
     dedicated: Flag | None = None
-    """Whether it has an orchestrator and a tool-runner to itself. False puts it among all others; None leaves it to its tier."""
+    """True if it has an orchestrator and a tool-runner for itself, false if it uses the shared
+    ones. None: its tier decides."""
 
 
 class _Model(_Frozen):
     slots: Annotated[WholeNumber, Field(ge=1)] = 64
-    """Turns it takes at once; more wait in line."""
+    """Turns that run at the same time. More turns wait in a fair queue."""
     max_output_tokens: Annotated[WholeNumber, Field(ge=1)] = 1024
-    """The most tokens of one turn."""
+    """Tokens that one turn may have."""
     longest_result: Annotated[WholeNumber, Field(ge=200)] = 24_000
-    """Characters that it is given of one tool's result; a longer one is shortened."""
+    """Characters of a tool's result that the model reads. A longer result is shortened."""
     shortener: Name | None = None
-    """The model that shortens such results, for tenants that may use it, while there is time; else they are cut with a mark."""
+    """The model that shortens longer results while there is time, for tenants that may use it. Else
+    they are cut with a mark."""
     fallback: Name | None = None
-    """The model that takes its place for the rest of a run in which it fails, or hangs, before it has said anything. Only for
-    tenants that may use both."""
+    """The model that replaces this one for the rest of a run, if it fails or hangs before any
+    output. Only for tenants that may use both."""
 
 
 class ScriptedModel(_Model):
@@ -260,13 +272,13 @@ class ScriptedModel(_Model):
 
     provider: Literal["scripted"]
     first_token: Duration = 0.15
-    """Median wait for the first token."""
+    """Seconds until the first token, the median."""
     per_token: Duration = 0.01
-    """Median wait between two tokens."""
+    """Seconds between two tokens, the median."""
     jitter: Annotated[float, Strict(), Field(ge=0, le=1)] = 0.2
     """Spread of both: the sigma of a lognormal factor with median 1. 0 makes them exact."""
     seed: WholeNumber = 0
-    """Same seed and same request: same text and same waits."""
+    """Seed of texts and waits. The same seed and the same request give the same text and waits."""
 
 
 class OpenAIModel(_Model):
@@ -275,15 +287,18 @@ class OpenAIModel(_Model):
     provider: Literal["openai"]
     base_url: HttpUrl = "https://api.openai.com/v1"
     model: NonEmpty
-    """The provider's name for it."""
+    """The provider's name for the model."""
     api_key_env: EnvNameOrNone = "OPENAI_API_KEY"
-    """The environment variable that holds the key, read by the llm-proxy. Empty: the endpoint needs none."""
+    """The environment variable of the key, read by the llm-proxy. Empty: the endpoint needs no
+    key."""
     tools_by: Literal["native", "json_schema"] = "native"
-    """How it is offered tools. `json_schema` constrains the answer's form instead, for models that ignore `tools`."""
+    """The way to offer tools. `json_schema` is for models that ignore `tools`: it constrains the
+    form of the answer instead."""
     context_tokens: Annotated[WholeNumber, Field(ge=256)] = 32768
-    """The model's context window. Older tool results are shortened to fit."""
+    """Tokens of the model's context window. Histories are shortened to fit, old tool results
+    first."""
     extra_body: dict[BodyField, JsonValue] = Field(default_factory=dict)
-    """Fields that every request's body has besides those that the mesh sets, as the provider documents them."""
+    """Further fields of every request's body, as the provider documents them."""
 
 
 ModelPolicy = Annotated[ScriptedModel | OpenAIModel, Field(discriminator="provider")]
@@ -293,95 +308,105 @@ class HttpToolPolicy(_Frozen):
     """A tool that is an HTTP endpoint."""
 
     url: HttpTemplate
-    """May hold `{argument}` parts after the host, which are filled in percent-encoded. `{argument:path}`, in its path only, may be
-    several segments."""
+    """The URL. It may have `{argument}` parts after the host, filled in percent-encoded. A part
+    `{argument:path}` may have several segments; it is allowed only in the path."""
     method: Literal["GET", "POST"] = "GET"
     """GET sends the other arguments as the query, POST as a JSON body."""
     description: NonEmpty
-    """Written for a model."""
+    """The tool's description, for a model."""
     arguments: dict[str, JsonValue] = Field(default_factory=lambda: {"type": "object", "properties": {}})
     """JSON Schema of the arguments object."""
     idempotent: Flag = False
-    """Whether it may be retried. Say so only where a second call does no harm."""
+    """True if the tool may be retried. Set it only if a second call does no harm."""
     cache_for: Duration = 0.0
-    """How long a result may be given again to the same tenant for the same arguments. Only for idempotent tools. 0: not at all."""
+    """Seconds for which a result is reused for the same tenant and the same arguments. Only for
+    idempotent tools. 0: never."""
     internal: Flag = False
-    """Whether it is ours: then it is told the deadline in X-Request-Deadline and X-Request-Timeout-Ms."""
+    """True if the endpoint belongs to the operator. It then gets the deadline in X-Request-Deadline
+    and X-Request-Timeout-Ms."""
     headers_env: dict[HeaderName, EnvName] = Field(default_factory=dict)
-    """Header name to the environment variable that holds its value, read by the tool-runner."""
+    """Header names, each with the environment variable of its value, read by the tool-runner."""
     max_response_bytes: Annotated[WholeNumber, Field(ge=1)] = 1_000_000
-    """A longer answer is cut there, with a mark."""
+    """Bytes after which a response is cut, with a mark."""
 
 
 class ToolsPolicy(_Frozen):
-    """Where tools come from."""
+    """The sources of tools, and the resources of tool-runners."""
 
     modules: tuple[str, ...] = ("deadlinemesh.tool_runner.builtin",)
-    """Python modules whose functions decorated with `@tool` are offered."""
+    """Python modules. Their functions decorated with `@tool` are offered."""
     http: dict[ToolName, HttpToolPolicy] = Field(default_factory=dict)
     """Tools that are HTTP endpoints, by name."""
     connections_per_host: Annotated[WholeNumber, Field(ge=1)] = 100
     """HTTP connections that one tool-runner opens to one host."""
     cache_bytes: Annotated[WholeNumber, Field(ge=0)] = 64 * 1024 * 1024
-    """What kept results may take of one tool-runner's memory. 0: none are kept."""
+    """Bytes of cached results in one tool-runner's memory. 0: no results are cached."""
     cache_read_budget: PositiveDuration = 0.1
-    """The longest a call looks for a kept result before it runs the tool; less where little time remains."""
+    """Seconds that a call may spend on the cache before it runs the tool. Less if little time
+    remains."""
     cache_write_budget: PositiveDuration = 5.0
-    """The deadline of a result's write, which is background work and outlives the run."""
+    """Seconds that the write of a result may take. It is background work and may outlive the
+    run."""
     workers: Annotated[WholeNumber, Field(ge=1)] = 4
-    """Processes of one tool-runner in which plain functions run, one call at a time in each."""
+    """Processes of one tool-runner for plain functions. Each runs one call at a time."""
     calls_per_worker: Annotated[WholeNumber, Field(ge=1)] = 100
     """Calls after which a process is replaced."""
     worker_memory_bytes: Annotated[WholeNumber, Field(ge=1)] = 128 * 1024 * 1024
-    """A process that holds more than this after a call is replaced."""
+    """Bytes of memory after a call above which a process is replaced."""
     worker_environment: tuple[ToolEnvName, ...] = ()
-    """The tool-runner's environment variables that plain functions see, besides those that every program needs, such as PATH."""
+    """The tool-runner's environment variables that plain functions see. Variables that every
+    program needs, such as PATH, are always visible."""
 
 
 class AdmissionPolicy(_Frozen):
-    """How what there is not enough of is shared out. Service times are not configured: they are observed."""
+    """The limits and shares of scarce resources. Service times are observed, not configured."""
 
     runs: Annotated[WholeNumber, Field(ge=1)] = 1000
-    """Runs at once in one orchestrator."""
+    """Runs at the same time in one orchestrator."""
     most_waiting: Annotated[WholeNumber, Field(ge=0)] = 256
-    """Claims of one tenant that may wait in one line; more are shed."""
+    """Waiters of one tenant in one fair queue. More are shed."""
     memory_bytes: Annotated[WholeNumber, Field(ge=1024)] = 128 * 1024 * 1024
-    """What requests, runs at work and replies on their way may hold in one orchestrator, copies included. What does not fit is
-    shed; with the finished runs that are kept, and the process itself, it is to fit the process's memory."""
+    """Bytes that requests, running runs and replies being sent may hold in one orchestrator, copies
+    included. More is shed. Together with the kept finished runs and the process itself they must
+    fit into the process's memory."""
     memory_part: Annotated[float, Strict(), Field(gt=0, le=1)] = 0.07
-    """The part of it that one tenant may hold."""
+    """Share of `memory_bytes` that one tenant may hold."""
     normal_part: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.1
-    """The part of the model slots that goes to waiting tiers of the normal queue while priority ones wait as well."""
+    """Share of the model slots that goes to waiting tiers of the normal queue while tiers of the
+    priority queue wait too."""
 
 
 class Limits(_Frozen):
-    """Bounds of the edge."""
+    """Limits of calls, messages and runs, and of the finished runs that are kept."""
 
     shortest_run: PositiveDuration = 0.1
-    """A run with less time than this is refused at once: nothing could be done in it."""
+    """Seconds that a run must have. A run with less time is refused at once: it could do
+    nothing."""
     response_reserve: PositiveDuration = 0.1
-    """Held back so that the answer is delivered before the client's own timer fires."""
+    """Seconds held back so that the answer arrives before the client's own timer fires."""
     message_bytes: Annotated[WholeNumber, Field(ge=1024)] = 4 * 1024 * 1024
-    """The largest message that any hop accepts."""
+    """Bytes of the largest message that a hop accepts."""
     longest_arguments: Annotated[WholeNumber, Field(ge=256)] = 131_072
     """Characters of one tool call's arguments, in a history or from a model."""
     tool_calls_per_turn: Annotated[WholeNumber, Field(ge=1)] = 64
-    """Calls that a model may make in one turn. Those beyond it are told so; twice as many end the turn."""
+    """Calls that a model may make in one turn. Further calls get a failed result. Twice as many
+    calls end the turn."""
     run_bytes: Annotated[WholeNumber, Field(ge=64 * 1024)] = 8 * 1024 * 1024
-    """What may come of one run: its events and its answers. A run with more ends with what it has."""
+    """Bytes of one run's events and answer. A larger run is stopped with a partial answer."""
     keep_finished_runs: Duration = 600.0
-    """How long a finished run stays known to GetRun, ListRuns and its request id."""
+    """Seconds for which a finished run stays known to GetRun, ListRuns and its request id."""
     keep_runs_per_tenant: Annotated[WholeNumber, Field(ge=1)] = 1000
-    """The most finished runs kept for one tenant; the oldest go first. Fewer, where they come to more than their
-    `keep_part`."""
+    """Finished runs that are kept for one tenant. The oldest is dropped first. Fewer are kept if
+    they exceed `keep_part`."""
     keep_bytes: Annotated[WholeNumber, Field(ge=1)] = 64 * 1024 * 1024
-    """What all finished runs may take of one orchestrator's memory. First those of the tenant with the most of it go."""
+    """Bytes of all finished runs in one orchestrator's memory. Runs of the tenant with the most
+    bytes are dropped first."""
     keep_part: Annotated[float, Strict(), Field(gt=0, le=1)] = 0.08
-    """The part of `keep_bytes` that those of one tenant may take."""
+    """Share of `keep_bytes` that the runs of one tenant may take."""
 
 
 class Policy(_Frozen):
-    """A whole policy file."""
+    """A complete policy."""
 
     tiers: Annotated[dict[Name, TierPolicy], Field(min_length=1)]
     tenants: Annotated[dict[Name, TenantPolicy], Field(min_length=1)]
@@ -392,10 +417,13 @@ class Policy(_Frozen):
     instructions: str = (
         "You are a helpful assistant. Use the tools you are offered when they help, then answer briefly."
     )
-    """The system prompt of runs that bring none."""
+    """The system prompt of runs without their own."""
 
     def shares(self, *, by_model_queue: bool = False) -> dict[str, Share]:
-        """Each tier's part where there is not enough for all. Bands are those of the model queue, where asked for; else one."""
+        """The share of each tier in fair queues.
+
+        With `by_model_queue` the bands are those of the model queue. Else there is one band.
+        """
         behind = {"priority": 0, "normal": 1}
         return {
             name: Share(tier.weight, behind[tier.model_queue] if by_model_queue else 0)
@@ -403,27 +431,33 @@ class Policy(_Frozen):
         }
 
     def pool_of(self, tenant_id: str) -> str:
-        """The processes that serve the tenant: SHARED, its own (its name), or its tier's (`tier:NAME`)."""
+        """The pool of the tenant: SHARED, its tier's (`tier:NAME`), or its own (its name)."""
         tenant = self.tenants[tenant_id]
         if tenant.dedicated is None:
             return f"tier:{tenant.tier}" if self.tiers[tenant.tier].dedicated else SHARED
         return tenant_id if tenant.dedicated else SHARED
 
     def pools(self) -> tuple[str, ...]:
-        """The pools that serve somebody; SHARED alone where nobody is dedicated."""
+        """The pools with at least one tenant. Only SHARED if no tenant is dedicated."""
         return tuple(dict.fromkeys(map(self.pool_of, self.tenants)))
 
     def models_of(self, tenant_id: str) -> tuple[str, ...]:
-        """The models that the tenant may use; the first is its default."""
+        """The models that the tenant may use. The first is its default."""
         return self.tenants[tenant_id].models or tuple(self.models)
 
     def shortener_of(self, tenant_id: str, model: str) -> str:
-        """The model that shortens results for `model`, if there is one that the tenant may use; else empty."""
+        """The model that shortens results for `model`.
+
+        Empty if the tenant may use no such model.
+        """
         shortener = self.models[model].shortener
         return shortener if shortener is not None and shortener in self.models_of(tenant_id) else ""
 
     def fallbacks_of(self, tenant_id: str, model: str) -> tuple[str, ...]:
-        """The models that take the place of `model` one after the other, as far as the tenant may use them."""
+        """The models that replace `model` one after the other.
+
+        The chain ends before a model that the tenant may not use.
+        """
         allowed, chain = self.models_of(tenant_id), [model]
         while (after := self.models[chain[-1]].fallback) is not None and after in allowed and after not in chain:
             chain.append(after)

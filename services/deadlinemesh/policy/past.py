@@ -1,8 +1,9 @@
-"""What a reload takes away, kept for the runs that began with it.
+"""Keeps removed parts of a policy for the runs that began with them.
 
-A run may go on for as long as its tier allows. Until the last that began under a policy must have ended, each hop serves what
-only that policy had: a tenant that is gone, a model, a tool, or the permission to use one. Nothing new begins with it: the edge
-grants runs, and the tool-runner lists tools, by the policy in force.
+A run may continue for as long as its tier allows. Until the last run that began under a policy must
+have ended, each hop serves the removed parts of that policy: tenants, models, tools, and
+permissions to use them. No new run uses them: the edge grants runs, and the tool-runner lists
+tools, by the policy in force.
 """
 
 from __future__ import annotations
@@ -21,26 +22,27 @@ __all__ = ["GoOver", "Past", "Rest", "takes_away"]
 T = TypeVar("T")
 
 MOST_KEPT = 16
-"""Policies in whose place others came that are kept at once; of more, the oldest goes."""
+"""Replaced policies that are kept at once. The oldest is dropped first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rest:
-    """What is left of a policy in whose place another came."""
+    """The resources of a replaced policy."""
 
     end: Callable[[], Coroutine[Any, Any, None]]
-    """Closes what only that policy used, once no call uses it."""
+    """Closes the resources that only the replaced policy used, as soon as no call uses them."""
     needed_for: float = 0.0
-    """Seconds in which calls of runs that began under it may still come."""
+    """Seconds in which calls of runs that began under the replaced policy may still arrive."""
 
 
 GoOver = Callable[[], Rest | None]
-"""Goes over to a policy for which all is made, at once. Returns what is left of the one before, if anything."""
+"""Applies a prepared policy immediately. Returns the Rest of the one before, or None."""
 
 
 class Past(Generic[T]):
-    """What served earlier policies, such as their providers. Iterated, it gives those that the current call's run may have begun
-    with, the newest first.
+    """The resources of earlier policies, such as their providers.
+
+    Iteration yields those that the current call's run may have begun with, the newest first.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -48,7 +50,10 @@ class Past(Generic[T]):
         self._kept: deque[tuple[float, Policy, T]] = deque(maxlen=MOST_KEPT)
 
     def keep(self, served: T, was: Policy, wanted: Policy) -> float:
-        """Keep what `served` the policy `was`, if `wanted` in its place takes anything away. Returns for how many seconds."""
+        """Keep `served`, the resources of the policy `was`, if `wanted` takes anything away.
+
+        Returns the seconds for which they are kept: the longest run budget of `was`, or 0.
+        """
         if not takes_away(was, wanted):
             return 0.0
         seconds = max(tier.run_budget for tier in was.tiers.values())
@@ -59,12 +64,15 @@ class Past(Generic[T]):
         return self.serving(current().absolute_deadline)
 
     def serving(self, deadline_at: float) -> Iterator[T]:
-        """What a call with this deadline may belong to: one with a later deadline is of a run that began later."""
+        """Yield the kept resources that a call with this deadline may need, the newest first.
+
+        A call with a later deadline than the end of their time belongs to a run that began later.
+        """
         self._forget()
         return (served for until, _, served in reversed(self._kept) if deadline_at <= until)
 
     def shares(self, policy: Policy, *, by_model_queue: bool = False) -> Mapping[str, Share]:
-        """The shares of the tiers of `policy`, and of those that runs at work may still have."""
+        """The shares of the tiers of `policy`, and of earlier tiers that running runs may have."""
         self._forget()
         policies = [*(was for _, was, _ in self._kept), policy]
         return {tier: one for each in policies for tier, one in each.shares(by_model_queue=by_model_queue).items()}
@@ -76,7 +84,7 @@ class Past(Generic[T]):
 
 
 def takes_away(was: Policy, wanted: Policy) -> bool:
-    """Whether there is a tier, a tenant, a model, a tool or a permission in `was` that is not in `wanted`."""
+    """True if `was` has a tier, tenant, model, tool or permission that `wanted` does not have."""
     if was.tiers.keys() - wanted.tiers or was.models.keys() - wanted.models or was.tenants.keys() - wanted.tenants:
         return True
     if was.tools.http.keys() - wanted.tools.http or set(was.tools.modules) - set(wanted.tools.modules):

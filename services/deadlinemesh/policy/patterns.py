@@ -1,8 +1,9 @@
 """The regular expressions of JSON Schemas, matched in bounded time.
 
-A text comes from a model, and a backtracking engine can need for ever for a short one. So patterns are matched by the
-engine that pydantic brings, Rust's `regex`, whose time is linear in the text. It is linear in the pattern as well, and
-counts write long patterns: `[ab]{0,4000}x` takes it a minute for a megabyte. So both lengths together are bounded.
+The matched text comes from a model. A backtracking engine can need endless time even for a short
+text. So patterns are matched by the engine that comes with pydantic, Rust's `regex`. Its time is
+linear in the text and in the pattern. A count makes a pattern long: `[ab]{0,4000}x` takes a minute
+for a megabyte. So the product of both lengths is bounded.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from deadlinemesh.policy.problems import Loc
 __all__ = ["HEAVIEST", "MOST_STEPS", "Pattern", "TooLong", "faults_of_patterns", "pattern_of"]
 
 MOST_STEPS = 1_000_000
-"""Bytes of a text times what its pattern weighs. So many took 30 ms where each of them was needed, and 5 where not."""
+"""Bytes of a text times the weight of its pattern. The bound took 30 ms if every step was needed,
+else 5 ms."""
 
 HEAVIEST = 2000
-"""The most that a pattern may weigh: any text of 500 bytes can be matched against it."""
+"""Largest weight of a pattern. Any text of 500 bytes can be matched against it."""
 
 _LONGEST_SHOWN = 80
 """Characters of a pattern that an error repeats."""
@@ -36,11 +38,15 @@ _BY_NAME = ("$defs", "definitions", "dependentSchemas", "patternProperties", "pr
 
 
 class TooLong(Exception):
-    """A text that cannot be matched in bounded time. Says how much would be right."""
+    """The text is too long to be matched in bounded time. The message has the allowed length."""
 
 
 class Pattern:
-    """A compiled pattern. Raises ValueError, saying what to write instead, for one that cannot be matched in linear time."""
+    """A compiled pattern.
+
+    Raises ValueError with a remedy if the pattern cannot be matched in linear time, or is too
+    heavy.
+    """
 
     __slots__ = ("_engine", "source", "weight")
 
@@ -49,7 +55,7 @@ class Pattern:
         try:
             self._engine = SchemaValidator(schema)
         except SchemaError as error:
-            # In the last line; those before it draw where.
+            # The reason is in the last line. Those before it draw its place.
             why = str(error).strip().splitlines()[-1].strip().removeprefix("error: ").removeprefix("SchemaError: ")
             raise ValueError(
                 f"{shown(source, _LONGEST_SHOWN)} is no pattern that is matched in linear time: {why.rstrip('.')}; write it in the"
@@ -57,7 +63,7 @@ class Pattern:
             ) from error
         self.source = source
         self.weight = _weight(source)
-        """How many places of it a character may have to be held against, at most."""
+        """Places of the pattern that one character may have to be compared with, at most."""
         if self.weight > HEAVIEST:
             raise ValueError(
                 f"{shown(source, _LONGEST_SHOWN)} is {self.weight} characters long with its counts written out, and at most"
@@ -66,12 +72,15 @@ class Pattern:
 
     @property
     def longest(self) -> int:
-        """The most bytes of UTF-8 that a text may have."""
+        """Bytes of UTF-8 that a text may have at most."""
         return MOST_STEPS // self.weight
 
     def found_in(self, text: str) -> bool:
-        """Whether it matches anywhere in `text`, as JSON Schema means it. Raises TooLong for more than `longest` bytes."""
-        encoded = text.encode(errors="replace")  # a lone surrogate, which JSON can spell and the engine does not take
+        """True if the pattern matches anywhere in `text`, as JSON Schema defines it.
+
+        Raises TooLong for more than `longest` bytes.
+        """
+        encoded = text.encode(errors="replace")  # JSON allows lone surrogates, the engine does not
         if len(encoded) > self.longest:
             raise TooLong(
                 f"a text of {len(encoded)} bytes is too long to be held against {shown(self.source, _LONGEST_SHOWN)}; give at most"
@@ -85,12 +94,15 @@ class Pattern:
 
 @lru_cache(maxsize=1024)
 def pattern_of(source: str) -> Pattern:
-    """The pattern, compiled once."""
+    """The compiled pattern of `source`, from a cache. Raises ValueError like `Pattern`."""
     return Pattern(source)
 
 
 def faults_of_patterns(schema: Any, loc: Loc = ()) -> Iterator[tuple[Loc, str]]:
-    """What is wrong with the patterns in `schema`, each with its place. `loc` is the schema's own."""
+    """Yield the place and the reason of each invalid pattern in `schema`.
+
+    `loc` is the schema's place.
+    """
     if isinstance(schema, list):
         for index, part in enumerate(schema):
             yield from faults_of_patterns(part, (*loc, index))
@@ -117,7 +129,10 @@ def _fault_of(source: str, loc: Loc) -> Iterator[tuple[Loc, str]]:
 
 
 def _weight(source: str) -> int:
-    """The places in a pattern that the engine takes, counts written out. Never too few: what it misreads, it adds."""
+    """The number of places in a pattern for the engine, with counts written out.
+
+    The result is never too low: misread parts are added.
+    """
     groups: list[list[int]] = [[]]
     index = 0
     while index < len(source):
@@ -150,12 +165,15 @@ def _weight(source: str) -> int:
 
 def _most(count: re.Match[str]) -> int:
     least, open_ended, most = count.groups()
-    # Longer numbers than these are no pattern of ours, and too long for int() to be quick.
+    # Nine digits are far beyond HEAVIEST. int() is slow for very long numbers.
     return max(1, *(int(number[:9] or 0) for number in (least, most))) + bool(open_ended and not most)
 
 
 def _after_class(source: str, index: int) -> int:
-    """Where the class ends that begins at `index`. In the engine's syntax classes hold classes, and a first `]` is meant."""
+    """The index after the character class that begins at `index`.
+
+    In the engine's syntax a class may contain classes, and a `]` at its beginning is a literal.
+    """
     depth = 0
     while True:
         if opening := _CLASS.match(source, index):

@@ -1,4 +1,4 @@
-"""What is wrong with a policy file, and the error that carries all of it."""
+"""The problems of a policy file, and the error that carries them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from deadlinemesh.errors import MeshError
 __all__ = ["Fault", "Loc", "PolicyError", "Problem", "dotted"]
 
 MOST_PROBLEMS = 100
-"""Told of one file. A reader puts no more right at once, and each may take as long as the file to be told."""
+"""Problems of one file that are reported. A reader corrects no more at once, and the report of each
+may take a time that grows with the file."""
 
 LONGEST_LINE = 1000
-"""Characters of a problem's line."""
+"""Characters of a problem as one line."""
 
 Loc = tuple[str | int, ...]
 """The keys and indices that lead from the document's root to a value."""
@@ -22,28 +23,30 @@ Loc = tuple[str | int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing to put right."""
+    """One problem of a policy file."""
 
     file: str
     line: int
-    """From 1. 0: the file as a whole."""
+    """Line number from 1. 0: the file as a whole."""
     path: str
-    """Such as `tenants.acme.tier`. Empty: the document as a whole."""
+    """Place in the document, such as `tenants.acme.tier`. Empty: the document as a whole."""
     reason: str
-    """What is wrong and what would be right."""
+    """The error and its remedy."""
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}" if self.line else self.file
         line = ": ".join(part for part in (place, self.path, self.reason) if part)
         if len(line) > LONGEST_LINE:
             line = f"{line[: LONGEST_LINE - 1]}…"
-        # A quoted key may hold line ends and a terminal's commands, and each problem has one line.
+        # A quoted key may have line ends and terminal escapes, but a problem must be one safe line.
         return line if line.isprintable() else "".join(one if one.isprintable() else ascii(one)[1:-1] for one in line)
 
 
 class PolicyError(MeshError):
-    """The policy file cannot be used. Holds every problem found, at most MOST_PROBLEMS, in the order of the lines; `str()` has
-    one a line. `problems` is read no further than that.
+    """The policy file cannot be used.
+
+    It has every problem found, at most MOST_PROBLEMS, in the order of their lines. `str()` has one
+    per line. `problems` is read only up to that number.
     """
 
     reason = "INVALID_POLICY"
@@ -57,19 +60,19 @@ class PolicyError(MeshError):
             )
         self.problems = tuple(shown)
         super().__init__("")
-        self.args = ("\n".join(map(str, self.problems)),)  # for an operator, who reads all of them
+        self.args = ("\n".join(map(str, self.problems)),)  # not shortened: an operator reads all
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A problem whose line is still to be looked up."""
+    """A problem without its line."""
 
     loc: Loc
     reason: str
     at_key: bool = False
-    """Whether the key is wrong, rather than its value."""
+    """True if the key is wrong, not its value."""
 
 
 def dotted(loc: Loc) -> str:
-    """`tenants.acme.models[0]` for `("tenants", "acme", "models", 0)`."""
+    """`loc` as text: `tenants.acme.models[0]` for `("tenants", "acme", "models", 0)`."""
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).removeprefix(".")

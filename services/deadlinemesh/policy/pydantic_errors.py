@@ -1,4 +1,4 @@
-"""Pydantic's errors as sentences about a policy: what is wrong, and what would be right."""
+"""Pydantic's errors as sentences about a policy, with the error and its remedy."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ _KEY = "[key]"  # how pydantic marks an error in a mapping's key
 
 
 def faults_of(error: ValidationError) -> Iterator[Fault]:
-    """Everything that pydantic found, without what merely follows from it."""
+    """Yield the errors that pydantic found, without those that only follow from others."""
     for detail in error.errors(include_url=False):
         if detail["type"] == "too_short" and detail["input"]:
-            continue  # it has items, and those that are wrong were counted as none: they have errors of their own
+            continue  # pydantic does not count invalid items, and reports each of them itself
         yield _fault(detail)
 
 
 def unknown(value: Any, valid: Iterable[str], what: str = "known") -> str:
-    """That `value` is none of `valid`, with the one that was probably meant."""
+    """The error text for a `value` that is not in `valid`, with a guess at the intended one."""
     known = tuple(valid)
     return f"{shown(value)} is not {what}; {_meant(str(value), known)}{choices(known)}"
 
@@ -82,7 +82,7 @@ def _sentence(detail: ErrorDetails, context: Mapping[str, Any]) -> str:
         case "literal_error":
             return unknown(value, (choice.strip("'") for choice in context["expected"].split(" or ")))
         case "string_type":
-            # The value is not repeated: it may be a key that somebody forgot to quote.
+            # The value is not repeated: it may be an API key without quotes.
             return f"must be a text, not {_kind(value)}{': put it in quotes' if _is_scalar(value) else ''}"
         case "string_too_short" | "too_short":
             return "must not be empty"

@@ -1,8 +1,9 @@
-"""YAML text as plain values that remember their lines.
+"""YAML text as plain values with their line numbers.
 
-Only what a policy needs of YAML: text, numbers, true and false, null, lists, and mappings whose keys are texts.
-Aliases are refused, because a few lines of them unfold to billions of values; so are tags, because they name types of
-their own. Dates stay texts: no field is a date, and a JSON Schema holds none.
+A policy may use only a part of YAML: text, numbers, true and false, null, lists, and mappings with
+text keys. Aliases are refused, because a few lines of them can expand to billions of values. Tags
+are refused, because they can name other types. Dates stay text: no field is a date, and a JSON
+Schema has none.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from deadlinemesh.policy.problems import Loc, PolicyError, Problem, dotted
 __all__ = ["MAX_SIZE", "Source", "read"]
 
 MAX_SIZE = 1024 * 1024
-"""The longest text that is looked at, in characters."""
+"""Bytes of a policy file, and characters of its text, at most."""
 
-# Far more than any policy needs, and few enough that whatever walks the values cannot run out of stack.
+# Levels of nesting: more than any policy needs, and few enough for every recursive function.
 _MAX_DEPTH = 32
 
 _LONGEST_NUMBER = 400
-"""Characters. The largest that a float holds has 309 digits, and what is much larger can be neither told nor computed with."""
+"""Characters of a number. The largest float has 309 digits. Much longer numbers can be neither
+printed nor computed with."""
 
 _TAG = "tag:yaml.org,2002:"
 _SCALARS = {f"{_TAG}{kind}": kind for kind in ("str", "int", "float", "bool", "null")}
@@ -33,23 +35,26 @@ _READ_AS = {"int": "a number", "float": "a number", "bool": "true or false", "nu
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A document's values, the lines they stand on, and what was wrong with them as YAML."""
+    """The values of a document, their lines, and its problems as YAML."""
 
     data: Any
-    """What could be read: dicts, lists and scalars."""
+    """The readable values: dicts, lists and scalars."""
     problems: tuple[Problem, ...]
     unreadable: frozenset[Loc]
-    """Values that are among the problems themselves. What else could be said of them only follows from that."""
+    """Places of values that have a problem here. Other errors about them only follow from it."""
     _values: dict[Loc, int]
     _keys: dict[Loc, int]
 
     @property
     def places(self) -> Iterable[Loc]:
-        """Where there is a value."""
+        """The places of all values."""
         return self._values
 
     def line_of(self, loc: Loc, *, at_key: bool = False) -> int:
-        """The line of the value, or of its key. What is missing is reported at the key of the mapping that lacks it."""
+        """The line of the value, or of its key.
+
+        For a missing value it is the line of the nearest mapping's key.
+        """
         if loc in self._values and not at_key:
             return self._values[loc]
         while loc and loc not in self._keys:
@@ -58,7 +63,10 @@ class Source:
 
 
 def read(text: str, name: str) -> Source:
-    """Raises PolicyError where the text is not YAML, or is more of it than is looked at."""
+    """Read the text.
+
+    Raises PolicyError if it is not YAML, has an alias, is empty or is too long.
+    """
     if len(text) > MAX_SIZE:
         raise PolicyError([Problem(name, 0, "", "is larger than 1 MiB: no policy is")])
     try:
@@ -84,12 +92,12 @@ def read(text: str, name: str) -> Source:
 def _root(loader: _Loader) -> yaml.Node | None:
     try:
         return loader.get_single_node()
-    except (ValueError, OverflowError) as error:  # PyYAML lets these out for an escape such as "\UFFFFFFFF"
+    except (ValueError, OverflowError) as error:  # from PyYAML, for an escape such as "\UFFFFFFFF"
         raise yaml.MarkedYAMLError(None, None, "an escape names no character", loader.get_mark()) from error
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes nodes; constructs scalars only."""
+    """A YAML loader that composes nodes and constructs only scalars."""
 
     def __init__(self, text: str, name: str) -> None:
         self.yaml_implicit_resolvers = {
@@ -144,7 +152,7 @@ class _Walk:
             if kind in ("int", "float") and len(node.value) > _LONGEST_NUMBER:
                 raise ValueError
             return self.loader.construct_object(node)
-        # What PyYAML's own constructors raise for such as `!!int x` or `!!bool x`, and for a float too large.
+        # Errors of PyYAML's constructors for `!!int x`, `!!bool x` and a too large float.
         except (ValueError, LookupError, OverflowError):
             self._problem(node, loc, f"cannot be read as {_READ_AS[kind]}")
             self.unreadable.add(loc)

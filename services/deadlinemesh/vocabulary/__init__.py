@@ -1,12 +1,13 @@
-"""The words that orchestrator, llm-proxy and tool-runner share.
+"""The types that orchestrator, llm-proxy and tool-runner share.
 
     messages.py   a conversation: roles, messages, tool calls
     history.py    the rules of a valid history
     turns.py      one model turn: its request and its events
     tools.py      one tool call: a tool's description, its events, its result
-    phases.py     the phases of a run, and the ledger that is charged with them
+    phases.py     the phases of a run, and their ledger
+    hops.py       the services: names, ports and gRPC services
 
-`transport/codec/` has each of these on the wire.
+`transport/codec/` maps them to and from the wire.
 """
 
 from deadlinemesh.vocabulary.history import (

@@ -12,29 +12,30 @@ from deadlinemesh.vocabulary.messages import Message, Role, ToolCall
 __all__ = ["LONGEST_ARGUMENTS", "LONGEST_CALL_ID", "LONGEST_TOOL_NAME", "history_violations"]
 
 LONGEST_CALL_ID = 256
-"""Characters."""
+"""Characters of a call's id."""
 
 LONGEST_TOOL_NAME = 128
-"""Characters."""
+"""Characters of a tool's name in a call."""
 
 LONGEST_ARGUMENTS = 131_072
 """Characters of one call's arguments, the default in policy. Parsing takes 4 ms at worst."""
 
 _MOST_PARSED = 131_072
-"""Characters of arguments parsed per history, on the event loop. Of later ones only the braces are checked."""
+"""Characters of arguments that are parsed per history. Parsing blocks the event loop. Of later
+arguments only the outer braces are checked."""
 
 _NAMED = 8
-"""Open calls named in an error about unanswered calls."""
+"""Open calls that an error about unanswered calls names."""
 
 
 def history_violations(
     messages: Sequence[Message], field: str, longest_arguments: int = LONGEST_ARGUMENTS
 ) -> list[Violation]:
-    """List the first violations in `messages`, and the number of further ones. Empty for a valid history.
+    """The first violations in `messages`, and the number of further ones. Empty if there are none.
 
-    In a valid history each call of an assistant's message is answered by exactly one tool message
-    before the assistant speaks again. `field` is the field's name in the request. Arguments of a call
-    may have `longest_arguments` characters.
+    In a valid history each call of an assistant's message is answered by exactly one tool message,
+    before the next message of the assistant. `field` is the name of the request's field. A call's
+    arguments may have `longest_arguments` characters.
     """
     history = _History(longest_arguments)
     for index, message in enumerate(messages):

@@ -1,4 +1,4 @@
-"""The services: their names, their ports, their gRPC services."""
+"""The names, ports and gRPC services of the mesh's services."""
 
 __all__ = ["EDGE", "GRPC_SERVICES", "LLM_PROXY", "ORCHESTRATOR", "PORTS", "TOOL_RUNNER"]
 
@@ -8,7 +8,7 @@ TOOL_RUNNER = "tool-runner"
 EDGE = "edge"
 
 PORTS = {ORCHESTRATOR: 50051, LLM_PROXY: 50052, TOOL_RUNNER: 50053, EDGE: 50051}
-"""The default ports. Clients call the orchestrator, or an edge in its place."""
+"""Default ports by service. Clients call the orchestrator, or an edge instead of it."""
 
 GRPC_SERVICES = {
     ORCHESTRATOR: "deadlinemesh.v1.OrchestratorService",

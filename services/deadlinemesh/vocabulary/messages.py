@@ -9,7 +9,7 @@ __all__ = ["Message", "ProviderData", "Role", "ToolCall"]
 
 
 class Role(StrEnum):
-    """The speaker of a message. Names are those of the `Role` enum in `protos/`, in lower case."""
+    """The author of a message. Names are those of the `Role` enum in `protos/`, in lower case."""
 
     SYSTEM = "system"
     USER = "user"
@@ -19,7 +19,10 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ProviderData:
-    """Opaque data of one provider, such as a signature. It goes back to that provider only, unread."""
+    """Opaque data of one provider, such as a signature.
+
+    It is returned, unread, to that provider only.
+    """
 
     provider: str
     """The kind of provider that wrote it, as in policy: `openai`, `anthropic`."""
@@ -38,7 +41,7 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One entry of a conversation. `role` is None for a role that this version does not know."""
+    """One message of a conversation. `role` is None if this version does not know the role."""
 
     role: Role | None
     content: str = ""

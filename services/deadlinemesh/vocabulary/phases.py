@@ -14,8 +14,8 @@ __all__ = ["HopSpend", "Phase", "phase_ledger"]
 class Phase(StrEnum):
     """A named part of a run. Names are those of the `Phase` enum in `protos/`, in lower case.
 
-    They stand in order of precedence. Where two overlap, as when a tool works while the model still
-    streams, the earlier one is charged.
+    They are in order of precedence. If two overlap, the earlier one is charged: for example, if a
+    tool runs while the model still streams.
     """
 
     WRAP_UP = "wrap_up"
@@ -35,7 +35,7 @@ _RANKS = {phase: rank for rank, phase in enumerate(Phase)}
 
 @dataclass(frozen=True, slots=True)
 class HopSpend:
-    """A hop's report of its own time, in seconds."""
+    """The time that a hop reports for itself, in seconds."""
 
     hop: str
     elapsed: float

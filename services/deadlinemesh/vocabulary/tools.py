@@ -14,7 +14,7 @@ __all__ = ["ToolEvent", "ToolFinished", "ToolProgress", "ToolResult", "ToolSpec"
 
 @dataclass(frozen=True, slots=True)
 class ToolSpec:
-    """A tool's description for its callers."""
+    """The description of a tool for its callers."""
 
     name: str
     description: str
@@ -41,9 +41,10 @@ class ToolResult:
     status: ToolStatus
     content: str
     transient: bool = False
-    """For a failure: true if another attempt may succeed."""
+    """True if the call failed and another attempt may succeed."""
     retry_after: float | None = None
-    """For a transient failure: seconds until the next attempt, as the tool asks; None if it does not say."""
+    """Seconds until the next attempt, if the tool asks for them after a transient failure; else
+    None."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ class ToolProgress:
 
 @dataclass(frozen=True, slots=True)
 class ToolFinished:
-    """The result of the call, and the tool-runner's time; None if it did not say."""
+    """The result of the call, and the tool-runner's time; None if it reported none."""
 
     result: ToolResult
     spend: HopSpend | None = None

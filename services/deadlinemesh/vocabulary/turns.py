@@ -23,7 +23,7 @@ __all__ = [
 
 
 class ToolChoice(StrEnum):
-    """The model's freedom to call tools."""
+    """The choice of tools that a request allows the model."""
 
     AUTO = "auto"
     NONE = "none"
@@ -42,7 +42,10 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TurnRequest:
-    """The request of one model turn. `max_output_tokens` 0 means the model's limit in policy."""
+    """The request of one model turn.
+
+    With `max_output_tokens` 0 the model's limit in policy applies.
+    """
 
     model: str
     messages: tuple[Message, ...]
@@ -68,7 +71,7 @@ class TextDelta:
 
 @dataclass(frozen=True, slots=True)
 class Writing:
-    """A sign of life: the model writes a tool call, or chooses among the tools. It may yet choose none."""
+    """A sign of life: the model writes a tool call, or chooses a tool. It may still choose none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +82,9 @@ class TurnFinished:
     input_tokens: int
     output_tokens: int
     provider_data: ProviderData | None = None
-    """For the assistant's message of this turn."""
+    """The provider's data for the assistant's message of this turn."""
     spend: HopSpend | None = None
-    """The llm-proxy's time; None in a provider's own event."""
+    """The llm-proxy's time. None in an event from a provider."""
 
     @property
     def truncated(self) -> bool:
@@ -93,4 +96,4 @@ ModelEvent = TextDelta | Writing | ToolCall | TurnFinished
 """An event of a provider's stream."""
 
 TurnEvent = TurnStarted | ModelEvent
-"""An event of a turn at the llm-proxy."""
+"""An event of a turn's stream from the llm-proxy."""

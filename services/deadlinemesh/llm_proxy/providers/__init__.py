@@ -1,21 +1,21 @@
-"""Who writes the answer.
+"""The providers of models. Each streams the turns of one model.
 
     scripted.py     the embedded default: deterministic, without key or network
-      intent.py       which of the offered tools a prompt asks for
-      arguments.py    what their arguments are
-      forms.py        what values look like
+      intent.py       the tool calls that a prompt asks for
+      arguments.py    the arguments of these calls
+      forms.py        the forms of argument values
       names.py        names in small letters
-      words.py        how words are compared
-      wording.py      what is said
+      words.py        the comparison of words
+      wording.py      the texts of its answers
     openai.py       any endpoint that speaks OpenAI's chat completions
-      deltas.py       its chunks, put together
+      deltas.py       assembles the chunks of its stream
       choosing.py     tools for models that ignore `tools`
       fitting.py      histories for models with a small context
-    tokens.py      token counts where a provider gives none
+    tokens.py      token estimates, if a provider sends no counts
     proxies.py     the proxy that the environment names for an endpoint
-    unusable.py    what stands in for a model whose key or proxy cannot be used
+    unusable.py    replaces a model without a usable key or proxy
 
-A provider knows no deadline: it is closed when there is none left.
+A provider knows no deadline. Its stream is closed when the deadline passes.
 """
 
 from __future__ import annotations
@@ -34,39 +34,42 @@ _LOG = logging.getLogger("deadlinemesh.llm_proxy")
 
 
 class Provider(Protocol):
-    """Streams model turns."""
+    """Streams the turns of one model."""
 
     def stream(self, turn: TurnRequest) -> AsyncGenerator[ModelEvent, None]:
-        """One turn, as it is written; the last event is TurnFinished, without `spend`. `turn.max_output_tokens` is positive.
+        """Stream one turn while it is written. The last event is TurnFinished, without `spend`.
 
-        Closing the generator, or cancelling the task that iterates it, closes the connection behind it before it
-        returns, so that generation stops there too. Raises Shed where the provider refused for load, UpstreamFailed
-        otherwise.
+        `turn.max_output_tokens` must be positive. Closing the generator, or cancelling its task,
+        closes the connection before it returns, so that the provider stops too. Raises Shed if the
+        provider refuses because of load, and UpstreamFailed for its other failures.
         """
         ...
 
     async def aclose(self) -> None:
-        """Give back idle connections. No stream may be open."""
+        """Close idle connections. No stream may be open."""
         ...
 
 
 def provider_of(model: ModelPolicy) -> Provider:
-    """The provider that policy names for `model`. Raises Unusable where the environment holds no key or proxy that serves."""
+    """The provider of `model`.
+
+    Raises Unusable if the environment has no usable key or proxy for it.
+    """
     if isinstance(model, ScriptedModel):
         from deadlinemesh.llm_proxy.providers.scripted import ScriptedProvider
 
         return ScriptedProvider(model)
-    # Importing the SDK takes most of a second, which a mesh of scripted models need not spend.
+    # Importing the SDK takes most of a second. A mesh with only scripted models need not import it.
     from deadlinemesh.llm_proxy.providers.openai import OpenAIProvider
 
     return OpenAIProvider.from_environment(model)
 
 
 def providers_of(models: Mapping[str, ModelPolicy]) -> dict[str, Provider]:
-    """The providers of all models, by name. One without a usable key or proxy is logged and refuses its turns: the others can do
-    without.
+    """The providers of all models, by name.
 
-    Raises Unusable where that leaves none.
+    A model without a usable key or proxy is logged and refuses its turns. The others are not
+    affected. Raises Unusable if no model is usable.
     """
     found: dict[str, Provider] = {}
     unusable: dict[str, str] = {}

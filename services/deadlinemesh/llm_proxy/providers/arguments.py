@@ -1,4 +1,4 @@
-"""A tool's arguments, read out of a prompt by the tool's JSON Schema."""
+"""Reads a tool's arguments out of a prompt, by the tool's JSON Schema."""
 
 from __future__ import annotations
 
@@ -24,16 +24,17 @@ _LED_IN_SMALL = re.compile(r"\b(?:for|of|in|about|from|at)\s+([a-z][\w-]+)")
 
 @dataclass(frozen=True, slots=True)
 class PromptArguments:
-    """`evident` where every required value stood in the clause itself and none was guessed."""
+    """The arguments of one call, as read from a prompt."""
 
     values: dict[str, Any]
     evident: bool
+    """True if every required value was in the clause itself and no value was guessed."""
 
 
 def arguments_of(tool: ToolSpec, clause: str, prompt: str, *, must: bool = False) -> PromptArguments | None:
-    """The arguments of `tool` as `clause`, a part of `prompt`, gives them: the required ones first.
+    """The arguments of `tool` in `clause`, a part of `prompt`. The required ones come first.
 
-    None where a required one is not to be found; with `must` it is made up.
+    Returns None if a required one is not found. With `must` it is made up instead.
     """
     properties = {name: forms.plain(declared) for name, declared in tool.schema.get("properties", {}).items()}
     required = [name for name in tool.schema.get("required", ()) if name in properties]
@@ -47,7 +48,7 @@ def arguments_of(tool: ToolSpec, clause: str, prompt: str, *, must: bool = False
             value = far.value(name, properties[name], required=True)
         if value is None:
             value = _assumed(name, properties[name], clause, must)
-        if value is None and not must:  # with it, null is what the schema gives
+        if value is None and not must:  # with `must`, the schema's own null is accepted
             return None
         values[name] = value
     for name in properties:
@@ -57,7 +58,7 @@ def arguments_of(tool: ToolSpec, clause: str, prompt: str, *, must: bool = False
 
 
 def _assumed(name: str, declared: Mapping[str, Any], clause: str, must: bool) -> Any:
-    """What a required argument is when the prompt does not say."""
+    """A default or made-up value of a required argument that is not in the prompt, or None."""
     if "default" in declared:
         return declared["default"]
     if declared.get("examples"):
@@ -71,22 +72,22 @@ def _assumed(name: str, declared: Mapping[str, Any], clause: str, must: bool) ->
 
 
 class _Reader:
-    """Reads values out of a text for one tool; what was read for one argument is not read for another."""
+    """Reads values out of a text for one tool. Text that gave one value gives no other value."""
 
     def __init__(self, tool: ToolSpec, text: str) -> None:
         self._vocabulary = terms(f"{tool.name.replace('_', ' ')} {tool.description}")
         self._text = text
         self.guessed = False
-        """Whether a value was taken that may well be none."""
+        """True if an uncertain value was taken."""
 
     def value(self, name: str, declared: Mapping[str, Any], *, required: bool) -> Any:
-        """The value of one argument, None where the text has none. Optional ones need to be named."""
+        """The value of one argument, or None. An optional argument must be named in the text."""
         if "enum" in declared:
             return self._member(declared["enum"])
         match declared["type"]:
             case "number" | "integer":
                 number = self._number(name, required)
-                if number is not None and math.isinf(number):  # of four hundred digits
+                if number is not None and math.isinf(number):  # a number of four hundred digits
                     return None
                 is_whole = number is not None and (declared["type"] == "integer" or number.is_integer())
                 return int(number) if number is not None and is_whole else number
@@ -117,7 +118,7 @@ class _Reader:
             len(found) < _MOST_ITEMS and (value := self.value(name.removesuffix("s"), items, required=True)) is not None
         ):
             if value in found:
-                break  # an enum's members are not used up
+                break  # a member of an enum stays in the text and would be found again
             found.append(value)
         return found or None
 
@@ -170,13 +171,16 @@ class _Reader:
         return self._take(match) if match and match[1] not in ACRONYMS else None
 
     def _name(self, name: str, kind: str) -> str | None:
-        """The likeliest name: one after a preposition before any other, tickers late, words in small letters last."""
+        """The likeliest name in the text.
+
+        The order: after a preposition, anywhere else, all in capitals, in small letters.
+        """
         found = [match for match in forms.PROPER.finditer(self._text) if self._may_be_name(match[0])]
         found.sort(key=lambda match: (match[0].isupper(), not _LED_IN.search(self._text[: match.start()])))
         if found:
             return self._take(found[0], whole=True)
         if kind == "id":
-            return None  # it has digits, or capitals
+            return None  # an id has digits or capitals
         if not SOMEBODY.isdisjoint(name_words(name)):
             but = self._vocabulary
             place = called(name, self._text, but) or asked_about(self._text) or looked_up(self._text, but)
@@ -204,16 +208,16 @@ class _Reader:
         return self._take(match).strip() or None if match else None
 
     def _take(self, match: re.Match[str], *, whole: bool = False) -> str:
-        """Use up a match: its first group that took part, or the whole of it."""
+        """Remove a match from the text. Returns its first matching group, or the `whole` match."""
         self._text = f"{self._text[: match.start()]} {self._text[match.end() :]}"
         return match[0] if whole else next((group for group in match.groups() if group is not None), match[0])
 
 
 def _of_pattern(pattern: str, text: str) -> re.Match[str] | None:
-    """The first word of `text` that fits `pattern`, an argument's own."""
+    """The first word of `text` that fits `pattern`, from an argument's schema."""
     try:
         compiled = pattern_of(pattern)
-    except ValueError:  # another tool-runner's may be none that is matched in linear time
+    except ValueError:  # not matched in linear time: tools of other tool-runners are unchecked
         return None
     for word in re.finditer(r"[^\s,;?!]*[^\s,;?!.]", text):
         with suppress(TooLong):

@@ -1,4 +1,7 @@
-"""Tools for models that ignore `tools`: the choice is an answer in a constrained form, a JSON object."""
+"""Tools for models that ignore `tools`.
+
+The model chooses one by a JSON object of a constrained form.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,17 @@ __all__ = ["asking", "choice_schema", "chosen", "spelled_out"]
 
 _ANSWER = "answer"
 _LONGEST_STRING = 200
-"""Characters; small models tend never to close a string that may go on."""
+"""Characters of a string in a choice. Small models tend never to close an unbounded string."""
 
 _MOST_COMPARED = 64
-"""Earlier calls of a tool with which a new one is compared: the last ones."""
+"""Earlier calls of a tool that a new one is compared with: the last ones."""
 
 
 def choice_schema(turn: TurnRequest) -> dict[str, Any]:
-    """The JSON Schema of a choice among the tools of `turn`, and `answer` where no tool is required."""
+    """The JSON Schema of a choice among the tools of `turn`.
+
+    If none is required, also of `answer`.
+    """
     options = [
         _choice_of({"const": tool.name}, {"arguments": _bounded(tool.schema)}, ["tool", "arguments"])
         for tool in turn.tools
@@ -32,7 +38,7 @@ def choice_schema(turn: TurnRequest) -> dict[str, Any]:
 
 
 def asking(turn: TurnRequest, messages: Sequence[Message]) -> tuple[Message, ...]:
-    """`messages` followed by the question which of the tools of `turn` to use."""
+    """`messages`, followed by the request to choose a tool of `turn`."""
     offered = "\n".join(f"- {tool.name}({', '.join(_parameters(tool))}): {tool.description}" for tool in turn.tools)
     last = (
         "" if turn.tool_choice is ToolChoice.REQUIRED else f"\n- {_ANSWER}: no further tool is needed; answer the user"
@@ -44,13 +50,13 @@ def asking(turn: TurnRequest, messages: Sequence[Message]) -> tuple[Message, ...
 
 
 def chosen(text: str, turn: TurnRequest) -> ToolCall | None:
-    """The call that `text` asks for; None where it asks for none that is new, complete and offered.
+    """The call that `text` asks for. None unless it is new, complete and offered.
 
-    A call that the history answers is not made again: small models ask for the same for ever.
+    A call that is in the history is not made again: small models repeat the same call for ever.
     """
     try:
         return _chosen(text, turn)
-    except (ValueError, RecursionError):  # no JSON, or nested too deeply to be read, compared or written
+    except (ValueError, RecursionError):  # no JSON, or nested too deeply to read, compare or write
         return None
 
 
@@ -66,7 +72,7 @@ def _chosen(text: str, turn: TurnRequest) -> ToolCall | None:
 
 def _was_made(tool: str, arguments: dict[str, Any], turn: TurnRequest) -> bool:
     made = [call.arguments_json for message in turn.messages for call in message.tool_calls if call.name == tool]
-    # The same in another spelling is about as long: far longer ones need not be parsed.
+    # The same arguments in another spelling are about as long. Far longer ones are not parsed.
     longest = 2 * len(json.dumps(arguments)) + 100
     return any(len(text) <= longest and _parsed(text) == arguments for text in made[-_MOST_COMPARED:])
 
@@ -74,12 +80,12 @@ def _was_made(tool: str, arguments: dict[str, Any], turn: TurnRequest) -> bool:
 def _parsed(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:  # of long histories not all has been parsed before
+    except ValueError:  # a long history is not validated in full
         return None
 
 
 def spelled_out(messages: Sequence[Message]) -> tuple[Message, ...]:
-    """`messages` with calls and results as plain text, for chat templates that know neither."""
+    """`messages` with calls and results as plain text, for chat templates without tools."""
     names = {call.id: call.name for message in messages for call in message.tool_calls}
     return tuple(_spelled_out(message, names) for message in messages)
 

@@ -1,4 +1,4 @@
-"""Chat completion chunks put together: text at once, tool calls as soon as they are complete, usage at the end."""
+"""Assembles chat completion chunks: text at once, tool calls when complete, usage at the end."""
 
 from __future__ import annotations
 
@@ -36,21 +36,24 @@ _REASONS = {
 _CUT = {reason for reason, kind in _REASONS.items() if kind in (FinishReason.LENGTH, FinishReason.CONTENT_FILTER)}
 
 _BROKEN_OFF = {"abort", "error", "insufficient_system_resource", "network_error"}
-"""What vLLM, Mistral, DeepSeek and others give as the reason where it is their failure that ended the stream."""
+"""Finish reasons of vLLM, Mistral, DeepSeek and others for a stream that ended by their own
+failure."""
 
 
 LONGEST_WRITTEN = 4 * LONGEST_ARGUMENTS
-"""Characters of a call's arguments after which a model is taken to be out of its mind; policy has the limit for others."""
+"""Characters of a call's arguments beyond which the turn fails: the model does not stop writing.
+The limit for calls of normal length is in policy."""
 
 _PIECE = 16_384
-"""Characters of one event's text: a provider may send it all at once, and a message has an end."""
+"""Characters of one event's text. A provider may send all text at once, but a message has a
+limit."""
 
 _MOST_TOKENS = 1 << 53
-"""What is counted beyond that is not counted."""
+"""Token count from which a provider's count is ignored."""
 
 
 def new_call_id() -> str:
-    """An id for a tool call whose provider gave none."""
+    """A new id for a tool call without an id from its provider."""
     return f"call_{uuid4().hex[:16]}"
 
 
@@ -64,7 +67,10 @@ class _PartialCall:
 
 
 class Completion:
-    """One completion as it arrives. `input_estimate` stands in for the provider's count of what it read."""
+    """One completion while it arrives.
+
+    `input_estimate` are the input tokens if the provider sends no count.
+    """
 
     def __init__(self, input_estimate: int) -> None:
         self._input_estimate = input_estimate
@@ -73,12 +79,14 @@ class Completion:
         self._called = False
         self._reason: str | None = None
         self._usage: tuple[int, int] | None = None
-        # Some servers send the halves of a surrogate pair in two chunks. Alone no message can hold them.
+        # Some servers send the halves of a surrogate pair in two chunks. No message can hold one.
         self._pairs = codecs.getincrementaldecoder("utf-16-le")("replace")
 
     def feed(self, chunk: Any) -> Iterator[ModelEvent]:
-        """What `chunk`, a ChatCompletionChunk, makes complete. The SDK does not validate chunks, so it may be anything:
-        raises AttributeError, TypeError or the like where it is not what it should be.
+        """Yield the events that `chunk`, a ChatCompletionChunk, completes.
+
+        The SDK does not validate chunks. Raises AttributeError, TypeError or the like for a
+        malformed one.
         """
         if chunk.usage is not None:
             self._usage = _counted(chunk.usage) or self._usage
@@ -88,23 +96,23 @@ class Completion:
                     yield from self._feed_text(_text(text))
                 for delta in choice.delta.tool_calls or ():
                     yield from self._feed_call(delta)
-            if reason := _text(choice.finish_reason):  # some servers say "" where null belongs
+            if reason := _text(choice.finish_reason):  # some servers send "" instead of null
                 self._reason = reason
                 yield from self._close_call()
 
     @property
     def is_answered(self) -> bool:
-        """Whether the model has said all; its provider may have yet to say what that took."""
+        """True if the model has finished. The provider's usage may still follow."""
         return self._reason is not None
 
     def end(self) -> TurnFinished:
-        """How it ended. Raises UpstreamFailed where the stream broke off."""
+        """The end of the turn. Raises UpstreamFailed if the stream broke off."""
         if self._reason is None or self._reason in _BROKEN_OFF:
             why = f", by its own word {shortened(self._reason, LONGEST_TOOL_NAME)}," if self._reason else ""
             raise UpstreamFailed(f"the model provider's stream broke off{why} before the answer was complete")
         reason = _REASONS.get(self._reason, FinishReason.UNKNOWN)
         if self._called and reason is FinishReason.STOP:
-            reason = FinishReason.TOOL_CALLS  # several servers say `stop` after tool calls
+            reason = FinishReason.TOOL_CALLS  # several servers send `stop` after tool calls
         counted = self._usage or (self._input_estimate, estimated_tokens("".join(self._written)))
         return TurnFinished(reason, *counted)
 
@@ -117,7 +125,7 @@ class Completion:
 
     def _feed_call(self, delta: Any) -> Iterator[ModelEvent]:
         call = self._open
-        # Some servers number every call 0 and tell them apart by their ids only.
+        # Some servers give every call the index 0. Then only the ids differ.
         if call is None or delta.index != call.index or (delta.id and call.id and delta.id != call.id):
             yield from self._close_call()
             call = self._open = _PartialCall(delta.index)
@@ -148,25 +156,25 @@ class Completion:
             self._called = True
             self._written += (call.name, arguments)
             yield ToolCall(call.id or new_call_id(), call.name, arguments)
-        elif self._reason not in _CUT | _BROKEN_OFF:  # else it is no call, and the reason says so already
+        elif self._reason not in _CUT | _BROKEN_OFF:  # else the call is cut, and the reason says so
             name = shortened(call.name, LONGEST_TOOL_NAME) or "a tool"
             raise UpstreamFailed(f"the model asked for {name} with arguments that are not a JSON object")
 
 
 def _text(value: Any) -> str:
-    """What a chunk has where a text belongs; nothing for null."""
+    """A chunk's text field; empty for null. Raises TypeError for any other type."""
     if value is not None and not isinstance(value, str):
         raise TypeError(f"{type(value).__name__} where a text belongs")
     return value or ""
 
 
 def _sound(text: str) -> str:
-    """`text` with its surrogate pairs put together, and without lone ones."""
+    """`text` with its surrogate pairs joined and lone surrogates replaced."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _counted(usage: Any) -> tuple[int, int] | None:
-    """A provider's own count of what was read and written; None where it is none, for an estimate will do."""
+    """A provider's counts of input and output tokens. None if they are unusable."""
     counts = (getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None))
     read, wrote = (count if isinstance(count, int) and 0 <= count < _MOST_TOKENS else None for count in counts)
     return None if read is None or wrote is None else (read, wrote)

@@ -1,7 +1,8 @@
-"""Histories made to fit a context window.
+"""Fits histories into a model's context window.
 
-Nobody but the provider can count a model's tokens. A request that is too long is refused whole, so this estimate errs
-on the safe side, unlike the one for usage: one token for three bytes of UTF-8, and a part of the room is left alone.
+Only the provider can count a model's tokens. A request that is too long is refused as a whole, so
+this estimate errs on the safe side, unlike the one for usage: one token for three bytes of UTF-8,
+and a share of the room stays unused.
 """
 
 from __future__ import annotations
@@ -14,33 +15,36 @@ from deadlinemesh.vocabulary import Message, Role
 __all__ = ["fitted", "room_for_input", "room_for_output", "tokens_at_most"]
 
 _SURE = 0.8
-"""The share of the room that is used: identifiers and Latin take more tokens for their characters than English."""
+"""Share of the room that is used. Identifiers and Latin need more tokens per character than
+English."""
 
 _BYTES_PER_TOKEN = 3
 _TOKENS_PER_MESSAGE = 6
 _MARK = " […] "
 _SHORTEST = 160
-"""Characters below which nothing is shortened: less would say nothing."""
+"""Characters of a message that is never shortened further: less would be useless."""
 
 
 def room_for_output(context_tokens: int, max_output_tokens: int) -> int:
-    """Tokens that the model may write: at most half the window, however much it was promised."""
+    """Tokens that the model may write: `max_output_tokens`, but at most half of the window."""
     return min(max_output_tokens, context_tokens // 2)
 
 
 def room_for_input(context_tokens: int, max_output_tokens: int) -> int:
-    """Tokens left for what the model reads."""
+    """Tokens of the window that are left for the model's input."""
     return int((context_tokens - room_for_output(context_tokens, max_output_tokens)) * _SURE)
 
 
 def tokens_at_most(text: str) -> int:
-    """How many tokens `text` is taken for."""
+    """The estimated tokens of `text`, on the safe side."""
     return -(-len(text.encode()) // _BYTES_PER_TOKEN)
 
 
 def fitted(messages: Sequence[Message], room: int) -> tuple[Message, ...]:
-    """`messages` within `room` tokens: first the oldest tool results are shortened, then the oldest exchanges left out,
-    and at last whatever is longest is shortened too. The system's messages and the last question always stay.
+    """`messages`, fitted into `room` tokens.
+
+    First the oldest tool results are shortened. Then the oldest exchanges are left out. At last the
+    longest messages are shortened too. The system's messages and the last question always stay.
     """
     kept = _Kept(messages, room)
     for index, message in enumerate(messages):
@@ -53,8 +57,10 @@ def fitted(messages: Sequence[Message], room: int) -> tuple[Message, ...]:
 
 
 class _Kept:
-    """Messages, and by how many tokens they are too many. Each is measured once, and again when it was shortened: there may be
-    thousands, and all of this is done on the event loop.
+    """The messages that are kept, and their excess over the room in tokens.
+
+    Each message is measured once, and again after it was shortened. There may be thousands, and the
+    event loop does all of this.
     """
 
     def __init__(self, messages: Sequence[Message], room: int) -> None:
@@ -63,7 +69,7 @@ class _Kept:
         self._excess = sum(self._sizes) - room
 
     def shorten(self, index: int) -> None:
-        """Take as much out of the middle of one message as is too much in all."""
+        """Cut the whole excess out of the middle of one message, as far as it is long enough."""
         message = self.messages[index]
         if self._excess <= 0 or len(message.content) <= _SHORTEST:
             return
@@ -77,10 +83,10 @@ class _Kept:
         self._sizes[index] = size
 
     def leave_out_oldest(self) -> None:
-        """Leave out the oldest messages that may go, each with the results of the calls it makes, while there is too much."""
+        """Leave out the oldest messages, with the results of their calls, until the rest fits."""
         left: list[int] = []
         last_question = max((i for i, m in enumerate(self.messages) if m.role is Role.USER), default=None)
-        # The system may have the last word, as on the time that is left.
+        # The last message may be the system's, such as the one about the time left.
         last = max((i for i, m in enumerate(self.messages) if m.role is not Role.SYSTEM), default=0)
         start = 0
         while self._excess > 0 and start < len(self.messages):
@@ -90,7 +96,7 @@ class _Kept:
                 continue
             end = self._end_of_exchange(start)
             if end > last:
-                break  # the end of the history is what the model is to answer
+                break  # the model must answer the end of the history
             self._excess -= sum(self._sizes[start:end])
             start = end
         left += range(start, len(self.messages))

@@ -1,4 +1,4 @@
-"""What the values of arguments look like, and which sort of value an argument takes."""
+"""The forms of argument values, and the kind of value that an argument takes."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ _SPOKEN = tuple(
 
 
 def bare(text: str) -> str:
-    """`text` with arithmetic in symbols, so that its words are not taken for the names of tools."""
+    """`text` with arithmetic in symbols, so that its words do not match the names of tools."""
     for pattern, symbol in _SPOKEN:
         text = pattern.sub(symbol, text)
     return text
@@ -122,32 +122,32 @@ def expression_in(text: str) -> str | None:
 
 
 def has_its_form(kind: str, text: str) -> bool:
-    """Whether `text` holds what only an argument of this kind looks like."""
+    """True if `text` holds a value that only an argument of this kind has."""
     if kind == "expression":
         return expression_in(text) is not None
     return kind in ("url", "email") and bool(FORMS[kind].search(text))
 
 
 def seconds_of(duration: re.Match[str]) -> float:
-    """The length of a match of DURATION."""
+    """The seconds of a match of DURATION."""
     amount, unit = duration[1].lower(), duration[2].lower()
     scale = next(scale for prefix, scale in _UNITS.items() if unit.startswith(prefix))
     return (_AMOUNTS[amount] if amount in _AMOUNTS else float(amount)) * scale
 
 
 def unit_of(name: str) -> float | None:
-    """The unit of a number called `name`, in seconds, where it is a duration."""
+    """The unit of a duration called `name`, in seconds. None if `name` is no duration."""
     words = name_words(name)
     return next((_IN_SECONDS[word] for word in words if word in _IN_SECONDS), 1.0 if _DURATIONS & set(words) else None)
 
 
 def is_count(name: str) -> bool:
-    """Whether a number called `name` says how many are wanted."""
+    """True if a number called `name` is a count of wanted items."""
     return bool(_COUNTS & set(name_words(name)))
 
 
 def kind_of(name: str, declared: Mapping[str, Any]) -> str:
-    """What sort of value an argument takes, by its type, its format and its name."""
+    """The kind of value that an argument takes, by its type, its format and its name."""
     if declared.get("type") in ("number", "integer"):
         return "number"
     if declared.get("format") in _FORMATS:
@@ -157,7 +157,7 @@ def kind_of(name: str, declared: Mapping[str, Any]) -> str:
 
 
 def plain(declared: Any) -> dict[str, Any]:
-    """A property's schema with `type` being one name: the first that is not null, in `anyOf` too."""
+    """A property's schema with a single `type`: the first one that is not null, also in `anyOf`."""
     if not isinstance(declared, Mapping):
         return {"type": "string"}
     for option in declared.get("anyOf", ()):

@@ -1,4 +1,4 @@
-"""Which of the offered tools a prompt asks for, clause by clause."""
+"""Finds the offered tools that a prompt asks for, clause by clause."""
 
 from __future__ import annotations
 
@@ -30,18 +30,22 @@ _LATER = re.compile(r"\bthen\b|\bafter\b|\bfinally\b", re.IGNORECASE)
 _OF_NAME, _OF_ENUM, _OF_PARAMETER, _OF_DESCRIPTION = 3.0, 2.0, 1.5, 1.0
 _GENERIC_SHARE = 0.6
 _FITS = 1.5
-"""The score of a tool that is meant: one of its arguments named, or a word of its name that many tools share."""
+"""Least score of a tool that is meant. One of its arguments in the clause has it, or a word of its
+name that many tools share."""
 _FITS_TOO = 3.0
-"""The score of a further tool in the same clause: a word of its name that is its own."""
+"""Least score of a further tool in the same clause. A word that only its name has gives it."""
 _FORM_GIVEN = 4.0
-"""For holding what only this tool's argument looks like, such as an arithmetic expression."""
+"""Score for a value that only this tool's argument has, such as an arithmetic expression."""
 _TAKES_ANYTHING = 0.75
-"""For a search by free text, when the prompt says to find something."""
+"""Score for a search by free text, if the prompt asks to find something."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """A call that the prompt asks for. Calls of one `step` may run side by side, and before those of the next."""
+    """A call that the prompt asks for.
+
+    Calls of one `step` may run in parallel. They run before those of the next step.
+    """
 
     tool: str
     arguments: Mapping[str, Any]
@@ -49,12 +53,15 @@ class Wish:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What makes two wishes the same."""
+        """The tool and its arguments: equal for equal wishes."""
         return self.tool, json.dumps(self.arguments, sort_keys=True)
 
 
 def wishes(prompt: str, tools: Sequence[ToolSpec], *, must: bool = False) -> list[Wish]:
-    """The calls that `prompt` asks for, in its order, none twice. With `must` at least one, however badly it fits."""
+    """The calls that `prompt` asks for, in its order, without duplicates.
+
+    With `must` there is at least one, even if it fits badly.
+    """
     offer = _Offer(tools)
     found: dict[tuple[str, str], Wish] = {}
     previous: ToolSpec | None = None
@@ -76,8 +83,10 @@ def wishes(prompt: str, tools: Sequence[ToolSpec], *, must: bool = False) -> lis
 
 
 def _clauses(prompt: str, offer: _Offer) -> list[tuple[str, int]]:
-    """The parts of `prompt` that may each ask for something, with their step. A part that neither names a tool nor
-    gives the previous one other arguments belongs to the part before: `search for cats and dogs` asks for one search.
+    """The parts of `prompt` that may each ask for a call, with their step.
+
+    A part that neither names a tool nor gives other arguments to the previous one belongs to the
+    part before: `search for cats and dogs` asks for one search.
     """
     guarded = [match.span() for match in _PROTECTED.finditer(prompt)]
     spans: list[tuple[int, int, int]] = []
@@ -100,13 +109,13 @@ def _clauses(prompt: str, offer: _Offer) -> list[tuple[str, int]]:
 def _gives_others(tool: ToolSpec, clause: str) -> bool:
     properties = tool.schema.get("properties", {})
     if any(plain(properties.get(name))["type"] == "array" for name in tool.schema.get("required", ())):
-        return False  # it takes them all in one call
+        return False  # the tool takes all of them in one call
     arguments = arguments_of(tool, clause, clause)
     return arguments is not None and arguments.evident
 
 
 class _Offer:
-    """The offered tools, and how much each word speaks for each of them."""
+    """The offered tools, and the weight of each word for each tool."""
 
     def __init__(self, tools: Sequence[ToolSpec]) -> None:
         self._tools = {tool.name: tool for tool in tools}
@@ -120,7 +129,7 @@ class _Offer:
         self._sharing = Counter(term for weights in self._weights.values() for term in weights)
 
     def meant_by(self, clause: str) -> list[ToolSpec]:
-        """The tools that `clause` means, the likeliest first."""
+        """The tools that `clause` asks for, the likeliest first."""
         if clause not in self._known:
             self._known[clause] = self._find_meant(clause)
         return self._known[clause]
@@ -138,7 +147,7 @@ class _Offer:
         return meant or ([self._somebody] if self._somebody is not None and asked_about(clause) else [])
 
     def best(self, prompt: str) -> ToolSpec:
-        """The likeliest tool, even if it is not likely."""
+        """The tool with the highest score, even if the score is low."""
         asked = terms(_PROTECTED.sub(" ", bare(prompt)))
         return max(self._tools.values(), key=lambda tool: self._score(tool.name, asked, prompt))
 
@@ -168,7 +177,7 @@ def _weights(name: str, description: str, schema_json: str) -> Mapping[str, floa
             weights[term] = max(weight, weights.get(term, 0.0))
 
     weigh(name.replace("_", " ").replace("-", " "), _OF_NAME)
-    searches = "find" in weights  # then the description says what is searched
+    searches = "find" in weights  # then the description names the searched content
     weigh(description, _OF_PARAMETER if searches else _OF_DESCRIPTION)
     for parameter, declared in json.loads(schema_json).get("properties", {}).items():
         declared = plain(declared)

@@ -1,6 +1,7 @@
-"""Names in small letters: `look up customer globex`, `how is acme corp doing?`.
+"""Finds names in small letters: `look up customer globex`, `how is acme corp doing?`.
 
-A capital tells a name from a word; here only its place does, and that it is no word that usually stands there.
+A capital distinguishes a name from a word. In small letters only the position does, together with a
+list of common words that are no names.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ __all__ = ["SOMEBODY", "asked_about", "called", "looked_up"]
 SOMEBODY = frozenset(
     "customer client account company organisation organization contact supplier vendor".split()  # noqa: SIM905  # prose
 )
-"""What a tool's argument is called if it takes whoever a question such as `how is globex doing?` is about."""
+"""Names of arguments that take the subject of a question such as `how is globex doing?`."""
 
 _NO_NAMES = frozenset(
     """account accounts base business call calls care churn complaint complaints count data detail details email entry
@@ -25,11 +26,11 @@ _NO_NAMES = frozenset(
     retention right satisfaction segment segments service services state status success summary support survey team
     terms things ticket tickets time today work world called named""".split()  # noqa: SIM905  # prose
 )
-"""Words that follow `customer`, or stand where a name might, and are none."""
+"""Words that often follow `customer`, or are at the place of a name, without being one."""
 
 _WORD = r"[a-z0-9][\w&-]*"
 _WORDS = rf"{_WORD}(?:\s+{_WORD}){{0,2}}"
-"""No more than three: what is tried at each place of a prompt must not depend on its length."""
+"""Up to three words: the work at each place of a prompt must not depend on the prompt's length."""
 _ASKED_ABOUT = re.compile(
     rf"\bhow(?:\s+is|\s+are|['’]?s)\s+(?P<doing>{_WORDS}?)\s+(?:doing|going|faring|getting\s+on|coming\s+along)\b"
     rf"|\bhow['’]s\s+(?P<hows>{_WORDS}?)\s*\??$"
@@ -46,19 +47,25 @@ _DONE_TO = re.compile(
 
 
 def asked_about(text: str) -> tuple[int, int] | None:
-    """Where the name stands whose bearer's state is asked for, in whatever letters."""
+    """The start and end of the name in a question about somebody's state, in any letter case."""
     return _named(_ASKED_ABOUT, text)
 
 
 def called(name: str, text: str, but: Collection[str]) -> tuple[int, int] | None:
-    """Where the name stands that follows an argument's own `name`. Words whose terms are among `but` are none."""
+    """The start and end of the name that follows an argument's own `name`.
+
+    Words with terms in `but` are not names.
+    """
     spoken = r"[\s_-]".join(map(re.escape, name_words(name)))
     joint = r"(?:\s*(?:=|:)\s*|\s+(?:(?:named|called|is)\s+)?)"
     return _named(re.compile(rf"\b(?i:{spoken}){joint}(?P<after>{_WORDS})"), text, but)
 
 
 def looked_up(text: str, but: Collection[str]) -> tuple[int, int] | None:
-    """Where the name stands that a preposition or else a verb leads to, with `but` as in `called`."""
+    """The start and end of the name after a preposition, else after a verb.
+
+    `but` is as in `called`.
+    """
     return _named(_LED_IN, text, but) or _named(_DONE_TO, text, but)
 
 

@@ -1,7 +1,7 @@
-"""Any endpoint that speaks OpenAI's chat completions.
+"""A provider for any endpoint that speaks OpenAI's chat completions.
 
-The SDK's retries and timeouts are off: the scope of the call owns the time, and leaving the stream closes its
-connection, which is how a provider learns that nobody listens any more.
+The SDK's retries and timeouts are off: the scope of the call owns the time. Leaving the stream
+closes its connection. That tells the provider to stop.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ __all__ = ["OpenAIProvider"]
 _LOG = logging.getLogger("deadlinemesh.llm_proxy")
 
 _NO_KEY = "none"
-"""The SDK insists on a key; endpoints that need none ignore it."""
+"""Key for an endpoint that needs none. The SDK requires a key, and such an endpoint ignores it."""
 
 _ADVICE = {
     400: "it refused the request: check `model`, `context_tokens` and the tools' schemas",
@@ -58,26 +58,30 @@ _ADVICE = {
 }
 
 _ABOUT_THE_REQUEST = (400, 413, 422)
-"""The statuses whose words are about what the tenant sent."""
+"""HTTP statuses with a message about the tenant's request."""
 
 _PASSING = (408, 409, 425)
-"""Of the statuses that blame the request, those that may be others the next time."""
+"""HTTP statuses of the 4xx range that may pass: a retry can succeed."""
 
 _TELL_PROGRESS = {"return_progress": True}
-"""llama.cpp notices that its caller is gone only when it writes, and without this it writes nothing while it reads a
-prompt, which may take many seconds. The other servers of models that ignore tools ignore this too."""
+"""Body field for llama.cpp. It notices a closed connection only when it writes, and without this
+field it writes nothing while it reads a prompt, possibly for many seconds. The other servers of
+models that ignore tools ignore this field too."""
 
 _LONGEST_EVENT = 4 * 1024 * 1024
-"""Bytes of an event of the stream, or of a refusal. The SDK gathers one in memory, and copies it with each piece that comes."""
+"""Bytes of an event of the stream, or of the body of a refusal. The SDK gathers an event in memory,
+and copies it with each new piece."""
 
 _LONGEST_NAME = 80
-"""Characters of what a provider calls something, in our words about it."""
+"""Characters of a provider's own term in our error messages."""
 
 COUNTED_WITHIN = 1.0
-"""Seconds after an answer's last word in which its provider's count of tokens may come. Some send none, nor end the stream."""
+"""Seconds after the end of an answer in which its provider's token count may come. Some providers
+send no count and do not end the stream."""
 
 _MALFORMED = (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError)
-"""What reading an unvalidated chunk raises, and the SDK itself where a chunk is not JSON, or nested too deeply."""
+"""Errors of reading an unvalidated chunk, and of the SDK for a chunk that is no JSON or too deeply
+nested."""
 
 
 class OpenAIProvider:
@@ -95,13 +99,15 @@ class OpenAIProvider:
                 timeout=None,
                 transport=transport_to(model.base_url, DEFAULT_CONNECTION_LIMITS),
             ),
-            default_headers={"Accept-Encoding": "identity"},  # what is counted is what is kept
+            default_headers={"Accept-Encoding": "identity"},  # `_bound` counts plain bytes
         )
 
     @classmethod
     def from_environment(cls, model: OpenAIModel) -> OpenAIProvider:
-        """With the key that the environment holds. Raises MissingKey where it holds none that can be sent, and UnusableProxy
-        where the endpoint's proxy cannot be used.
+        """A provider with the key from the environment.
+
+        Raises MissingKey if the environment has no valid key, and UnusableProxy if the endpoint's
+        proxy cannot be used.
         """
         try:
             key = secret(model.api_key_env) if model.api_key_env else ""
@@ -134,7 +140,10 @@ class OpenAIProvider:
         await self._client.close()
 
     async def _choose(self, turn: TurnRequest, messages: Sequence[Message]) -> AsyncGenerator[ModelEvent, None]:
-        """A choice among the tools, then an answer if it falls on none. `messages` are those of `turn`, made to fit."""
+        """Let the model choose a tool. If it chooses none, let it answer.
+
+        `messages` are those of `turn`, fitted to the context window.
+        """
         schema = {"type": "json_schema", "json_schema": {"name": "choice", "schema": choice_schema(turn)}}
         options = {"response_format": schema, "temperature": 0, **_TELL_PROGRESS}
         written: list[str] = []
@@ -167,10 +176,13 @@ class OpenAIProvider:
     async def _complete(
         self, messages: Sequence[Message], max_output_tokens: int, options: Mapping[str, Any]
     ) -> AsyncGenerator[ModelEvent, None]:
-        """One streamed completion. `options` are further fields of the request's body, which go before those of policy."""
+        """Stream one completion.
+
+        `options` are further fields of the request's body. They override those of policy.
+        """
         wire = _wire(messages)
         completion = Completion(estimated_tokens(json.dumps([wire, options.get("tools", [])], ensure_ascii=False)))
-        create: Any = self._client.chat.completions.create  # its overloads cannot be met by a computed request
+        create: Any = self._client.chat.completions.create  # no overload fits a computed request
         with self._failures():
             chunks = await create(
                 model=self._model.model,
@@ -187,7 +199,8 @@ class OpenAIProvider:
         yield completion.end()
 
     async def _bound(self, response: httpx2.Response) -> None:
-        # Whatever was asked for, httpx unpacks what says that it is packed, behind the bound: few bytes may stand for very many.
+        # httpx decompresses a body that is marked as compressed, even if it was not asked for. That
+        # happens after the bound, so few counted bytes could become very many.
         codings = response.headers.get_list("content-encoding", split_commas=True)
         if packed := [coding for coding in codings if coding.strip().lower() not in ("", "identity")]:
             raise UpstreamFailed(
@@ -199,13 +212,16 @@ class OpenAIProvider:
 
     @property
     def _limit(self) -> str:
-        # OpenAI's own newer models refuse the old name, on Azure as well; the other servers know no new one.
+        # OpenAI's newer models refuse the old name, also on Azure. Other servers know only the old.
         host = httpx2.URL(self._model.base_url).host
         return "max_completion_tokens" if host.endswith(("openai.com", ".openai.azure.com")) else "max_tokens"
 
     @contextmanager
     def _failures(self) -> Iterator[None]:
-        """The SDK's errors in the mesh's words. Cancellation is none of them and passes."""
+        """Context manager that maps the SDK's errors to the mesh's.
+
+        Cancellation passes unchanged.
+        """
         who = f"the model provider of {self._model.model}"
         try:
             yield
@@ -216,7 +232,7 @@ class OpenAIProvider:
             advice = _ADVICE.get(status, "the failure is the provider's own")
             self._log(f"answered {status}: {advice}", error.message)
             kind = UpstreamRefused if 400 <= status < 500 and status not in _PASSING else UpstreamFailed
-            # Of the request itself the tenant should hear; of a key or a path it need not.
+            # A tenant needs the provider's words about its request, but not about a key or a path.
             said = f": {without_addresses(error.message)}" if status in _ABOUT_THE_REQUEST else ""
             raise kind(f"{who} answered {status}{said}", retry_after=wait) from error
         except openai.APIConnectionError as error:
@@ -230,7 +246,7 @@ class OpenAIProvider:
             raise UpstreamFailed(f"{who} sent what is not a chat completion stream") from error
 
     def _log(self, what: str, words: object) -> None:
-        """Tell the operator what a tenant is not told: where the provider is, and its own words."""
+        """Log the provider's address and message for the operator. Tenants do not see them."""
         _LOG.warning("the provider of %s at %s %s: %s", self._model.model, self._model.base_url, what, cut(words))
 
 
@@ -240,7 +256,10 @@ class _Client(AsyncOpenAI):
 
 
 class _Decoder(SSEDecoder):
-    """Passes over events without data, as keep-alives are: the SDK would take them for broken chunks (openai-python 2722)."""
+    """Skips events without data, such as keep-alives.
+
+    The SDK would treat them as broken chunks (openai-python 2722).
+    """
 
     def decode(self, line: str) -> ServerSentEvent | None:
         event = super().decode(line)
@@ -248,7 +267,10 @@ class _Decoder(SSEDecoder):
 
 
 class _Bounded(httpx2.AsyncByteStream):
-    """A response's body. Raises UpstreamFailed for an event that does not end."""
+    """The body of a response.
+
+    Raises UpstreamFailed if an event has more than _LONGEST_EVENT bytes.
+    """
 
     def __init__(self, stream: httpx2.AsyncByteStream, model: str) -> None:
         self._stream = stream
@@ -264,7 +286,7 @@ class _Bounded(httpx2.AsyncByteStream):
                 raise UpstreamFailed(
                     f"the model provider of {self._model} sent more than {_LONGEST_EVENT} bytes in one event"
                 )
-            before = seen[-3:]  # an end may be cut in two
+            before = seen[-3:]  # the end of an event may be split between two pieces
             yield piece
 
     async def aclose(self) -> None:
@@ -272,7 +294,7 @@ class _Bounded(httpx2.AsyncByteStream):
 
 
 async def _to_the_end(chunks: AsyncIterator[Any], completion: Completion) -> AsyncGenerator[Any, None]:
-    """The chunks up to the answer's end, and what comes within COUNTED_WITHIN after it."""
+    """Yield the chunks up to the answer's end, and those up to COUNTED_WITHIN seconds after it."""
     until: float | None = None
     while True:
         if until is None and completion.is_answered:
@@ -295,7 +317,10 @@ def _offer(tool: ToolSpec) -> dict[str, Any]:
 
 
 def _wire(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """The messages as the endpoint takes them: the results of an assistant's calls must follow it directly."""
+    """The messages as fields of the endpoint.
+
+    The results of an assistant's calls must follow it directly.
+    """
     ordered: list[Message] = []
     held_back: list[Message] = []
     open_calls: set[str] = set()
@@ -313,8 +338,11 @@ def _wire(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def _with_system_first(messages: Sequence[Message]) -> list[Message]:
-    """Many models' templates refuse a system's message anywhere but at the beginning (as Qwen's do), and some a user's behind a
-    tool's result. So what the system says later stands at the end of the message before it.
+    """The messages, with later system messages appended to the message before them.
+
+    Many models' templates refuse a system message except at the beginning (Qwen's do). Some refuse
+    a user's message after a tool's result. After an assistant's message it becomes a user's
+    message.
     """
     told: list[Message] = []
     for message in messages:

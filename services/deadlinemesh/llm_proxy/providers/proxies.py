@@ -1,7 +1,7 @@
-"""The proxy between the llm-proxy and a model's endpoint, as the standard variables name it.
+"""The proxy between the llm-proxy and a model's endpoint, from the standard environment variables.
 
-Only providers use one: hops, tools and collectors of telemetry are reached directly, whatever the variables say, and so is an
-endpoint on this machine.
+Only providers use a proxy. Hops, tools, telemetry collectors, and endpoints on this machine are
+reached directly, regardless of the variables.
 """
 
 from __future__ import annotations
@@ -20,14 +20,18 @@ _SCHEMES = ("http", "https", "socks5", "socks5h")
 
 
 class UnusableProxy(Unusable):
-    """A variable names a proxy that cannot be used. Says which variable, and what would be right."""
+    """A variable names a proxy that cannot be used.
+
+    The message names the variable and the remedy.
+    """
 
 
 def transport_to(url: str, limits: httpx2.Limits) -> httpx2.AsyncHTTPTransport:
-    """Connections to the endpoint `url`, through the proxy that `HTTPS_PROXY`, `HTTP_PROXY` or `ALL_PROXY` names for its scheme,
-    unless `NO_PROXY` lists its host.
+    """An HTTP transport to the endpoint `url`, through the proxy that the environment names.
 
-    Raises UnusableProxy where the variable's value cannot be used; the message does not repeat it, as it may hold a password.
+    `HTTPS_PROXY`, `HTTP_PROXY` or `ALL_PROXY` names it for the scheme, unless `NO_PROXY` lists the
+    host. Raises UnusableProxy if the variable's value cannot be used. The message does not repeat
+    the value: it may hold a password.
     """
     endpoint, proxies = httpx2.URL(url), urllib_request.getproxies_environment()
     scheme = endpoint.scheme if endpoint.scheme in proxies else "all"
@@ -68,12 +72,15 @@ def _is_in_network(host: str, no_proxy: str) -> bool:
         try:
             if ip_address(host) in ip_network(network.strip(), strict=False):
                 return True
-        except ValueError:  # a name
+        except ValueError:  # a host name, or not a network
             continue
     return False
 
 
 def _variable(scheme: str) -> str:
-    """The variable that names the proxy, as it is written in the environment; of two, the one in small letters wins."""
+    """The name of the proxy's variable, as written in the environment.
+
+    Small letters are preferred.
+    """
     name = f"{scheme}_proxy"
     return max((one for one in os.environ if one.lower() == name), default=name)

@@ -1,7 +1,7 @@
-"""The embedded model: deterministic, without key or network, and as patient or hasty as policy says.
+"""The embedded model: deterministic, without key or network. Policy sets its speed.
 
-It understands little, but enough for the mesh to be tried out as it is used: it reads the prompt and the tools on
-offer, asks for those that fit, several at once where several are meant, and tells what they answered.
+It understands little, but enough to try out the mesh. It reads the prompt and the offered tools,
+calls the tools that fit, several at once if needed, and reports their results.
 """
 
 from __future__ import annotations
@@ -34,23 +34,26 @@ from deadlinemesh.vocabulary import (
 __all__ = ["ScriptedProvider"]
 
 _TOKEN = re.compile(r"\s*\S{1,6}|\s+")
-"""Six characters of a word, with the space before it."""
+"""One token: up to six characters of a word, with the space before it."""
 
 _LONGEST_READ = 2000
-"""Characters of a text that are read: it all happens in one go, and other calls wait meanwhile."""
+"""Characters of a text that are read. Reading blocks the event loop for other calls."""
 
 _MOST_RESULTS = 64
-"""Of the tools' answers to a question, those that are read: the last ones."""
+"""Tool results for a question that are read: the last ones."""
 
 
 class ScriptedProvider:
-    """Streams what `model` would say. Same seed and same request: same text, same calls, same waits."""
+    """Streams the turns of the scripted `model`.
+
+    The same seed and the same request give the same text, calls and waits.
+    """
 
     def __init__(self, model: ScriptedModel) -> None:
         self._model = model
 
     async def stream(self, turn: TurnRequest) -> AsyncGenerator[ModelEvent, None]:
-        await asyncio.sleep(0)  # before and after: of a long history each takes 10 ms
+        await asyncio.sleep(0)  # before and after: for a long history each part takes 10 ms
         fingerprint = _fingerprint(self._model.seed, turn)
         await asyncio.sleep(0)
         chance = random.Random(fingerprint)
@@ -79,13 +82,13 @@ class ScriptedProvider:
         yield TurnFinished(reason, _tokens_read(turn), turn.max_output_tokens - left)
 
     async def aclose(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no connection is open."""
 
     async def _write(self, tokens: int, chance: random.Random) -> None:
         await asyncio.sleep(sum(self._model.per_token * self._factor(chance) for _ in range(tokens)))
 
     def _factor(self, chance: random.Random) -> float:
-        """A lognormal factor with median 1."""
+        """A random lognormal factor with median 1."""
         return chance.lognormvariate(0.0, self._model.jitter)
 
 
@@ -98,7 +101,7 @@ def _say(turn: TurnRequest, chance: random.Random) -> tuple[str, list[Wish]]:
     wanted = wishes(prompt, turn.tools, must=must)
     missing = [wish for wish in wanted if wish.key not in before and wish.key not in since]
     if may and missing:
-        # What comes `then` is asked for once the answers to what comes before are there.
+        # A later step is asked for when the results of the earlier ones are there.
         now = [wish for wish in missing if wish.step == missing[0].step]
         return announcement(now), now
     if must and wanted and not since:
@@ -110,9 +113,10 @@ def _say(turn: TurnRequest, chance: random.Random) -> tuple[str, list[Wish]]:
 
 
 def _question(turn: TurnRequest) -> int:
-    """Where the message stands that is to be answered, -1 for nowhere.
+    """The index of the message to answer; -1 if there is none.
 
-    What users say right after a tool's result, such as to come to an end, is no new question.
+    A user's message directly after a tool's result, such as one to come to an end, is no new
+    question.
     """
     roles = [None, *(message.role for message in turn.messages)]
     asked = (i for i, role in enumerate(roles[1:]) if role is Role.USER and roles[i] is not Role.TOOL)
@@ -120,7 +124,7 @@ def _question(turn: TurnRequest) -> int:
 
 
 def _results(turn: TurnRequest, start: int, end: int) -> dict[tuple[str, str], Result]:
-    """The calls answered among the messages from `start` to `end`, by what makes two of them the same."""
+    """The results of calls in the messages from `start` to `end`, by `Wish.key`."""
     messages = turn.messages[max(start, 0) : end]
     calls = {call.id: call for message in messages for call in message.tool_calls}
     found = {}
@@ -128,7 +132,8 @@ def _results(turn: TurnRequest, start: int, end: int) -> dict[tuple[str, str], R
     for message in answered[-_MOST_RESULTS:]:
         call = calls[message.tool_call_id]
         given = parsed(call.arguments_json)
-        arguments = given if isinstance(given, dict) else {}  # too deep, or too long, for any wish of its own
+        # Arguments that are too deep or too long are not parsed. No wish has such arguments.
+        arguments = given if isinstance(given, dict) else {}
         found[Wish(call.name, arguments, 0).key] = Result(call.name, arguments, message.content)
     return found
 
@@ -139,7 +144,7 @@ def _tokens_read(turn: TurnRequest) -> int:
 
 
 def _fingerprint(seed: int, turn: TurnRequest) -> int:
-    # Not of what the time that is left has made of the request: nobody could play it again.
+    # Without the parts that depend on the time left: else no request could be repeated.
     said = tuple(
         _beginning(message)
         for place, message in enumerate(turn.messages)
@@ -150,6 +155,6 @@ def _fingerprint(seed: int, turn: TurnRequest) -> int:
 
 
 def _beginning(message: Message) -> Message:
-    """`message` with as much of its text as is read, and that text's length."""
+    """`message` with only the part of its text that is read, and with the text's length."""
     text = message.content
     return message if len(text) <= _LONGEST_READ else replace(message, content=f"{text[:_LONGEST_READ]}{len(text)}")

@@ -1,4 +1,4 @@
-"""Token counts where a provider gives none."""
+"""Token estimates, for providers that send no counts."""
 
 __all__ = ["estimated_tokens"]
 
@@ -6,5 +6,5 @@ _CHARACTERS_PER_TOKEN = 4
 
 
 def estimated_tokens(text: str) -> int:
-    """The usual estimate: one token for four characters, rounded up."""
+    """The estimated tokens of `text`: one for four characters, rounded up."""
     return -(-len(text) // _CHARACTERS_PER_TOKEN)

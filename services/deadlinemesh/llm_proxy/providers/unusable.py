@@ -1,6 +1,6 @@
-"""The stand-in for a model that cannot be used: every turn is refused at once, so that a fallback takes over.
+"""The provider of a model that cannot be used. It refuses every turn at once, for a fallback.
 
-The log says as the llm-proxy starts what would make it usable: variables of the operator's are no tenant's affair.
+The llm-proxy logs the remedy when it starts. Tenants do not see the operator's variables.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ __all__ = ["MissingKey", "Unusable", "UnusableProvider"]
 
 
 class Unusable(ValueError):
-    """The environment does not hold what a model needs. Says what to set."""
+    """The environment lacks a value that a model needs. The message names the remedy."""
 
 
 class MissingKey(Unusable):
-    """The environment does not hold the key that policy names. Says what to set."""
+    """The environment lacks the key that policy names. The message names the remedy."""
 
 
 class UnusableProvider:
-    """Refuses every turn of the model of this name."""
+    """Refuses every turn of the model with this name. Raises UpstreamRefused."""
 
     def __init__(self, model: str) -> None:
         self.model = model

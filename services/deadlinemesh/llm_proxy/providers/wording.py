@@ -1,4 +1,4 @@
-"""What the scripted model says: before tools are called, after they answered, and without any."""
+"""The texts of the scripted model: before tool calls, after their results, and without tools."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from deadlinemesh.llm_proxy.providers.intent import Wish
 __all__ = ["Result", "announcement", "direct", "parsed", "summary"]
 
 _MOST_NESTED = 50
-"""Levels of JSON that is told as such. What is nested more deeply is text: it is all read and told by recursion."""
+"""Levels of JSON that is reported by its fields, with recursion. Deeper JSON is treated as text."""
 
 _LONGEST_PARSED = 16_384
-"""Characters of JSON that are told as such. What is longer is text, of which the beginning is told."""
+"""Characters of JSON that is reported by its fields. Longer JSON is text, and only its beginning is
+used."""
 
 _MOST_FACTS = 10
 _LONGEST_FACT = 240
@@ -26,7 +27,8 @@ _FAILED = re.compile(
     r"|(?:\S+\s+){1,3}(?:failed|was cut|was not run|timed out)\b)",
     re.IGNORECASE,
 )
-"""What failed says so first. Looked for further on, it would try each beginning with each end of a text without words."""
+"""The beginning of a result that reports a failure. Only the beginning is matched: a search would
+try each start with each end of a text without words."""
 
 _GREETING = re.compile(r"\W*(?:hi|hello|hey|good (?:morning|afternoon|evening))\b", re.IGNORECASE)
 _THANKS = re.compile(r"\W*(?:thanks|thank you)\b", re.IGNORECASE)
@@ -57,7 +59,7 @@ _SENTENCES = (
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a tool answered to a call."""
+    """The result of a tool call."""
 
     tool: str
     arguments: Mapping[str, Any]
@@ -65,7 +67,7 @@ class Result:
 
     @property
     def failed(self) -> bool:
-        """Whether it tells of a failure or a cut, as far as can be read."""
+        """True if the content seems to report a failure or a cut."""
         value = parsed(self.content)
         if isinstance(value, dict):
             return "error" in value or str(value.get("status", "")).lower() in ("failed", "error", "cut")
@@ -73,12 +75,12 @@ class Result:
 
 
 def announcement(wishes: Sequence[Wish]) -> str:
-    """What is said before tools are called."""
+    """The text before tool calls."""
     return f"I'll use {_listed([_call(wish.tool, wish.arguments) for wish in wishes])}. "
 
 
 def summary(results: Sequence[Result], missing: Sequence[Wish]) -> str:
-    """The final answer: what the tools found, then what failed or was never asked."""
+    """The final answer: the tools' results, then the failed calls and the calls not made."""
     good = [
         f"{_call(result.tool, result.arguments)}: {_facts(result.content)}." for result in results if not result.failed
     ]
@@ -146,7 +148,10 @@ def _flat(value: Any, name: str) -> list[str]:
 
 
 def parsed(content: str) -> Any:
-    """The JSON that `content` holds; `content` itself where it holds none, or such as is nested too deeply to be told."""
+    """The JSON value in `content`. Without JSON, or with too deeply nested JSON, `content` itself.
+
+    Content of more than _LONGEST_PARSED characters is not parsed: its beginning is returned.
+    """
     if len(content) > _LONGEST_PARSED:
         return content[:_LONGEST_PARSED]
     try:

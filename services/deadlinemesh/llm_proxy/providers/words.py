@@ -1,4 +1,4 @@
-"""Words as the scripted model compares them: stemmed, with everyday synonyms folded together."""
+"""Words for comparison in the scripted model: stemmed, with common synonyms folded together."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ COMMON = _words(
     up us very want was we were what what's when where which while who whose why will with would yes you your
     hello hey give show write explain describe first finally next using via given each every between"""
 )
-"""Words that say nothing about which tool is meant."""
+"""Words that do not help to find the tool."""
 
 ACRONYMS = _words("AI API CEO CPU CRM CSV DB EU FAQ GPU HTTP ID JSON LLM MCP PDF RPC SQL UK URL US USD EUR XML OK I A")
-"""Words in capitals that name no stock and no customer."""
+"""Words in capitals that are no stock symbol and no customer."""
 
 _SYNONYMS = (
     "find search lookup look fetch get retrieve query check",
@@ -56,16 +56,19 @@ def _stem(word: str) -> str:
 _FOLDED = {_stem(word): group.split()[0] for group in _SYNONYMS for word in group.split()}
 
 GENERIC = frozenset({"find", "run", _stem("use"), _stem("call"), _stem("data"), _stem("task")})
-"""Terms that many tools share: they count for less."""
+"""Terms that many tools share. They have less weight."""
 
 
 def name_words(name: str) -> tuple[str, ...]:
-    """The words of an identifier, in lower case: `maxResults` and `max_results` are both max, results."""
+    """The words of an identifier, in lower case.
+
+    `maxResults` and `max_results` both give max, results.
+    """
     return tuple(part.lower() for part in re.split(r"[_\-.\s]+", _CAMEL.sub("_", name)) if part)
 
 
 @lru_cache(maxsize=4096)
 def terms(text: str) -> frozenset[str]:
-    """What `text` is about."""
+    """The terms of `text`: its words without common ones, stemmed and folded."""
     words = (word for word in _WORD.findall(text) if word.lower() not in COMMON)
     return frozenset(_FOLDED.get(stem, stem) for stem in map(_stem, words))
