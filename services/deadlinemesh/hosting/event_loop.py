@@ -1,6 +1,6 @@
 """The event loop that services run on: uvloop's where there is one, else asyncio's own.
 
-uvloop gives a unary call back more than the mesh's transport takes (docs/decisions.md has the figures).
+uvloop gives a unary call back more than the mesh's transport takes (docs/decisions/hosting.md has the figures).
 """
 
 from __future__ import annotations
