@@ -1,7 +1,7 @@
 """The event loop of the services: uvloop's if it is installed, else asyncio's own.
 
 For a unary call, uvloop saves more time than the mesh's transport costs (figures in
-docs/decisions.md).
+docs/decisions/hosting.md).
 """
 
 from __future__ import annotations
