@@ -93,7 +93,7 @@ def test_a_run_keeps_what_it_was_begun_with(change: Any, at: float, dedicated: b
         runs = Runs(dedicated=dedicated)
         run = asyncio.ensure_future(runs.finished())
         await asyncio.sleep(at)
-        runs.mesh.use(change(runs.mesh.policy))
+        runs.mesh.reconfigure(change(runs.mesh.policy))
         finished = await run
         assert finished.outcome == orchestrator_pb2.OUTCOME_COMPLETED, finished.detail
         assert not finished.partial
@@ -106,15 +106,15 @@ def test_nothing_begins_with_what_was_taken_away() -> None:
     async def main() -> None:
         runs = Runs(dedicated=False)
         model = runs.mesh.policy.models_of(BOLT)[0]
-        runs.mesh.use(with_other_models(runs.mesh.policy))
+        runs.mesh.reconfigure(with_other_models(runs.mesh.policy))
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await runs.finished(model=model)
         assert refused.value.code() == grpc.StatusCode.NOT_FOUND
-        runs.mesh.use(without_its_tools(runs.mesh.policy))
+        runs.mesh.reconfigure(without_its_tools(runs.mesh.policy))
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await runs.finished(tools=["long_task"])
         assert refused.value.code() == grpc.StatusCode.NOT_FOUND
-        runs.mesh.use(without_bolt(runs.mesh.policy))
+        runs.mesh.reconfigure(without_bolt(runs.mesh.policy))
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await runs.finished()
         assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED

@@ -588,7 +588,7 @@ async def test_a_process_that_does_not_die_costs_no_other_tenant_its_processes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # A second, which is beyond the time that its keeper has to answer.
-    monkeypatch.setattr("deadlinemesh.tool_runner.workers.worker.PATIENCE", 20)
+    monkeypatch.setattr("deadlinemesh.tool_runner.workers.worker.CANCELS_BEFORE_GIVING_UP", 20)
     before = children()
     async with running() as runner:
         bolt, tasks = await runner.pid("bolt"), asyncio.all_tasks()

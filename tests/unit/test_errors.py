@@ -127,7 +127,7 @@ def test_no_more_than_a_part_of_long_arguments_is_parsed(monkeypatch: pytest.Mon
         parsed.append(len(text))
         return {}
 
-    monkeypatch.setattr("deadlinemesh.conversation.json.loads", loads)
+    monkeypatch.setattr("deadlinemesh.vocabulary.history.json.loads", loads)
     text = '{"a": [' + "[]," * 3000 + "[]]}"
     calls = tuple(ToolCall(f"c{number}", "look", text) for number in range(400))
     answers = [Message(Role.TOOL, "", (), call.id) for call in calls]

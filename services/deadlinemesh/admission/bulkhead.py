@@ -33,11 +33,11 @@ __all__ = ["Bulkhead", "Lease", "Wait", "WaitEnd"]
 
 _LOG = logging.getLogger("deadlinemesh.admission")
 
-PATIENCE = 0.8
+MAX_WAIT_SHARE = 0.8
 """Fraction of its remaining time that a request may spend until it is useful, waiting included. A
 longer wait is not begun."""
 
-LOOK_EVERY = 0.25
+LEASE_CHECK_S = 0.25
 """Seconds between two looks for expired leases and faded needs, while requests wait or are shed."""
 
 SOON = 0.05
@@ -91,7 +91,7 @@ class Lease(Waiter):
         self._began_at = 0.0
         self._expected = 0.0
         self._of_use = False
-        self._to_see = False
+        self._is_probe = False
         """True if this is a probe: let through although the known times say that it is too late."""
         self._turned = False
         """True once the event loop has turned after the start of the work."""
@@ -111,7 +111,7 @@ class Lease(Waiter):
         self._owner._end(self)
 
     def _need(self) -> float:
-        return 0.0 if self._to_see else self._kind.need()
+        return 0.0 if self._is_probe else self._kind.need()
 
     def _turn(self) -> None:
         self._turned = True
@@ -157,9 +157,9 @@ class Bulkhead:
         self._told = told or name
         self._clock = clock
         self._on_wait = on_wait
-        self._line = FairQueue(guard)
+        self._queue = FairQueue(guard)
         self._leases: set[Lease] = set()
-        self._breath = LoopCatchUp(self._grant)
+        self._catch_up = LoopCatchUp(self._grant)
         self._looking: asyncio.TimerHandle | None = None
         self.resize(limit, shares=shares, guard=guard, most_waiting=most_waiting)
 
@@ -177,7 +177,7 @@ class Bulkhead:
         self.limit = limit
         self._shares = shares or {}
         self._most_waiting = most_waiting
-        self._line.guard = guard
+        self._queue.guard = guard
         self._grant()
 
     @property
@@ -188,7 +188,7 @@ class Bulkhead:
     @property
     def waiting(self) -> int:
         """Requests that wait now."""
-        return len(self._line)
+        return len(self._queue)
 
     @asynccontextmanager
     async def slot(self, kind: str = "") -> AsyncIterator[Lease]:
@@ -205,12 +205,12 @@ class Bulkhead:
         """
         context = current()
         asked_at = self._now()
-        self._breath.claim()
-        tenant = self._line.tenant(context.tenant_id, self._shares.get(context.tier, _ONE), asked_at)
+        self._catch_up.claim()
+        tenant = self._queue.tenant(context.tenant_id, self._shares.get(context.tier, _ONE), asked_at)
         lease = Lease(self, tenant, tenant.kinds[kind], context, asked_at)
         try:
             self._refuse_doomed(lease)
-            if not (tenant.waiting or self._breath.taken) and self._may_begin(tenant):
+            if not (tenant.waiting or self._catch_up.taken) and self._may_begin(tenant):
                 self._begin(lease)
             else:
                 await self._wait(lease)
@@ -225,8 +225,8 @@ class Bulkhead:
 
     def _refuse_doomed(self, lease: Lease) -> None:
         need, left = lease._kind.need(), lease.deadline_at - lease._asked_at
-        lease._to_see = left < need and lease._kind.worth_a_try(left, lease._asked_at)
-        if left < need and not lease._to_see:
+        lease._is_probe = left < need and lease._kind.probe_due(left, lease._asked_at)
+        if left < need and not lease._is_probe:
             raise Doomed(
                 f"{left * 1000:.0f} ms are left for {self._told}, and nine in ten of what it lately did for this tenant "
                 f"took more than {need * 1000:.0f} ms"
@@ -236,18 +236,18 @@ class Bulkhead:
         self._keep_looking()  # even if no request gets to wait: all may be refused for a long wait
         waiting = lease.tenant.waiting
         expected = self._expected_wait(lease)
-        excess = expected + lease._need() - PATIENCE * (lease.deadline_at - lease._asked_at)
-        if len(waiting) >= self._most_waiting and not self._breath.taken:
+        excess = expected + lease._need() - MAX_WAIT_SHARE * (lease.deadline_at - lease._asked_at)
+        if len(waiting) >= self._most_waiting and not self._catch_up.taken:
             raise self._shed(f"{len(waiting)} claims of this tenant wait already", max(expected, SOON))
         if expected and excess > 0:
             raise self._shed(f"there is a wait of about {expected * 1000:.0f} ms", max(excess, SOON))
         lease._granted = asyncio.get_running_loop().create_future()
-        self._line.push(lease)
+        self._queue.push(lease)
         try:
             await lease._granted
         except asyncio.CancelledError:
             if lease._granted.cancelled():
-                self._line.remove(lease)
+                self._queue.remove(lease)
             elif lease._granted.exception() is None:  # granted just before the cancel
                 self._end(lease, learn=False)
             raise
@@ -268,16 +268,16 @@ class Bulkhead:
         if not tenant.held and not tenant.waiting:
             return 0.0  # others hold the slots: its own times say nothing about theirs
         ahead = sum(1 for entry in tenant.waiting if entry[0] <= lease.deadline_at)
-        slots = max(tenant.held, self._fair_parts(self._line.active(lease._asked_at))[tenant])
+        slots = max(tenant.held, self._fair_parts(self._queue.active(lease._asked_at))[tenant])
         return (ahead + 0.5) * tenant.holds.mean / slots
 
     def _begin(self, lease: Lease) -> None:
         now = self._now()
         lease._began_at, lease._kind.seen_at, lease._expected = now, now, lease.tenant.holds.mean
         lease.waited = now - lease._asked_at
-        if lease._to_see:
-            lease._kind.try_one()
-        self._line.begin(lease.tenant, lease._expected)
+        if lease._is_probe:
+            lease._kind.take_probe()
+        self._queue.begin(lease.tenant, lease._expected)
         self._leases.add(lease)
         asyncio.get_running_loop().call_soon(lease._turn)
 
@@ -287,18 +287,18 @@ class Bulkhead:
         self._leases.discard(lease)
         now = self._now()
         took = now - lease._began_at
-        self._line.end(lease.tenant, took, lease._expected)
+        self._queue.end(lease.tenant, took, lease._expected)
         if learn:
             lease.tenant.holds.add(took)
             lease._kind.seen_at = now
         if not lease._turned:
-            self._breath.held_up(took)
+            self._catch_up.held_up(took)
         self._grant()
 
     def _grant(self) -> None:
         """Give the free slots to the next waiters."""
-        while len(self._line) and self.held < self.limit and not self._breath.taken:
-            if not self._line.let_next_begin(self._able(), self._begins):
+        while len(self._queue) and self.held < self.limit and not self._catch_up.taken:
+            if not self._queue.let_next_begin(self._able(), self._begins):
                 return
 
     def _begins(self, lease: Waiter) -> bool:
@@ -307,9 +307,9 @@ class Bulkhead:
         assert granted is not None
         if granted.done():  # it has been cancelled
             return False
-        if lease._to_see:  # another probe may have begun, or the time left may be too short by now
+        if lease._is_probe:  # another probe may have begun, or the time left may be too short by now
             now = self._now()
-            lease._to_see = lease._kind.worth_a_try(lease.deadline_at - now, now)
+            lease._is_probe = lease._kind.probe_due(lease.deadline_at - now, now)
         if self._too_late(lease):
             granted.set_exception(self._shed(_LONGER, SOON))
             return False
@@ -337,7 +337,7 @@ class Bulkhead:
            at least one slot, unless the limit is 1.
         """
         now, free = self._now(), self.limit - self.held
-        active = self._line.active(now)
+        active = self._queue.active(now)
         fair = self._fair_parts(active)
         kept = {one: max(0, min(math.ceil(one.need(now) - 0.5), fair[one]) - one.held) for one in active}
         all_kept = sum(kept.values())
@@ -358,7 +358,7 @@ class Bulkhead:
     def _keep_looking(self) -> None:
         if self._looking is None:
             # An empty context: a copy of one call's context would be passed on from look to look.
-            self._looking = asyncio.get_running_loop().call_later(LOOK_EVERY, self._look, context=Context())
+            self._looking = asyncio.get_running_loop().call_later(LEASE_CHECK_S, self._look, context=Context())
 
     def _look(self) -> None:
         self._looking = None
@@ -367,7 +367,7 @@ class Bulkhead:
             _LOG.warning("took back a slot whose holder is past its deadline: %r", lease)
             lease.release()
         self._grant()
-        if len(self._line):
+        if len(self._queue):
             self._keep_looking()
 
     def _tell(self, lease: Lease, end: WaitEnd) -> None:

@@ -95,13 +95,13 @@ class Kind:
         """Seconds that this kind needs at least to be useful; 0 while too little is known."""
         return self.useful_after.quantile(CANNOT) if len(self.useful_after) >= ENOUGH else 0.0
 
-    def worth_a_try(self, left: float, now: float) -> bool:
+    def probe_due(self, left: float, now: float) -> bool:
         """True if work with `left` seconds may begin as a probe, although it needs more.
 
         That is so if the last times are old, or if the last piece took less than half of `left`.
         """
         return 2 * self._last < left or now - self.seen_at > max(1.0, 2 * self.need())
 
-    def try_one(self) -> None:
+    def take_probe(self) -> None:
         """Note that a probe begins. The next needs its result, or a time without one."""
         self._last = math.inf

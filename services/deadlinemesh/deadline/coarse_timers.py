@@ -2,7 +2,7 @@
 
 An event loop that has a timer makes the kernel program one each time it waits. For each message of
 each stream, this costs more than everything else a scope does. Most deadlines are never reached. So
-a distant deadline is only noted. Every LOOK_EVERY, a thread makes the event loop look at the noted
+a distant deadline is only noted. Every CHECK_INTERVAL_S, a thread makes the event loop look at the noted
 deadlines. Those that have come near get a timer then.
 """
 
@@ -18,13 +18,13 @@ from typing import Protocol
 from deadlinemesh.deadline.clock import SYSTEM_CLOCK, Clock
 from deadlinemesh.deadline.context import DeadlineContext
 
-__all__ = ["LOOK_EVERY", "NEAR", "CoarseTimers", "Waiting", "coarse_timers_of"]
+__all__ = ["CHECK_INTERVAL_S", "NEAR", "CoarseTimers", "Waiting", "coarse_timers_of"]
 
-LOOK_EVERY = 0.1
+CHECK_INTERVAL_S = 0.1
 """Seconds between two looks at the noted deadlines."""
 
 NEAR = 0.3
-"""Seconds left when a deadline gets its timer. Longer than LOOK_EVERY, as a look may be late."""
+"""Seconds left when a deadline gets its timer. Longer than CHECK_INTERVAL_S, as a look may be late."""
 
 
 class Waiting(Protocol):
@@ -91,13 +91,13 @@ class _Thread:
         self.awake = True
         self._woken.set()
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="lookout", daemon=True)
+            self._thread = threading.Thread(target=self._run, name="coarse timers", daemon=True)
             self._thread.start()
 
     def _run(self) -> None:
         idle = 0
         while True:
-            time.sleep(LOOK_EVERY)
+            time.sleep(CHECK_INTERVAL_S)
             idle = 0 if self._remind() else idle + 1
             if idle > _DOZE_AFTER:
                 self._doze()
@@ -112,7 +112,7 @@ class _Thread:
         self.awake = True
 
     def _remind(self) -> bool:
-        reminded = [lookout.remind() for lookout in tuple(_LOOKOUTS.values())]
+        reminded = [timers.remind() for timers in tuple(_TIMERS.values())]
         return any(reminded)
 
 
@@ -121,13 +121,13 @@ _DOZE_AFTER = 20
 the process to keep it awake."""
 
 _THREAD = _Thread()
-_LOOKOUTS: dict[asyncio.AbstractEventLoop, CoarseTimers] = {}
+_TIMERS: dict[asyncio.AbstractEventLoop, CoarseTimers] = {}
 
 
 def coarse_timers_of(loop: asyncio.AbstractEventLoop) -> CoarseTimers:
     """The coarse timers of `loop`, made on first use."""
-    if loop not in _LOOKOUTS:
-        for closed in [other for other in _LOOKOUTS if other.is_closed()]:
-            del _LOOKOUTS[closed]
-        _LOOKOUTS[loop] = CoarseTimers(loop)
-    return _LOOKOUTS[loop]
+    if loop not in _TIMERS:
+        for closed in [other for other in _TIMERS if other.is_closed()]:
+            del _TIMERS[closed]
+        _TIMERS[loop] = CoarseTimers(loop)
+    return _TIMERS[loop]

@@ -74,14 +74,14 @@ class Narrowed:
         self._phase = phase
         self._cutting: RepeatedCancel
         self._timer: asyncio.TimerHandle | None = None
-        self._lookout: CoarseTimers
+        self._timers: CoarseTimers
         self._token: Token[tuple[DeadlineContext | None, Scope | None]] | None = None
 
     async def __aenter__(self) -> Self:
         self._cutting = RepeatedCancel()
         self._token = HERE.set((self.context, current_scope()))
-        self._lookout = coarse_timers_of(asyncio.get_running_loop())
-        self._lookout.watch(self, self.context.remaining, self.context.clock)
+        self._timers = coarse_timers_of(asyncio.get_running_loop())
+        self._timers.watch(self, self.context.remaining, self.context.clock)
         return self
 
     def set_timer(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -97,7 +97,7 @@ class Narrowed:
     ) -> None:
         assert self._token is not None
         if self._timer is None:
-            self._lookout.forget(self)
+            self._timers.forget(self)
         else:
             self._timer.cancel()
         HERE.reset(self._token)

@@ -100,7 +100,7 @@ async def retried(
     *,
     is_transient: Callable[[Exception], bool],
     budget: RetryBudget | None = None,
-    relief: Callable[[float], bool] | None = None,
+    fallback_ready: Callable[[float], bool] | None = None,
     waiting: Callable[[], AbstractContextManager[object]] = nullcontext,
     tell: Callable[[Retry], None] = lambda retry: None,
     draw: Callable[[], float] = random.random,
@@ -114,19 +114,21 @@ async def retried(
 
     `waiting` is entered around each backoff. `tell` is called with each decision about a retry.
 
-    `relief(remaining)` is for a caller that has a fallback. It is called with the remaining seconds
+    `fallback_ready(remaining)` is for a caller that has a fallback. It is called with the remaining seconds
     when an attempt seems to hang. If it returns True, the attempt ends with AttemptHung, and the
-    caller must try its fallback. `relief` and `tell` may run without a current context.
+    caller must try its fallback. `fallback_ready` and `tell` may run without a current context.
 
     Raises the last attempt's error, never an error of its own. Raises AttemptHung only after
-    `relief` has returned True.
+    `fallback_ready` has returned True.
     """
     if budget is not None:
         budget.call()
     for number in count(1):
         following = _Following(policy, number, budget, tell, draw)
-        patience = SilenceTimeout(following.instead if relief is None else partial(following.left_to, relief))
-        impatient = relief is not None or number <= policy.retries
+        patience = SilenceTimeout(
+            following.instead if fallback_ready is None else partial(following.left_to, fallback_ready)
+        )
+        impatient = fallback_ready is not None or number <= policy.retries
         try:
             async with patience:
                 if impatient:
@@ -137,7 +139,7 @@ async def retried(
             return result
         except Exception as error:
             if patience.gave_up:
-                if relief is not None:
+                if fallback_ready is not None:
                     raise
             elif not (is_transient(error) and following.after(error)):
                 raise
@@ -173,9 +175,9 @@ class _Following:
         """True if a silent attempt is given up for the retry."""
         return self._decided("HUNG", None)
 
-    def left_to(self, relief: Callable[[float], bool]) -> bool:
+    def left_to(self, fallback_ready: Callable[[float], bool]) -> bool:
         """True if a silent attempt is given up for the caller's fallback."""
-        return relief(self._here.remaining)
+        return fallback_ready(self._here.remaining)
 
     def _decided(self, why: str, wanted: float | None) -> bool:
         self.backoff = self._policy.backoff(self._number, wanted, self._draw())

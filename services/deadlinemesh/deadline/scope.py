@@ -156,7 +156,7 @@ class Scope:
             self.backlog = self.backlog or outer.backlog
         self._task, self._cancels_before = task, task.cancelling()
         task.cancel = self._cancel  # type: ignore[method-assign]
-        owner._lookout.watch(self, remaining, context.clock)
+        owner._timers.watch(self, remaining, context.clock)
         self._token = HERE.set((context, self))
         return self
 
@@ -377,7 +377,7 @@ class Scope:
             self._round.drop()
             self._round = None
         elif self._timer is None:
-            self._owner._lookout.forget(self)
+            self._owner._timers.forget(self)
         else:
             self._timer.cancel()
             self._timer = None
@@ -425,7 +425,7 @@ class Scopes:
         """Set when a scope stops being live, or becomes overdue."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._when_idle = Deferred()
-        self._lookout: CoarseTimers
+        self._timers: CoarseTimers
         self._rounds: CancelRounds
 
     def open(self, context: DeadlineContext) -> Scope:
@@ -465,7 +465,7 @@ class Scopes:
 
     def _live_on(self, loop: asyncio.AbstractEventLoop) -> None:
         own_tasks(loop)
-        self._loop, self._lookout, self._rounds = loop, coarse_timers_of(loop), CancelRounds(loop)
+        self._loop, self._timers, self._rounds = loop, coarse_timers_of(loop), CancelRounds(loop)
 
     def _report(self, orphan: Orphan) -> None:
         self._on_orphan(orphan)

@@ -43,12 +43,12 @@ class SilenceTimeout:
         """True if the block was given up."""
         self._better_given_up = better_given_up
         self._cutting: RepeatedCancel
-        self._lookout: CoarseTimers
+        self._timers: CoarseTimers
         self._timer: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> Self:
         self._cutting = RepeatedCancel()
-        self._lookout = coarse_timers_of(asyncio.get_running_loop())
+        self._timers = coarse_timers_of(asyncio.get_running_loop())
         return self
 
     def lasts(self, seconds: float) -> None:
@@ -61,12 +61,12 @@ class SilenceTimeout:
         here = current()
         self.context = here.tightened_after(seconds)
         if self.context is not here and not self.gave_up:
-            self._lookout.watch(self, self.context.remaining, here.clock)
+            self._timers.watch(self, self.context.remaining, here.clock)
 
     def is_endless(self) -> None:
         """Remove the timeout. The block is not given up any more."""
         if self._timer is None:
-            self._lookout.forget(self)
+            self._timers.forget(self)
         else:
             self._timer.cancel()
             self._timer = None

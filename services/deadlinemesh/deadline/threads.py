@@ -41,7 +41,7 @@ class Threads(ThreadPoolExecutor):
         super().__init__(1)
         self._most = most
         self._changed = threading.Condition()
-        self._line: deque[_Work] = deque()
+        self._queue: deque[_Work] = deque()
         self._wanted = 0
         """The number of threads, without orphans."""
         self._idle = 0
@@ -56,14 +56,14 @@ class Threads(ThreadPoolExecutor):
         with self._changed:
             if self._closed:
                 raise RuntimeError("cannot schedule new futures after shutdown")
-            self._line.append(work)
-            if self._idle >= len(self._line):
+            self._queue.append(work)
+            if self._idle >= len(self._queue):
                 self._changed.notify()
             else:
                 try:
                     self._add_thread()
                 except RuntimeError:
-                    self._line.remove(work)
+                    self._queue.remove(work)
                     raise
         scope = owner_of_threads()
         if scope is not None:
@@ -76,8 +76,8 @@ class Threads(ThreadPoolExecutor):
         """Begin no more calls. This does not wait: a call may last for ever."""
         with self._changed:
             self._closed = True
-            while self._line:
-                self._line.popleft().future.cancel()
+            while self._queue:
+                self._queue.popleft().future.cancel()
             self._changed.notify_all()
 
     def _add_thread(self) -> None:
@@ -94,14 +94,14 @@ class Threads(ThreadPoolExecutor):
         while True:
             with self._changed:
                 needed = True
-                while not self._line:
+                while not self._queue:
                     if self._closed or not needed:
                         self._wanted -= 1
                         return
                     self._idle += 1
                     needed = self._changed.wait(IDLE_FOR)
                     self._idle -= 1
-                work = self._line.popleft()
+                work = self._queue.popleft()
             work.run()
             with self._changed:
                 if work.orphan:  # another thread has its place
@@ -120,7 +120,7 @@ class Threads(ThreadPoolExecutor):
                 return
             work.orphan = True
             self._wanted -= 1
-            if self._line:
+            if self._queue:
                 with suppress(RuntimeError):
                     self._add_thread()
         scope.report(f"a thread in {work.name}", since)

@@ -14,6 +14,14 @@ A call is stopped when its caller disconnects. Answers and latencies depend only
 request.
 
     python -m deadlinemesh.demo_world --port 0
+
+Its modules:
+
+    world.py       the endpoints, and the counts of their calls
+    data.py        made-up answers
+    latency.py     lognormal latencies
+    disconnect.py  the end of a call whose caller has left
+    server.py      the world behind a socket
 """
 
 from deadlinemesh.demo_world.latency import LATENCIES, Latency

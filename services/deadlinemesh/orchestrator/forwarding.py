@@ -65,7 +65,7 @@ class Forwarder:
             if policy is not self._policy:
                 self._past.keep(self._pools, self._policy, policy)
             self._policy, self._pools, self._reserve = policy, pools, policy.limits.response_reserve
-            self._memory.use(policy)
+            self._memory.reconfigure(policy)
 
         return go_over
 

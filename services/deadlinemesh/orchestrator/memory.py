@@ -28,9 +28,9 @@ class Memory:
         self._telemetry = telemetry
         self._hop = hop
         self.budget = Budget(policy.admission.memory_bytes, policy.admission.memory_part)
-        self.use(policy)
+        self.reconfigure(policy)
 
-    def use(self, policy: Policy) -> None:
+    def reconfigure(self, policy: Policy) -> None:
         """Use the limits of `policy` from now on. Held bytes stay held."""
         self._message_bytes = policy.limits.message_bytes
         self.budget.resize(policy.admission.memory_bytes, policy.admission.memory_part)

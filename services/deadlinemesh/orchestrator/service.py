@@ -58,7 +58,7 @@ class Orchestrator:
     def _reconfigure(self, policy: Policy) -> None:
         self._past.keep(self._policy, self._policy, policy)
         self._policy = policy
-        self._memory.use(policy)
+        self._memory.reconfigure(policy)
         self._store.reconfigure(policy.limits)
         self._slots.resize(policy.admission.runs, shares=policy.shares(), most_waiting=policy.admission.most_waiting)
 

@@ -82,7 +82,7 @@ class Shortener:
         model = self._bounds.shortener
         upstream = self._upstreams.of(f"model {model}")
         window = current().remaining * SHARE
-        if upstream.pace.taking(LEAST_TOKENS) > window and not upstream.worth_a_try():
+        if upstream.pace.taking(LEAST_TOKENS) > window and not upstream.take_probe():
             return ""
         tokens = allot(window, upstream.pace, quickest_tool=None, most_tokens=MOST_TOKENS).max_tokens
         task = (

@@ -101,7 +101,7 @@ class ModelTurns:
         model, quickest = self._choice[0], self._quickest(offered)
         if not self._allotment(model, quickest.usually).wraps_up:
             return False
-        return self._allotment(model, 0.0).wraps_up or not quickest.worth_a_try()
+        return self._allotment(model, 0.0).wraps_up or not quickest.take_probe()
 
     async def speak(
         self,
@@ -128,12 +128,12 @@ class ModelTurns:
                     self._assignment.tool_retries,
                     is_transient=partial(_may_speak_again, turn, bool(others)),
                     waiting=partial(self._ledger.phase, Phase.RETRY_BACKOFF),
-                    relief=None if fallback is None else fallback.may_relieve,
+                    fallback_ready=None if fallback is None else fallback.take_fallback,
                 )
             except (*TRANSIENT, Doomed, AttemptHung) as failed:
-                # `may_relieve` can take a probe. For a hung attempt it was called already.
+                # `take_fallback` can take a probe. For a hung attempt it was called already.
                 here, hung = current(), isinstance(failed, AttemptHung)
-                if fallback is None or turn.has_begun or not (hung or fallback.may_relieve(here.remaining)):
+                if fallback is None or turn.has_begun or not (hung or fallback.take_fallback(here.remaining)):
                     raise
                 upstream.fell_back(here, others[0], "HUNG" if hung else failed.reason)
                 self._choice = others

@@ -39,7 +39,7 @@ longer."""
 VIABLE = 0.05
 """Seconds below which no attempt is started."""
 
-PATIENCE, PATIENCE_FLOOR = 3.0, 0.5
+HANG_FACTOR, HANG_FLOOR_S = 3.0, 0.5
 """Factor on the USUALLY quantile, and seconds added to it. An attempt that is silent for longer
 seems to hang."""
 
@@ -62,7 +62,7 @@ class UpstreamStats:
         self._times.add(seconds)
         self._seen_at = self._clock.monotonic()
 
-    def worth_a_try(self) -> bool:
+    def take_probe(self) -> bool:
         """Take a probe of this upstream, if one is due. True if it was taken.
 
         A probe is a call for which there seems to be too little time. An upstream that is never
@@ -74,12 +74,12 @@ class UpstreamStats:
         self._seen_at = now
         return True
 
-    def may_relieve(self, seconds: float) -> bool:
+    def take_fallback(self, seconds: float) -> bool:
         """Claim a call to this fallback: true if `seconds` is enough, or if a probe is due.
 
         If true, the caller must make the call.
         """
-        return seconds >= self.viable or (seconds >= VIABLE and self.worth_a_try())
+        return seconds >= self.viable or (seconds >= VIABLE and self.take_probe())
 
     def spoke(self, seconds: float, tokens: int) -> None:
         """Add the pace of a model's turn: `tokens` tokens, `seconds` from the first to the last."""
@@ -109,7 +109,7 @@ class UpstreamStats:
 
         None while too little is known.
         """
-        return PATIENCE * self._times.quantile(USUALLY) + PATIENCE_FLOOR if self._known else None
+        return HANG_FACTOR * self._times.quantile(USUALLY) + HANG_FLOOR_S if self._known else None
 
     @property
     def _known(self) -> bool:
@@ -122,7 +122,7 @@ class UpstreamStats:
         *,
         is_transient: Callable[[Exception], bool],
         waiting: Callable[[], AbstractContextManager[object]],
-        relief: Callable[[float], bool] | None = None,
+        fallback_ready: Callable[[float], bool] | None = None,
         idempotent: bool = True,
     ) -> T:
         """Call `deadline.retried` with this upstream's budget and times.
@@ -149,7 +149,7 @@ class UpstreamStats:
             policy,
             is_transient=is_transient,
             budget=self._budget,
-            relief=relief,
+            fallback_ready=fallback_ready,
             waiting=waiting,
             tell=tell,
         )

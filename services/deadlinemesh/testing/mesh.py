@@ -103,7 +103,7 @@ class MemoryMesh:
         """The orchestrators of all pools."""
         return [service.core for service in self._services if isinstance(service.core, Orchestrator)]
 
-    def use(self, policy: Policy) -> None:
+    def reconfigure(self, policy: Policy) -> None:
         """Apply `policy` at every hop at once. Tenants keep their keys. Resources of earlier
         policies stay open.
         """

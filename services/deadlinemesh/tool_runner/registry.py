@@ -107,8 +107,8 @@ class Registry:
         """
         if self._places is not None and self.policy is not None:
             before._places = None  # `before` must not close them any more
-            self._places.connections.use(self.policy, shares)
-            self._places.workers.use(self.policy, shares)
+            self._places.connections.reconfigure(self.policy, shares)
+            self._places.workers.reconfigure(self.policy, shares)
 
     def __init__(
         self,

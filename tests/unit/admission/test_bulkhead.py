@@ -239,7 +239,7 @@ async def test_tenants_that_are_gone_are_forgotten() -> None:
     for number in range(50):
         await pool.work(f"tenant-{number}", 0.1)
         await asyncio.sleep(60.0)
-    assert len(pool.bulkhead._line._tenants) <= 2
+    assert len(pool.bulkhead._queue._tenants) <= 2
 
 
 @in_virtual_time
@@ -551,7 +551,7 @@ async def test_a_holder_that_fails_gives_its_slot_back_and_its_time_teaches_noth
             with pytest.raises(ZeroDivisionError):
                 await fail()
     assert pool.bulkhead.held == 0
-    assert len(pool.bulkhead._line._tenants["acme"].kinds[""].useful_after) == 0
+    assert len(pool.bulkhead._queue._tenants["acme"].kinds[""].useful_after) == 0
 
 
 @pytest.mark.parametrize("failure", [UpstreamFailed, UpstreamRefused, InternalFailure, Shed, Doomed])

@@ -108,7 +108,7 @@ async def test_work_that_is_over_leaves_nothing_to_look_for() -> None:
 def test_one_thread_looks_out_for_all_loops() -> None:
     async def work() -> None:
         async with Scopes("hop-a").open(left(300.0)):
-            assert [thread.name for thread in threading.enumerate()].count("lookout") == 1
+            assert [thread.name for thread in threading.enumerate()].count("coarse timers") == 1
 
     for _ in range(3):
         asyncio.run(work())

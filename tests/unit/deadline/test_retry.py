@@ -184,10 +184,10 @@ async def test_where_there_is_relief_the_only_attempt_is_given_up_as_well_if_tha
     hanging = Hanging(attempts=9, seconds=9.9)
     policy = RetryPolicy(retries=0)
     with entered(with_seconds(10.0)), pytest.raises(AttemptHung):
-        await retried(hanging, policy, is_transient=transient, relief=lambda left: left >= 1.0)
+        await retried(hanging, policy, is_transient=transient, fallback_ready=lambda left: left >= 1.0)
     assert hanging.spans == [(0.0, 8.0)]
     with entered(with_seconds(10.0)):
-        await retried(hanging, policy, is_transient=transient, relief=lambda left: left >= 2.5)
+        await retried(hanging, policy, is_transient=transient, fallback_ready=lambda left: left >= 2.5)
     assert hanging.spans[1:] == [pytest.approx((8.0, 17.9))]
 
 
@@ -241,7 +241,7 @@ async def test_patience_is_decided_on_where_no_context_is_current() -> None:
             patience.lasts(1.0)
             patience.is_endless()
             patience.context = current().tightened_after(2.0)
-            Context().run(patience.set_timer, asyncio.get_running_loop())  # as the lookout does
+            Context().run(patience.set_timer, asyncio.get_running_loop())  # as the coarse timers do
             await asyncio.sleep(5.0)
 
     with entered(with_seconds(10.0)), pytest.raises(AttemptHung):

@@ -1121,7 +1121,7 @@ async def test_only_the_task_that_runs_the_scope_can_hold() -> None:
 async def test_a_scope_that_is_over_is_gone_without_the_cycle_collector(
     near: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deadlinemesh.deadline.lookout.NEAR", near)
+    monkeypatch.setattr("deadlinemesh.deadline.coarse_timers.NEAR", near)
     started_at = SYSTEM_CLOCK.monotonic()
     context = DeadlineContext("acme", started_at + 300.0, "free", "0" * 31 + "1", "run-1", started_at)
     scopes = Scopes("hop-a")

@@ -13,6 +13,6 @@ async def test_missing_packages_are_named_with_the_command_that_installs_them(
 ) -> None:
     spec = importlib.util.find_spec("deadlinemesh")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else spec)
-    with pytest.raises(model_server.LocalModelMissing, match=f"{missing.replace('_', '.')}.*make setup-model_server"):
+    with pytest.raises(model_server.LocalModelMissing, match=f"{missing.replace('_', '.')}.*make setup-local"):
         async with model_server.running_local_model():
             pass

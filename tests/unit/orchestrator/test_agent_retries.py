@@ -37,7 +37,7 @@ from deadlinemesh.errors import (
 )
 from deadlinemesh.orchestrator.events import ToolCallProgress
 from deadlinemesh.orchestrator.tool_calls import ENDS_WITHIN
-from deadlinemesh.orchestrator.upstreams import KNOWN, MOST_KNOWN, PATIENCE, PATIENCE_FLOOR, Upstreams
+from deadlinemesh.orchestrator.upstreams import HANG_FACTOR, HANG_FLOOR_S, KNOWN, MOST_KNOWN, Upstreams
 from deadlinemesh.telemetry import FellBack, Telemetry
 from deadlinemesh.vocabulary import (
     Phase,
@@ -137,7 +137,7 @@ async def test_a_model_that_is_known_to_be_quick_gives_way_soon() -> None:
         await world.run(Models(main=[ANSWER]))
     began_at, models = now(), Models(main=[SILENT], other=[ANSWER])
     await world.run(models, retries=0, fallbacks=("other",))
-    assert models.asked[1] == ("other", pytest.approx(began_at + PATIENCE * 0.2 + PATIENCE_FLOOR))
+    assert models.asked[1] == ("other", pytest.approx(began_at + HANG_FACTOR * 0.2 + HANG_FLOOR_S))
 
 
 @in_virtual_time
@@ -217,7 +217,7 @@ async def test_a_tool_that_hangs_though_it_is_quick_as_a_rule_is_soon_tried_agai
     tools = Tools([ToolStarted(), HANGS], QUICK)
     await world.run(Models(main=[asks_for("look"), ANSWER]), tools)
     gave_up_after = tools.began[1] - tools.began[0]
-    assert gave_up_after == pytest.approx(PATIENCE * 0.1 + PATIENCE_FLOOR, abs=0.1)  # and the backoff
+    assert gave_up_after == pytest.approx(HANG_FACTOR * 0.1 + HANG_FLOOR_S, abs=0.1)  # and the backoff
     assert world.told() == [("tool look", "HUNG", "")]
 
 

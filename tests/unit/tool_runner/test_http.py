@@ -19,7 +19,7 @@ import pytest
 from deadlinemesh.deadline import SYSTEM_CLOCK, DeadlineContext, Scope, Scopes
 from deadlinemesh.errors import Cause, ClientCancelled, DeadlineSpent
 from deadlinemesh.policy.model import Policy
-from deadlinemesh.tool_runner.kinds.cancelled_once import PATIENCE as CANCELS
+from deadlinemesh.tool_runner.kinds.cancelled_once import CANCELS_PASSED_OVER as CANCELS
 from deadlinemesh.tool_runner.kinds.cancelled_once import cancelled_once
 from deadlinemesh.tool_runner.registry import Registry
 from deadlinemesh.transport import http_deadline
@@ -90,12 +90,12 @@ async def upstream() -> AsyncIterator[Upstream]:
     server.close()
 
 
-PATIENCE = 20.0
+CANCELS_PASSED_OVER = 20.0
 """Seconds after which what should have happened long ago has failed to."""
 
 
 async def soon(event: asyncio.Event) -> None:
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(CANCELS_PASSED_OVER):
         await event.wait()
 
 

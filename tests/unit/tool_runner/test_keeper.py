@@ -12,7 +12,7 @@ import pytest
 
 from deadlinemesh.tool_runner.workers.keeper import Keeper
 from deadlinemesh.tool_runner.workers.keeper_main import COMMAND, ENDED, KILL, OBEYED, READY, REPORT
-from deadlinemesh.tool_runner.workers.worker import PATIENCE
+from deadlinemesh.tool_runner.workers.worker import CANCELS_BEFORE_GIVING_UP
 
 
 class FakeKeeper:
@@ -107,7 +107,7 @@ async def test_a_worker_that_does_not_die_is_waited_for_until_patience_ends_and_
         cancels += 1
         await asyncio.sleep(0)  # until it has been heard
     assert end.cancelled()
-    assert cancels == PATIENCE + 1
+    assert cancels == CANCELS_BEFORE_GIVING_UP + 1
     assert not keeper.lost
     fake.says(ENDED, worker.number, -signal.SIGKILL)
     assert await worker.ended == -signal.SIGKILL

@@ -18,7 +18,7 @@ __all__ = ["cancelled_once"]
 
 T = TypeVar("T")
 
-PATIENCE = 10
+CANCELS_PASSED_OVER = 10
 """Cancellations per one that is passed on: the first, the eleventh and so on. Work that has not
 ended after ten is not closing, but stuck.
 """
@@ -41,7 +41,7 @@ async def cancelled_once(work: Coroutine[Any, Any, T]) -> T:
             await asyncio.wait([task])
         except asyncio.CancelledError as error:
             cancelled = error
-            if cancels % PATIENCE == 0:
+            if cancels % CANCELS_PASSED_OVER == 0:
                 task.cancel()
             cancels += 1
     if cancelled is not None:

@@ -50,9 +50,9 @@ class OriginConnections:
     def __init__(self, policy: Policy, bulkhead: Callable[..., Bulkhead]) -> None:
         self._bulkhead = bulkhead
         self._by_origin: dict[str, Bulkhead] = {}
-        self.use(policy, policy.shares())
+        self.reconfigure(policy, policy.shares())
 
-    def use(self, policy: Policy, shares: Mapping[str, Share]) -> None:
+    def reconfigure(self, policy: Policy, shares: Mapping[str, Share]) -> None:
         """Apply the bounds of `policy` and these shares. Holders and waiters are kept."""
         self._bounds: dict[str, Any] = {
             "limit": policy.tools.connections_per_host,

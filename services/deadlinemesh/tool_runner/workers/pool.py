@@ -46,9 +46,9 @@ class Workers:
         self._environ = environ
         self._environment: dict[str, str] = {}
         self._idle: dict[Worker, None] = {}  # an ordered set: the first has been idle longest
-        self.use(policy, policy.shares())
+        self.reconfigure(policy, policy.shares())
 
-    def use(self, policy: Policy, shares: Mapping[str, Share]) -> None:
+    def reconfigure(self, policy: Policy, shares: Mapping[str, Share]) -> None:
         """Apply `policy` and these shares.
 
         Calls keep their processes, waiters keep waiting, and idle processes are reused.

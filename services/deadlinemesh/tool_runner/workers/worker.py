@@ -21,7 +21,7 @@ __all__ = ["Worker", "WorkerCall", "WorkerReply"]
 
 _LOG = logging.getLogger("deadlinemesh.tool_runner")
 
-PATIENCE = 10
+CANCELS_BEFORE_GIVING_UP = 10
 """Cancellations during the wait for a killed process that does not die, perhaps because it hangs in
 a system call. After more, the wait ends.
 """
@@ -131,7 +131,7 @@ class Worker:
     async def end(self) -> None:
         """Kill the process and wait until it is gone.
 
-        Up to PATIENCE cancellations do not end the wait, but are raised after it. One more ends it.
+        Up to CANCELS_BEFORE_GIVING_UP cancellations do not end the wait, but are raised after it. One more ends it.
         """
         self.kill()
         cancels = 0
@@ -141,7 +141,7 @@ class Worker:
                     await asyncio.wait([self.ended])
                 except asyncio.CancelledError:
                     cancels += 1
-                    if cancels > PATIENCE:
+                    if cancels > CANCELS_BEFORE_GIVING_UP:
                         _LOG.error("%r was killed and does not end; it is waited for no longer", self)
                         raise
         finally:
