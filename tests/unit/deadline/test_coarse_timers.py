@@ -30,8 +30,8 @@ class Due:
         assert loop is asyncio.get_running_loop()
         self.told.set()
 
-    def watched_by(self, lookout: CoarseTimers) -> Due:
-        lookout.watch(self, self.context.remaining, self.context.clock)
+    def watched_by(self, timers: CoarseTimers) -> Due:
+        timers.watch(self, self.context.remaining, self.context.clock)
         return self
 
 
@@ -45,33 +45,33 @@ async def test_on_a_virtual_clock_everything_is_near() -> None:
 
 
 async def test_what_is_far_sets_it_when_it_was_found_to_have_come_near() -> None:
-    lookout = CoarseTimers(asyncio.get_running_loop())
-    far, nearing, forgotten = (Due(left(300.0)).watched_by(lookout) for _ in range(3))
+    timers = CoarseTimers(asyncio.get_running_loop())
+    far, nearing, forgotten = (Due(left(300.0)).watched_by(timers) for _ in range(3))
     nearing.context, forgotten.context = left(NEAR / 2), left(NEAR / 2)
-    lookout.forget(forgotten)
-    lookout.look()
+    timers.forget(forgotten)
+    timers.look()
     assert [due.told.is_set() for due in (far, nearing, forgotten)] == [False, True, False]
-    lookout.look()
+    timers.look()
     assert not far.told.is_set()
 
 
 async def test_a_reminder_from_a_thread_makes_the_loop_look() -> None:
-    lookout = CoarseTimers(asyncio.get_running_loop())
-    assert not await asyncio.to_thread(lookout.remind)
-    nearing = Due(left(300.0)).watched_by(lookout)
+    timers = CoarseTimers(asyncio.get_running_loop())
+    assert not await asyncio.to_thread(timers.remind)
+    nearing = Due(left(300.0)).watched_by(timers)
     nearing.context = left(NEAR / 2)
-    assert await asyncio.to_thread(lookout.remind)
+    assert await asyncio.to_thread(timers.remind)
     await nearing.told.wait()
-    assert not await asyncio.to_thread(lookout.remind)
+    assert not await asyncio.to_thread(timers.remind)
 
 
 def test_a_loop_that_is_closed_is_not_reminded() -> None:
     loop = asyncio.new_event_loop()
-    lookout = CoarseTimers(loop)
-    Due(left(300.0)).watched_by(lookout)
+    timers = CoarseTimers(loop)
+    Due(left(300.0)).watched_by(timers)
     loop.close()
-    assert not lookout.remind()
-    assert not lookout.remind()
+    assert not timers.remind()
+    assert not timers.remind()
 
 
 async def test_scopes_and_narrowed_blocks_end_at_deadlines_that_were_far_when_they_began() -> None:
@@ -117,14 +117,14 @@ def test_one_thread_looks_out_for_all_loops() -> None:
 @pytest.mark.parametrize("count", [1, 3])
 async def test_loops_that_were_closed_are_forgotten(count: int) -> None:
     loops = [asyncio.new_event_loop() for _ in range(count)]
-    lookouts = [coarse_timers_of(loop) for loop in loops]
-    assert [coarse_timers_of(loop) for loop in loops] == lookouts
+    all_timers = [coarse_timers_of(loop) for loop in loops]
+    assert [coarse_timers_of(loop) for loop in loops] == all_timers
     for loop in loops:
         loop.close()
     fresh = asyncio.new_event_loop()
     coarse_timers_of(fresh)
     fresh.close()
-    assert all(coarse_timers_of(loop) is not lookout for loop, lookout in zip(loops, lookouts, strict=True))
+    assert all(coarse_timers_of(loop) is not timers for loop, timers in zip(loops, all_timers, strict=True))
 
 
 class Woken(threading.Event):

@@ -126,7 +126,7 @@ const (
 	Cause_CAUSE_DEADLINE_SPENT_UPSTREAM Cause = 2
 	// The caller cancelled or went away.
 	Cause_CAUSE_CLIENT_CANCELLED Cause = 3
-	// Admission refused the work because of load.
+	// Admission refused the work because of load, or ended it because it held more than its tenant may.
 	Cause_CAUSE_SHED Cause = 4
 	// Admission refused the work because it could not have finished in time.
 	Cause_CAUSE_DOOMED Cause = 5
@@ -583,22 +583,80 @@ func (x *Usage) GetToolCalls() int32 {
 	return 0
 }
 
+// ProviderData is opaque data of one model provider, such as a signature. It goes back to that provider with the next turn, and to
+// no other.
+type ProviderData struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The kind of provider that wrote it, as in policy.
+	Provider string `protobuf:"bytes,1,opt,name=provider,proto3" json:"provider,omitempty"`
+	// The data, unread by the mesh.
+	Data          []byte `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProviderData) Reset() {
+	*x = ProviderData{}
+	mi := &file_deadlinemesh_v1_common_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProviderData) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProviderData) ProtoMessage() {}
+
+func (x *ProviderData) ProtoReflect() protoreflect.Message {
+	mi := &file_deadlinemesh_v1_common_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProviderData.ProtoReflect.Descriptor instead.
+func (*ProviderData) Descriptor() ([]byte, []int) {
+	return file_deadlinemesh_v1_common_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ProviderData) GetProvider() string {
+	if x != nil {
+		return x.Provider
+	}
+	return ""
+}
+
+func (x *ProviderData) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
 // ToolCall is a model's wish that a tool be called.
 type ToolCall struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Unique within the run. The tool's result names it.
+	// Unique within the run, at most 256 characters. The tool's result names it.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// The tool's name.
+	// The tool's name, at most 128 characters.
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	// The arguments, a JSON object.
+	// The arguments, a JSON object; at most as long as policy's limits.longest_arguments.
 	ArgumentsJson string `protobuf:"bytes,3,opt,name=arguments_json,json=argumentsJson,proto3" json:"arguments_json,omitempty"`
+	// Data of the provider whose model asked.
+	ProviderData  *ProviderData `protobuf:"bytes,4,opt,name=provider_data,json=providerData,proto3" json:"provider_data,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ToolCall) Reset() {
 	*x = ToolCall{}
-	mi := &file_deadlinemesh_v1_common_proto_msgTypes[4]
+	mi := &file_deadlinemesh_v1_common_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -610,7 +668,7 @@ func (x *ToolCall) String() string {
 func (*ToolCall) ProtoMessage() {}
 
 func (x *ToolCall) ProtoReflect() protoreflect.Message {
-	mi := &file_deadlinemesh_v1_common_proto_msgTypes[4]
+	mi := &file_deadlinemesh_v1_common_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -623,7 +681,7 @@ func (x *ToolCall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToolCall.ProtoReflect.Descriptor instead.
 func (*ToolCall) Descriptor() ([]byte, []int) {
-	return file_deadlinemesh_v1_common_proto_rawDescGZIP(), []int{4}
+	return file_deadlinemesh_v1_common_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ToolCall) GetId() string {
@@ -647,6 +705,13 @@ func (x *ToolCall) GetArgumentsJson() string {
 	return ""
 }
 
+func (x *ToolCall) GetProviderData() *ProviderData {
+	if x != nil {
+		return x.ProviderData
+	}
+	return nil
+}
+
 // Message is one entry of a conversation. A history is valid when every tool call of an assistant's message is answered
 // by exactly one message of ROLE_TOOL before the next assistant's message.
 type Message struct {
@@ -658,14 +723,16 @@ type Message struct {
 	// For ROLE_ASSISTANT: the tools it asked for, in order.
 	ToolCalls []*ToolCall `protobuf:"bytes,3,rep,name=tool_calls,json=toolCalls,proto3" json:"tool_calls,omitempty"`
 	// For ROLE_TOOL: the call that this answers.
-	ToolCallId    string `protobuf:"bytes,4,opt,name=tool_call_id,json=toolCallId,proto3" json:"tool_call_id,omitempty"`
+	ToolCallId string `protobuf:"bytes,4,opt,name=tool_call_id,json=toolCallId,proto3" json:"tool_call_id,omitempty"`
+	// For ROLE_ASSISTANT: data of the provider whose model spoke.
+	ProviderData  *ProviderData `protobuf:"bytes,5,opt,name=provider_data,json=providerData,proto3" json:"provider_data,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Message) Reset() {
 	*x = Message{}
-	mi := &file_deadlinemesh_v1_common_proto_msgTypes[5]
+	mi := &file_deadlinemesh_v1_common_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -677,7 +744,7 @@ func (x *Message) String() string {
 func (*Message) ProtoMessage() {}
 
 func (x *Message) ProtoReflect() protoreflect.Message {
-	mi := &file_deadlinemesh_v1_common_proto_msgTypes[5]
+	mi := &file_deadlinemesh_v1_common_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -690,7 +757,7 @@ func (x *Message) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Message.ProtoReflect.Descriptor instead.
 func (*Message) Descriptor() ([]byte, []int) {
-	return file_deadlinemesh_v1_common_proto_rawDescGZIP(), []int{5}
+	return file_deadlinemesh_v1_common_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Message) GetRole() Role {
@@ -721,6 +788,13 @@ func (x *Message) GetToolCallId() string {
 	return ""
 }
 
+func (x *Message) GetProviderData() *ProviderData {
+	if x != nil {
+		return x.ProviderData
+	}
+	return nil
+}
+
 // ToolSpec describes a tool to those who may call it.
 type ToolSpec struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -738,7 +812,7 @@ type ToolSpec struct {
 
 func (x *ToolSpec) Reset() {
 	*x = ToolSpec{}
-	mi := &file_deadlinemesh_v1_common_proto_msgTypes[6]
+	mi := &file_deadlinemesh_v1_common_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -750,7 +824,7 @@ func (x *ToolSpec) String() string {
 func (*ToolSpec) ProtoMessage() {}
 
 func (x *ToolSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_deadlinemesh_v1_common_proto_msgTypes[6]
+	mi := &file_deadlinemesh_v1_common_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -763,7 +837,7 @@ func (x *ToolSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToolSpec.ProtoReflect.Descriptor instead.
 func (*ToolSpec) Descriptor() ([]byte, []int) {
-	return file_deadlinemesh_v1_common_proto_rawDescGZIP(), []int{6}
+	return file_deadlinemesh_v1_common_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ToolSpec) GetName() string {
@@ -821,18 +895,23 @@ const file_deadlinemesh_v1_common_proto_rawDesc = "" +
 	"\vmodel_calls\x18\x03 \x01(\x05R\n" +
 	"modelCalls\x12\x1d\n" +
 	"\n" +
-	"tool_calls\x18\x04 \x01(\x05R\ttoolCalls\"U\n" +
+	"tool_calls\x18\x04 \x01(\x05R\ttoolCalls\">\n" +
+	"\fProviderData\x12\x1a\n" +
+	"\bprovider\x18\x01 \x01(\tR\bprovider\x12\x12\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\"\x99\x01\n" +
 	"\bToolCall\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12%\n" +
-	"\x0earguments_json\x18\x03 \x01(\tR\rargumentsJson\"\xaa\x01\n" +
+	"\x0earguments_json\x18\x03 \x01(\tR\rargumentsJson\x12B\n" +
+	"\rprovider_data\x18\x04 \x01(\v2\x1d.deadlinemesh.v1.ProviderDataR\fproviderData\"\xee\x01\n" +
 	"\aMessage\x12)\n" +
 	"\x04role\x18\x01 \x01(\x0e2\x15.deadlinemesh.v1.RoleR\x04role\x12\x18\n" +
 	"\acontent\x18\x02 \x01(\tR\acontent\x128\n" +
 	"\n" +
 	"tool_calls\x18\x03 \x03(\v2\x19.deadlinemesh.v1.ToolCallR\ttoolCalls\x12 \n" +
 	"\ftool_call_id\x18\x04 \x01(\tR\n" +
-	"toolCallId\"\x94\x01\n" +
+	"toolCallId\x12B\n" +
+	"\rprovider_data\x18\x05 \x01(\v2\x1d.deadlinemesh.v1.ProviderDataR\fproviderData\"\x94\x01\n" +
 	"\bToolSpec\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12 \n" +
 	"\vdescription\x18\x02 \x01(\tR\vdescription\x122\n" +
@@ -893,31 +972,34 @@ func file_deadlinemesh_v1_common_proto_rawDescGZIP() []byte {
 }
 
 var file_deadlinemesh_v1_common_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_deadlinemesh_v1_common_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_deadlinemesh_v1_common_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_deadlinemesh_v1_common_proto_goTypes = []any{
-	(Phase)(0),         // 0: deadlinemesh.v1.Phase
-	(Cause)(0),         // 1: deadlinemesh.v1.Cause
-	(Role)(0),          // 2: deadlinemesh.v1.Role
-	(ToolStatus)(0),    // 3: deadlinemesh.v1.ToolStatus
-	(*PhaseSpend)(nil), // 4: deadlinemesh.v1.PhaseSpend
-	(*HopSpend)(nil),   // 5: deadlinemesh.v1.HopSpend
-	(*Ledger)(nil),     // 6: deadlinemesh.v1.Ledger
-	(*Usage)(nil),      // 7: deadlinemesh.v1.Usage
-	(*ToolCall)(nil),   // 8: deadlinemesh.v1.ToolCall
-	(*Message)(nil),    // 9: deadlinemesh.v1.Message
-	(*ToolSpec)(nil),   // 10: deadlinemesh.v1.ToolSpec
+	(Phase)(0),           // 0: deadlinemesh.v1.Phase
+	(Cause)(0),           // 1: deadlinemesh.v1.Cause
+	(Role)(0),            // 2: deadlinemesh.v1.Role
+	(ToolStatus)(0),      // 3: deadlinemesh.v1.ToolStatus
+	(*PhaseSpend)(nil),   // 4: deadlinemesh.v1.PhaseSpend
+	(*HopSpend)(nil),     // 5: deadlinemesh.v1.HopSpend
+	(*Ledger)(nil),       // 6: deadlinemesh.v1.Ledger
+	(*Usage)(nil),        // 7: deadlinemesh.v1.Usage
+	(*ProviderData)(nil), // 8: deadlinemesh.v1.ProviderData
+	(*ToolCall)(nil),     // 9: deadlinemesh.v1.ToolCall
+	(*Message)(nil),      // 10: deadlinemesh.v1.Message
+	(*ToolSpec)(nil),     // 11: deadlinemesh.v1.ToolSpec
 }
 var file_deadlinemesh_v1_common_proto_depIdxs = []int32{
 	0, // 0: deadlinemesh.v1.PhaseSpend.phase:type_name -> deadlinemesh.v1.Phase
 	4, // 1: deadlinemesh.v1.HopSpend.phases:type_name -> deadlinemesh.v1.PhaseSpend
 	4, // 2: deadlinemesh.v1.Ledger.phases:type_name -> deadlinemesh.v1.PhaseSpend
-	2, // 3: deadlinemesh.v1.Message.role:type_name -> deadlinemesh.v1.Role
-	8, // 4: deadlinemesh.v1.Message.tool_calls:type_name -> deadlinemesh.v1.ToolCall
-	5, // [5:5] is the sub-list for method output_type
-	5, // [5:5] is the sub-list for method input_type
-	5, // [5:5] is the sub-list for extension type_name
-	5, // [5:5] is the sub-list for extension extendee
-	0, // [0:5] is the sub-list for field type_name
+	8, // 3: deadlinemesh.v1.ToolCall.provider_data:type_name -> deadlinemesh.v1.ProviderData
+	2, // 4: deadlinemesh.v1.Message.role:type_name -> deadlinemesh.v1.Role
+	9, // 5: deadlinemesh.v1.Message.tool_calls:type_name -> deadlinemesh.v1.ToolCall
+	8, // 6: deadlinemesh.v1.Message.provider_data:type_name -> deadlinemesh.v1.ProviderData
+	7, // [7:7] is the sub-list for method output_type
+	7, // [7:7] is the sub-list for method input_type
+	7, // [7:7] is the sub-list for extension type_name
+	7, // [7:7] is the sub-list for extension extendee
+	0, // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_deadlinemesh_v1_common_proto_init() }
@@ -931,7 +1013,7 @@ func file_deadlinemesh_v1_common_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_deadlinemesh_v1_common_proto_rawDesc), len(file_deadlinemesh_v1_common_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   7,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -508,7 +508,9 @@ type GenerateFinished struct {
 	// What it consumed. Where a provider does not say, an estimate of one token for four characters.
 	Usage *Usage `protobuf:"bytes,2,opt,name=usage,proto3" json:"usage,omitempty"`
 	// Where this hop's time went: llm_queue, llm_first_token, llm_stream.
-	Spend         *HopSpend `protobuf:"bytes,3,opt,name=spend,proto3" json:"spend,omitempty"`
+	Spend *HopSpend `protobuf:"bytes,3,opt,name=spend,proto3" json:"spend,omitempty"`
+	// Data of the provider, for the assistant's message that this turn becomes.
+	ProviderData  *ProviderData `protobuf:"bytes,4,opt,name=provider_data,json=providerData,proto3" json:"provider_data,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -560,6 +562,13 @@ func (x *GenerateFinished) GetUsage() *Usage {
 func (x *GenerateFinished) GetSpend() *HopSpend {
 	if x != nil {
 		return x.Spend
+	}
+	return nil
+}
+
+func (x *GenerateFinished) GetProviderData() *ProviderData {
+	if x != nil {
+		return x.ProviderData
 	}
 	return nil
 }
@@ -744,11 +753,12 @@ const file_deadlinemesh_v1_llm_proxy_proto_rawDesc = "" +
 	"\bqueue_us\x18\x02 \x01(\x03R\aqueueUs\"\x1f\n" +
 	"\tTextDelta\x12\x12\n" +
 	"\x04text\x18\x01 \x01(\tR\x04text\"\t\n" +
-	"\aWriting\"\xa8\x01\n" +
+	"\aWriting\"\xec\x01\n" +
 	"\x10GenerateFinished\x125\n" +
 	"\x06reason\x18\x01 \x01(\x0e2\x1d.deadlinemesh.v1.FinishReasonR\x06reason\x12,\n" +
 	"\x05usage\x18\x02 \x01(\v2\x16.deadlinemesh.v1.UsageR\x05usage\x12/\n" +
-	"\x05spend\x18\x03 \x01(\v2\x19.deadlinemesh.v1.HopSpendR\x05spend\"\x13\n" +
+	"\x05spend\x18\x03 \x01(\v2\x19.deadlinemesh.v1.HopSpendR\x05spend\x12B\n" +
+	"\rprovider_data\x18\x04 \x01(\v2\x1d.deadlinemesh.v1.ProviderDataR\fproviderData\"\x13\n" +
 	"\x11ListModelsRequest\"D\n" +
 	"\x12ListModelsResponse\x12.\n" +
 	"\x06models\x18\x01 \x03(\v2\x16.deadlinemesh.v1.ModelR\x06models\"y\n" +
@@ -806,6 +816,7 @@ var file_deadlinemesh_v1_llm_proxy_proto_goTypes = []any{
 	(*ToolCall)(nil),           // 13: deadlinemesh.v1.ToolCall
 	(*Usage)(nil),              // 14: deadlinemesh.v1.Usage
 	(*HopSpend)(nil),           // 15: deadlinemesh.v1.HopSpend
+	(*ProviderData)(nil),       // 16: deadlinemesh.v1.ProviderData
 }
 var file_deadlinemesh_v1_llm_proxy_proto_depIdxs = []int32{
 	11, // 0: deadlinemesh.v1.GenerateRequest.messages:type_name -> deadlinemesh.v1.Message
@@ -819,16 +830,17 @@ var file_deadlinemesh_v1_llm_proxy_proto_depIdxs = []int32{
 	1,  // 8: deadlinemesh.v1.GenerateFinished.reason:type_name -> deadlinemesh.v1.FinishReason
 	14, // 9: deadlinemesh.v1.GenerateFinished.usage:type_name -> deadlinemesh.v1.Usage
 	15, // 10: deadlinemesh.v1.GenerateFinished.spend:type_name -> deadlinemesh.v1.HopSpend
-	10, // 11: deadlinemesh.v1.ListModelsResponse.models:type_name -> deadlinemesh.v1.Model
-	2,  // 12: deadlinemesh.v1.LlmProxyService.Generate:input_type -> deadlinemesh.v1.GenerateRequest
-	8,  // 13: deadlinemesh.v1.LlmProxyService.ListModels:input_type -> deadlinemesh.v1.ListModelsRequest
-	3,  // 14: deadlinemesh.v1.LlmProxyService.Generate:output_type -> deadlinemesh.v1.GenerateResponse
-	9,  // 15: deadlinemesh.v1.LlmProxyService.ListModels:output_type -> deadlinemesh.v1.ListModelsResponse
-	14, // [14:16] is the sub-list for method output_type
-	12, // [12:14] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	16, // 11: deadlinemesh.v1.GenerateFinished.provider_data:type_name -> deadlinemesh.v1.ProviderData
+	10, // 12: deadlinemesh.v1.ListModelsResponse.models:type_name -> deadlinemesh.v1.Model
+	2,  // 13: deadlinemesh.v1.LlmProxyService.Generate:input_type -> deadlinemesh.v1.GenerateRequest
+	8,  // 14: deadlinemesh.v1.LlmProxyService.ListModels:input_type -> deadlinemesh.v1.ListModelsRequest
+	3,  // 15: deadlinemesh.v1.LlmProxyService.Generate:output_type -> deadlinemesh.v1.GenerateResponse
+	9,  // 16: deadlinemesh.v1.LlmProxyService.ListModels:output_type -> deadlinemesh.v1.ListModelsResponse
+	15, // [15:17] is the sub-list for method output_type
+	13, // [13:15] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_deadlinemesh_v1_llm_proxy_proto_init() }

@@ -150,7 +150,8 @@ type RunRequest struct {
 	// Instructions put before the conversation. They take the place of a system message that `history` begins with; where
 	// there is neither, policy's apply.
 	Instructions string `protobuf:"bytes,3,opt,name=instructions,proto3" json:"instructions,omitempty"`
-	// The conversation before the prompt, such as the `messages` of an earlier run; a valid history.
+	// The conversation before the prompt, such as the `messages` of an earlier run; a valid history of at most 4096 messages, and as
+	// many tool calls.
 	History []*Message `protobuf:"bytes,4,rep,name=history,proto3" json:"history,omitempty"`
 	// The model. Empty: the tenant's default.
 	Model string `protobuf:"bytes,5,opt,name=model,proto3" json:"model,omitempty"`

@@ -43,12 +43,13 @@ type OrchestratorServiceClient interface {
 	//
 	// Errors: UNAUTHENTICATED without a known key; INVALID_ARGUMENT and NOT_FOUND with BadRequest, naming the valid choices;
 	// DEADLINE_EXCEEDED at once when the call's deadline is too short for any work; RESOURCE_EXHAUSTED (SHED) with RetryInfo
-	// when there is too much to do for this run to get a place in time; UNAVAILABLE while draining.
+	// when there is too much to do for this run to get a place in time, or the tenant makes too many calls or holds too many
+	// bytes; RESOURCE_EXHAUSTED (TOO_LARGE) when the request is larger than its tier allows; UNAVAILABLE while draining.
 	Run(ctx context.Context, in *RunRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RunResponse], error)
 	// GetRun tells what is known of a run. NOT_FOUND when it is unknown to this instance, forgotten, or another tenant's;
 	// RESOURCE_EXHAUSTED (TOO_LARGE) when its history does not fit into one message: ListRuns has the rest.
 	GetRun(ctx context.Context, in *GetRunRequest, opts ...grpc.CallOption) (*GetRunResponse, error)
-	// ListRuns lists the tenant's runs that this instance knows, newest first.
+	// ListRuns lists the tenant's runs that this instance knows, newest first. A page ends with `page_size` runs or 1 MiB.
 	ListRuns(ctx context.Context, in *ListRunsRequest, opts ...grpc.CallOption) (*ListRunsResponse, error)
 	// CancelRun stops a run and returns when it has stopped. Cancelling a finished run changes nothing. NOT_FOUND as for GetRun.
 	CancelRun(ctx context.Context, in *CancelRunRequest, opts ...grpc.CallOption) (*CancelRunResponse, error)
@@ -127,12 +128,13 @@ type OrchestratorServiceServer interface {
 	//
 	// Errors: UNAUTHENTICATED without a known key; INVALID_ARGUMENT and NOT_FOUND with BadRequest, naming the valid choices;
 	// DEADLINE_EXCEEDED at once when the call's deadline is too short for any work; RESOURCE_EXHAUSTED (SHED) with RetryInfo
-	// when there is too much to do for this run to get a place in time; UNAVAILABLE while draining.
+	// when there is too much to do for this run to get a place in time, or the tenant makes too many calls or holds too many
+	// bytes; RESOURCE_EXHAUSTED (TOO_LARGE) when the request is larger than its tier allows; UNAVAILABLE while draining.
 	Run(*RunRequest, grpc.ServerStreamingServer[RunResponse]) error
 	// GetRun tells what is known of a run. NOT_FOUND when it is unknown to this instance, forgotten, or another tenant's;
 	// RESOURCE_EXHAUSTED (TOO_LARGE) when its history does not fit into one message: ListRuns has the rest.
 	GetRun(context.Context, *GetRunRequest) (*GetRunResponse, error)
-	// ListRuns lists the tenant's runs that this instance knows, newest first.
+	// ListRuns lists the tenant's runs that this instance knows, newest first. A page ends with `page_size` runs or 1 MiB.
 	ListRuns(context.Context, *ListRunsRequest) (*ListRunsResponse, error)
 	// CancelRun stops a run and returns when it has stopped. Cancelling a finished run changes nothing. NOT_FOUND as for GetRun.
 	CancelRun(context.Context, *CancelRunRequest) (*CancelRunResponse, error)

@@ -134,7 +134,7 @@ export enum Cause {
   DEADLINE_SPENT_UPSTREAM = "CAUSE_DEADLINE_SPENT_UPSTREAM",
   /** CLIENT_CANCELLED - The caller cancelled or went away. */
   CLIENT_CANCELLED = "CAUSE_CLIENT_CANCELLED",
-  /** SHED - Admission refused the work because of load. */
+  /** SHED - Admission refused the work because of load, or ended it because it held more than its tenant may. */
   SHED = "CAUSE_SHED",
   /** DOOMED - Admission refused the work because it could not have finished in time. */
   DOOMED = "CAUSE_DOOMED",
@@ -375,14 +375,27 @@ export interface Usage {
   toolCalls: number;
 }
 
+/**
+ * ProviderData is opaque data of one model provider, such as a signature. It goes back to that provider with the next turn, and to
+ * no other.
+ */
+export interface ProviderData {
+  /** The kind of provider that wrote it, as in policy. */
+  provider: string;
+  /** The data, unread by the mesh. */
+  data: Buffer;
+}
+
 /** ToolCall is a model's wish that a tool be called. */
 export interface ToolCall {
-  /** Unique within the run. The tool's result names it. */
+  /** Unique within the run, at most 256 characters. The tool's result names it. */
   id: string;
-  /** The tool's name. */
+  /** The tool's name, at most 128 characters. */
   name: string;
-  /** The arguments, a JSON object. */
+  /** The arguments, a JSON object; at most as long as policy's limits.longest_arguments. */
   argumentsJson: string;
+  /** Data of the provider whose model asked. */
+  providerData: ProviderData | undefined;
 }
 
 /**
@@ -398,6 +411,8 @@ export interface Message {
   toolCalls: ToolCall[];
   /** For ROLE_TOOL: the call that this answers. */
   toolCallId: string;
+  /** For ROLE_ASSISTANT: data of the provider whose model spoke. */
+  providerData: ProviderData | undefined;
 }
 
 /** ToolSpec describes a tool to those who may call it. */
@@ -740,8 +755,75 @@ export const Usage: MessageFns<Usage> = {
   },
 };
 
+function createBaseProviderData(): ProviderData {
+  return { provider: "", data: Buffer.alloc(0) };
+}
+
+export const ProviderData: MessageFns<ProviderData> = {
+  encode(message: ProviderData, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.provider !== "") {
+      writer.uint32(10).string(message.provider);
+    }
+    if (message.data.length !== 0) {
+      writer.uint32(18).bytes(message.data);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ProviderData {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseProviderData();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.provider = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.data = Buffer.from(reader.bytes());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<ProviderData>, I>>(base?: I): ProviderData {
+    return ProviderData.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<ProviderData>, I>>(object: I): ProviderData {
+    const message = createBaseProviderData();
+    message.provider = object.provider ?? "";
+    message.data = object.data ?? Buffer.alloc(0);
+    return message;
+  },
+};
+
 function createBaseToolCall(): ToolCall {
-  return { id: "", name: "", argumentsJson: "" };
+  return { id: "", name: "", argumentsJson: "", providerData: undefined };
 }
 
 export const ToolCall: MessageFns<ToolCall> = {
@@ -754,6 +836,9 @@ export const ToolCall: MessageFns<ToolCall> = {
     }
     if (message.argumentsJson !== "") {
       writer.uint32(26).string(message.argumentsJson);
+    }
+    if (message.providerData !== undefined) {
+      ProviderData.encode(message.providerData, writer.uint32(34).fork()).join();
     }
     return writer;
   },
@@ -795,6 +880,14 @@ export const ToolCall: MessageFns<ToolCall> = {
             message.argumentsJson = reader.string();
             continue;
           }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.providerData = ProviderData.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -815,12 +908,15 @@ export const ToolCall: MessageFns<ToolCall> = {
     message.id = object.id ?? "";
     message.name = object.name ?? "";
     message.argumentsJson = object.argumentsJson ?? "";
+    message.providerData = (object.providerData !== undefined && object.providerData !== null)
+      ? ProviderData.fromPartial(object.providerData)
+      : undefined;
     return message;
   },
 };
 
 function createBaseMessage(): Message {
-  return { role: Role.UNSPECIFIED, content: "", toolCalls: [], toolCallId: "" };
+  return { role: Role.UNSPECIFIED, content: "", toolCalls: [], toolCallId: "", providerData: undefined };
 }
 
 export const Message: MessageFns<Message> = {
@@ -836,6 +932,9 @@ export const Message: MessageFns<Message> = {
     }
     if (message.toolCallId !== "") {
       writer.uint32(34).string(message.toolCallId);
+    }
+    if (message.providerData !== undefined) {
+      ProviderData.encode(message.providerData, writer.uint32(42).fork()).join();
     }
     return writer;
   },
@@ -885,6 +984,14 @@ export const Message: MessageFns<Message> = {
             message.toolCallId = reader.string();
             continue;
           }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.providerData = ProviderData.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -906,6 +1013,9 @@ export const Message: MessageFns<Message> = {
     message.content = object.content ?? "";
     message.toolCalls = object.toolCalls?.map((e) => ToolCall.fromPartial(e)) || [];
     message.toolCallId = object.toolCallId ?? "";
+    message.providerData = (object.providerData !== undefined && object.providerData !== null)
+      ? ProviderData.fromPartial(object.providerData)
+      : undefined;
     return message;
   },
 };

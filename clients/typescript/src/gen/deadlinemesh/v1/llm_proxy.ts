@@ -20,7 +20,7 @@ import {
   type ServiceError,
   type UntypedServiceImplementation,
 } from "@grpc/grpc-js";
-import { HopSpend, Message, ToolCall, ToolSpec, Usage } from "./common.js";
+import { HopSpend, Message, ProviderData, ToolCall, ToolSpec, Usage } from "./common.js";
 
 export const protobufPackage = "deadlinemesh.v1";
 
@@ -201,7 +201,11 @@ export interface GenerateFinished {
     | Usage
     | undefined;
   /** Where this hop's time went: llm_queue, llm_first_token, llm_stream. */
-  spend: HopSpend | undefined;
+  spend:
+    | HopSpend
+    | undefined;
+  /** Data of the provider, for the assistant's message that this turn becomes. */
+  providerData: ProviderData | undefined;
 }
 
 /** ListModelsRequest asks for the models. */
@@ -627,7 +631,7 @@ export const Writing: MessageFns<Writing> = {
 };
 
 function createBaseGenerateFinished(): GenerateFinished {
-  return { reason: FinishReason.UNSPECIFIED, usage: undefined, spend: undefined };
+  return { reason: FinishReason.UNSPECIFIED, usage: undefined, spend: undefined, providerData: undefined };
 }
 
 export const GenerateFinished: MessageFns<GenerateFinished> = {
@@ -640,6 +644,9 @@ export const GenerateFinished: MessageFns<GenerateFinished> = {
     }
     if (message.spend !== undefined) {
       HopSpend.encode(message.spend, writer.uint32(26).fork()).join();
+    }
+    if (message.providerData !== undefined) {
+      ProviderData.encode(message.providerData, writer.uint32(34).fork()).join();
     }
     return writer;
   },
@@ -681,6 +688,14 @@ export const GenerateFinished: MessageFns<GenerateFinished> = {
             message.spend = HopSpend.decode(reader, reader.uint32());
             continue;
           }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.providerData = ProviderData.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -702,6 +717,9 @@ export const GenerateFinished: MessageFns<GenerateFinished> = {
     message.usage = (object.usage !== undefined && object.usage !== null) ? Usage.fromPartial(object.usage) : undefined;
     message.spend = (object.spend !== undefined && object.spend !== null)
       ? HopSpend.fromPartial(object.spend)
+      : undefined;
+    message.providerData = (object.providerData !== undefined && object.providerData !== null)
+      ? ProviderData.fromPartial(object.providerData)
       : undefined;
     return message;
   },

@@ -161,7 +161,10 @@ export interface RunRequest {
    * there is neither, policy's apply.
    */
   instructions: string;
-  /** The conversation before the prompt, such as the `messages` of an earlier run; a valid history. */
+  /**
+   * The conversation before the prompt, such as the `messages` of an earlier run; a valid history of at most 4096 messages, and as
+   * many tool calls.
+   */
   history: Message[];
   /** The model. Empty: the tenant's default. */
   model: string;
@@ -2065,7 +2068,8 @@ export const OrchestratorServiceService = {
    *
    * Errors: UNAUTHENTICATED without a known key; INVALID_ARGUMENT and NOT_FOUND with BadRequest, naming the valid choices;
    * DEADLINE_EXCEEDED at once when the call's deadline is too short for any work; RESOURCE_EXHAUSTED (SHED) with RetryInfo
-   * when there is too much to do for this run to get a place in time; UNAVAILABLE while draining.
+   * when there is too much to do for this run to get a place in time, or the tenant makes too many calls or holds too many
+   * bytes; RESOURCE_EXHAUSTED (TOO_LARGE) when the request is larger than its tier allows; UNAVAILABLE while draining.
    */
   run: {
     path: "/deadlinemesh.v1.OrchestratorService/Run" as const,
@@ -2089,7 +2093,7 @@ export const OrchestratorServiceService = {
     responseSerialize: (value: GetRunResponse): Buffer => Buffer.from(GetRunResponse.encode(value).finish()),
     responseDeserialize: (value: Buffer): GetRunResponse => GetRunResponse.decode(value),
   },
-  /** ListRuns lists the tenant's runs that this instance knows, newest first. */
+  /** ListRuns lists the tenant's runs that this instance knows, newest first. A page ends with `page_size` runs or 1 MiB. */
   listRuns: {
     path: "/deadlinemesh.v1.OrchestratorService/ListRuns" as const,
     requestStream: false as const,
@@ -2119,7 +2123,8 @@ export interface OrchestratorServiceServer extends UntypedServiceImplementation 
    *
    * Errors: UNAUTHENTICATED without a known key; INVALID_ARGUMENT and NOT_FOUND with BadRequest, naming the valid choices;
    * DEADLINE_EXCEEDED at once when the call's deadline is too short for any work; RESOURCE_EXHAUSTED (SHED) with RetryInfo
-   * when there is too much to do for this run to get a place in time; UNAVAILABLE while draining.
+   * when there is too much to do for this run to get a place in time, or the tenant makes too many calls or holds too many
+   * bytes; RESOURCE_EXHAUSTED (TOO_LARGE) when the request is larger than its tier allows; UNAVAILABLE while draining.
    */
   run: handleServerStreamingCall<RunRequest, RunResponse>;
   /**
@@ -2127,7 +2132,7 @@ export interface OrchestratorServiceServer extends UntypedServiceImplementation 
    * RESOURCE_EXHAUSTED (TOO_LARGE) when its history does not fit into one message: ListRuns has the rest.
    */
   getRun: handleUnaryCall<GetRunRequest, GetRunResponse>;
-  /** ListRuns lists the tenant's runs that this instance knows, newest first. */
+  /** ListRuns lists the tenant's runs that this instance knows, newest first. A page ends with `page_size` runs or 1 MiB. */
   listRuns: handleUnaryCall<ListRunsRequest, ListRunsResponse>;
   /** CancelRun stops a run and returns when it has stopped. Cancelling a finished run changes nothing. NOT_FOUND as for GetRun. */
   cancelRun: handleUnaryCall<CancelRunRequest, CancelRunResponse>;
@@ -2141,7 +2146,8 @@ export interface OrchestratorServiceClient extends Client {
    *
    * Errors: UNAUTHENTICATED without a known key; INVALID_ARGUMENT and NOT_FOUND with BadRequest, naming the valid choices;
    * DEADLINE_EXCEEDED at once when the call's deadline is too short for any work; RESOURCE_EXHAUSTED (SHED) with RetryInfo
-   * when there is too much to do for this run to get a place in time; UNAVAILABLE while draining.
+   * when there is too much to do for this run to get a place in time, or the tenant makes too many calls or holds too many
+   * bytes; RESOURCE_EXHAUSTED (TOO_LARGE) when the request is larger than its tier allows; UNAVAILABLE while draining.
    */
   run(request: RunRequest, options?: Partial<CallOptions>): ClientReadableStream<RunResponse>;
   run(request: RunRequest, metadata?: Metadata, options?: Partial<CallOptions>): ClientReadableStream<RunResponse>;
@@ -2164,7 +2170,7 @@ export interface OrchestratorServiceClient extends Client {
     options: Partial<CallOptions>,
     callback: (error: ServiceError | null, response: GetRunResponse) => void,
   ): ClientUnaryCall;
-  /** ListRuns lists the tenant's runs that this instance knows, newest first. */
+  /** ListRuns lists the tenant's runs that this instance knows, newest first. A page ends with `page_size` runs or 1 MiB. */
   listRuns(
     request: ListRunsRequest,
     callback: (error: ServiceError | null, response: ListRunsResponse) => void,
