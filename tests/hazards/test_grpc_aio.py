@@ -369,7 +369,7 @@ async def test_an_answer_that_is_cut_in_its_first_message_loses_its_status_and_o
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await within_bounds(finish(begin(channel, arity, requests=(), timeout=0.3), arity))
     if raised.value.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:  # which only the client's own timer says
-        cured("that a status is lost after a cut", "`_Uncut` in `transport.answer`")
+        cured("that a status is lost after a cut", "`GuardedContext`")
 
     async def is_stopped(request: Any, context: Any) -> None:
         scope = current_scope()

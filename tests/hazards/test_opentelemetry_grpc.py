@@ -173,7 +173,7 @@ async def test_the_server_span_of_a_call_killed_by_its_deadline_says_nothing_of_
         await settled()
         ended = [told(span) for span in spans.ended(SpanKind.SERVER)]
     if ended not in ([], [(StatusCode.UNSET, 0, None)]):
-        cured("that a spent deadline is not on the span", "`ServerSpans.conclude`")
+        cured("that a spent deadline is not on the span", "`ServerSpan.end`")
 
     asleep, spans = Asleep(), Spans()
     async with serving(methods(asleep), tracer=spans.tracer) as hop:

@@ -58,7 +58,7 @@ async def test_grpc_28346_the_core_rounds_a_timeout_up_and_sends_a_longer_one_ag
 async def test_time_remaining_is_none_without_a_timeout_and_the_mesh_refuses_such_a_call() -> None:
     async with plain(methods(tell_native)) as channel:
         if await within_bounds(begin(channel, "unary_unary")) != b"None":
-            cured("that `time_remaining()` is None", "the check of None in `wire.decode`")
+            cured("that `time_remaining()` is None", "the check of None in `transport.gates`")
 
     async with serving(methods()) as hop:
         with pytest.raises(grpc.aio.AioRpcError) as raised:

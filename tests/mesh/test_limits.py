@@ -183,7 +183,7 @@ def test_a_request_beyond_its_tiers_size_is_too_large(dedicated: bool) -> None:
     async def test(client: Client) -> None:
         error = await client.refused(client.run(prompt="x" * 10_001))
         assert isinstance(error, TooLarge)
-        assert "request_bytes of this tenant's tier are 10000" in str(error)
+        assert "request_bytes of the tier allows 10000" in str(error)
         assert (await client.run(OTHER, prompt="x" * 10_001)).answer
         assert client.hits() == {"request_bytes": 1}
 

@@ -31,12 +31,19 @@ def _by_pool(value: Any) -> Any:
     return found
 
 
+_LEAST_WORKER_UIDS = 256
+
+
 def _range(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     first, dash, last = value.partition("-")
     if value and not (dash and first.isdecimal() and last.isdecimal() and 0 < int(first) <= int(last) < 2**32 - 1):
         raise ValueError("write the first and the last user id, as in 61184-65519, or nothing")
+    if value and int(last) - int(first) < _LEAST_WORKER_UIDS - 1:
+        raise ValueError(
+            f"write at least {_LEAST_WORKER_UIDS} user ids, as in 61184-65519: no two workers should share one"
+        )
     return (int(first), int(last)) if value else None
 
 

@@ -41,10 +41,16 @@ class Memory:
         Raises TooLarge if it exceeds the tier's limit or the tenant's share, and Shed if there is
         no room now.
         """
-        most = min(tenant.tier_policy.request_bytes or self._message_bytes, self.budget.most // COPIES)
-        if size > most:
+        bounds = {
+            "limits.message_bytes": self._message_bytes,
+            "the tenant's part of memory_bytes": self.budget.most // COPIES,
+        }
+        if tenant.tier_policy.request_bytes is not None:
+            bounds["request_bytes of the tier"] = tenant.tier_policy.request_bytes
+        limit = min(bounds, key=bounds.__getitem__)
+        if size > bounds[limit]:
             self.hit(tenant.tenant_id, "request_bytes")
-            raise TooLarge(f"the request has {size} bytes, and request_bytes of this tenant's tier are {most}")
+            raise TooLarge(f"the request has {size} bytes; {limit} allows {bounds[limit]}")
         return self.take(tenant.tenant_id, size)
 
     def take(self, tenant_id: str, size: int) -> Held:

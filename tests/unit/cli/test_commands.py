@@ -126,14 +126,14 @@ def test_a_path_that_is_set_but_empty_is_not_set(
     assert getattr(settings(), field) is None
 
 
-@pytest.mark.parametrize(("value", "read"), [("", None), ("70000-70009", (70000, 70009))])
+@pytest.mark.parametrize(("value", "read"), [("", None), ("70000-70255", (70000, 70255))])
 def test_users_of_workers_are_a_range_or_none(monkeypatch: pytest.MonkeyPatch, value: str, read: Any) -> None:
     monkeypatch.setenv("DMESH_MESH_TOKEN", "t")
     monkeypatch.setenv("DMESH_WORKER_UIDS", value)
     assert HopSettings().worker_uids == read
 
 
-@pytest.mark.parametrize("value", ["0-10", "10", "20-10", "a-b", "1-99999999999"])
+@pytest.mark.parametrize("value", ["0-10", "10", "20-10", "a-b", "1-99999999999", "70000-70009"])
 def test_a_wrong_range_of_users_is_told(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("DMESH_MESH_TOKEN", "t")
     monkeypatch.setenv("DMESH_WORKER_UIDS", value)

@@ -132,7 +132,7 @@ class _Confinement:
                 )
             uids = None
         self._uids = uids
-        self._next = 0 if uids is None else random.randrange(*uids)  # several keepers seldom share a user
+        self._next = 0 if uids is None else random.randint(*uids)  # several keepers seldom share a user
         self._taken: dict[int, int] = {}
         bound_capabilities()
         self._landlock = None if folder is None else Landlock(imported)
@@ -141,7 +141,8 @@ class _Confinement:
         """Choose the user of worker `number`, before its fork."""
         if self._uids is not None:
             first, last = self._uids
-            while self._next in self._taken.values() or not first <= self._next <= last:
+            taken = set(self._taken.values()) if len(self._taken) <= last - first else set()  # else users are shared
+            while self._next in taken or not first <= self._next <= last:
                 self._next = first if self._next >= last else self._next + 1
             self._taken[number] = self._next
             self._next += 1
