@@ -22,7 +22,7 @@ from benchmarks.paced import paced
 from benchmarks.process import started
 from deadlinemesh.client import DeadlineMesh
 from deadlinemesh.errors import MeshError
-from deadlinemesh.policy import hash_key, new_key
+from deadlinemesh.identity.keys import hash_key, new_key
 from deadlinemesh.v1 import orchestrator_pb2
 
 __all__ = ["kept_by_the_dedicated"]

@@ -21,7 +21,7 @@ from benchmarks.isolation_peers import DEADLINE, SERVICE_S, SLOTS, TOKEN, Call, 
 from benchmarks.paced import paced
 from benchmarks.process import started
 from benchmarks.report import Options, Result, bar, median, result
-from deadlinemesh.policy import hash_key, new_key
+from deadlinemesh.identity.keys import hash_key, new_key
 
 __all__ = ["isolation"]
 

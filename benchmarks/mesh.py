@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.process import started
 from benchmarks.stop_client import events_of
-from deadlinemesh.policy import hash_key, new_key
+from deadlinemesh.identity.keys import hash_key, new_key
 
 __all__ = ["Mesh", "meshed"]
 

@@ -13,7 +13,7 @@ import grpc
 
 from benchmarks.process import started
 from benchmarks.stop_client import KEEPALIVE, HeldCalls, Scenarios, events_of
-from deadlinemesh.policy import hash_key, new_key
+from deadlinemesh.identity.keys import hash_key, new_key
 from deadlinemesh.v1 import common_pb2, orchestrator_pb2, orchestrator_pb2_grpc
 
 __all__ = ["MeshUnderTest"]

@@ -7,6 +7,7 @@ Read from the top down; imports go up only:
     admission       fair queues, limits, leases
     vocabulary      messages, turns, tools, phases: what the services say to each other
     policy          the policy file: tiers, tenants, models, tools
+    identity        peers, callers, grants
     telemetry       what happened, as events; sinks for logs, metrics and spans
     transport       gRPC: codec, channel decorator, interceptor, status, server
     llm_proxy       streams from model providers

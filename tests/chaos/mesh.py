@@ -26,7 +26,8 @@ from tests.chaos.toxics import Fault, Proxy, Toxiproxy, toxiproxy
 from tests.support.seen import Heard, Seen, cause_of
 from tests.support.up import environment
 
-from deadlinemesh.policy import Policy, hash_key, new_key
+from deadlinemesh.identity.keys import hash_key, new_key
+from deadlinemesh.policy import Policy
 from deadlinemesh.telemetry import CallEnded, Event
 from deadlinemesh.transport.codec import message_from_wire
 from deadlinemesh.v1 import common_pb2, orchestrator_pb2, orchestrator_pb2_grpc

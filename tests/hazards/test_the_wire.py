@@ -26,7 +26,8 @@ from tests.support.rpc import (
 
 from deadlinemesh.deadline import SYSTEM_CLOCK, current, entered
 from deadlinemesh.errors import NoDeadline
-from deadlinemesh.transport import error_from, wire
+from deadlinemesh.identity.peers import IDENTITY
+from deadlinemesh.transport import error_from
 
 
 async def tell_native(request: bytes, context: Any) -> bytes:
@@ -63,7 +64,7 @@ async def test_time_remaining_is_none_without_a_timeout_and_the_mesh_refuses_suc
     async with serving(methods()) as hop:
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await within_bounds(
-                begin(hop.raw, "unary_unary", metadata=[(wire.IDENTITY, f"token={TOKEN};tenant=;tier=;run=;trace=")])
+                begin(hop.raw, "unary_unary", metadata=[(IDENTITY, f"token={TOKEN};tenant=;tier=;run=;trace=")])
             )
     assert isinstance(error_from(raised.value, "hop-a"), NoDeadline)
 

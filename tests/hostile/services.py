@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from deadlinemesh.hosting.assembly import assemble
 from deadlinemesh.hosting.settings import CLIENT_STREAMS, MESH_STREAMS, HopSettings
-from deadlinemesh.policy import hash_key, new_key
+from deadlinemesh.identity.keys import hash_key, new_key
 from deadlinemesh.transport import MeshServer
 from deadlinemesh.v1 import common_pb2, llm_proxy_pb2, orchestrator_pb2, tool_runner_pb2
 

@@ -13,7 +13,7 @@ import pytest
 from deadlinemesh import orchestrator
 from deadlinemesh.client import DeadlineMesh
 from deadlinemesh.errors import DeadlineSpent, InvalidRequest, MeshError, NotFound, UpstreamFailed
-from deadlinemesh.orchestrator.granted import MESH_GRANT
+from deadlinemesh.identity.grants import MESH_GRANT
 from deadlinemesh.policy import SHARED, Policy, default_policy
 from deadlinemesh.telemetry import CallStarted, RunEnded
 from deadlinemesh.testing import virtual_time

@@ -13,9 +13,8 @@ from benchmarks.hostile.raw_peer import END_STREAM, Kind, RawPeer, frame, litera
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.support.rpc import REQUEST, SERVICE, TOKEN, begin, handler, methods, serving, within_bounds
 
-from deadlinemesh.deadline import DeadlineContext
 from deadlinemesh.telemetry import CallRefused, ConnectionClosed, OrphanReported
-from deadlinemesh.transport import Arrival, DeadlineInterceptor, MeshGate
+from deadlinemesh.transport import Admitted, Arrival, DeadlineInterceptor, MeshGate
 from deadlinemesh.transport.inbound import LARGEST_HEADERS, MOST_HEADERS
 from deadlinemesh.transport.open_calls import MOST_BRIEF, WATCHES_PER_CONNECTION
 from deadlinemesh.transport.requests import READ_AT_ONCE, READ_IN_ALL
@@ -29,7 +28,7 @@ LARGE = bytes(1_000_000)
 PEER = (("mesh-identity", f"token={TOKEN};tenant=acme;tier=free;run=run-1;trace="),)
 
 
-def budget(arrival: Arrival) -> DeadlineContext:
+def budget(arrival: Arrival) -> Admitted:
     """A gate that grants BUDGET_S where the caller asks for no less."""
     if arrival.remaining is None:
         arrival.remaining = BUDGET_S
@@ -254,7 +253,7 @@ async def emptied(hop: Any) -> None:
 class ByTurns:
     """A gate by which requests are read in their callers' turns; each identity's run names another tenant."""
 
-    def __call__(self, arrival: Arrival) -> DeadlineContext:
+    def __call__(self, arrival: Arrival) -> Admitted:
         arrival.by_turns = True
         return MeshGate("hop-a", TOKEN)(arrival)
 

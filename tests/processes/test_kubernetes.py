@@ -19,7 +19,8 @@ from tests.support.up import GUARD
 
 from deadlinemesh.client import DeadlineMesh
 from deadlinemesh.errors import Draining, Unauthenticated
-from deadlinemesh.policy import hash_key, parse
+from deadlinemesh.identity.keys import hash_key
+from deadlinemesh.policy import parse
 from deadlinemesh.telemetry import CallEnded
 from deadlinemesh.v1 import orchestrator_pb2
 

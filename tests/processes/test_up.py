@@ -24,8 +24,8 @@ from tests.support.up import DMESH, GUARD, Up, dmesh, ended, environment, up
 
 from deadlinemesh.client import DeadlineMesh
 from deadlinemesh.errors import MeshError, Unauthenticated
+from deadlinemesh.identity.keys import hash_key
 from deadlinemesh.local.state import MeshState
-from deadlinemesh.policy import hash_key
 from deadlinemesh.v1 import orchestrator_pb2
 
 pytestmark = pytest.mark.processes

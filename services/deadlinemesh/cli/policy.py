@@ -16,8 +16,9 @@ import typer
 from deadlinemesh.hosting import policy_status
 from deadlinemesh.hosting.policy_status import Told
 from deadlinemesh.hosting.settings import CommandSettings
+from deadlinemesh.identity.keys import hash_key, new_key
 from deadlinemesh.local import state as states
-from deadlinemesh.policy import Problem, hash_key, new_key
+from deadlinemesh.policy import Problem
 from deadlinemesh.views.output import Exit, complain
 
 __all__ = ["policy_app"]

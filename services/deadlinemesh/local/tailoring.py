@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from deadlinemesh.policy import OpenAIModel, Policy, with_fresh_keys, with_http_base
+from deadlinemesh.identity.keys import with_fresh_keys
+from deadlinemesh.policy import OpenAIModel, Policy, with_http_base
 
 __all__ = ["DEMO_BASE", "Tailor", "as_yaml", "with_default_model"]
 

@@ -8,21 +8,21 @@ narrow the tier's budget.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextvars import ContextVar
-from dataclasses import dataclass, field
 from functools import partial
 from uuid import uuid4
 
 from deadlinemesh.admission import Quota, Quotas
 from deadlinemesh.deadline import SYSTEM_CLOCK, Clock, DeadlineContext
-from deadlinemesh.errors import Doomed, InvalidRequest, Shed, Unauthenticated, Violation
+from deadlinemesh.errors import Doomed, InvalidRequest, Shed, Violation
+from deadlinemesh.identity.callers import ApiKeys, Authenticator, Tenant
+from deadlinemesh.identity.grants import Grant
 from deadlinemesh.orchestrator.spreader import DeadlineSpreader, Place
-from deadlinemesh.policy import Credentials, GoOver, Policy, Tenant
+from deadlinemesh.policy import GoOver, Policy
 from deadlinemesh.telemetry import LimitHit, Telemetry
-from deadlinemesh.transport import Arrival, wire
+from deadlinemesh.transport import Admitted, Arrival, wire
 from deadlinemesh.vocabulary.hops import ORCHESTRATOR
 
-__all__ = ["EdgeGate", "Grant", "current_grant", "set_grant"]
+__all__ = ["EdgeGate"]
 
 C_CORE_STRETCH = 1.045
 """Factor by which a `grpc-timeout` from the C core may exceed the caller's own timer. The C core
@@ -59,44 +59,6 @@ BYTES_PER_CALL = 64 * 1024
 long as a call."""
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
-    """The edge's decision on one call. Durations are in seconds from the call's arrival."""
-
-    tenant: Tenant
-    granted: float
-    """Seconds until the deadline."""
-    due: float
-    """Seconds until the answer must be on its way: the deadline less the response reserve."""
-    requested: float | None
-    """Seconds left of the caller's deadline. None without one."""
-    charge: Callable[[int], None] = field(default=lambda size: None, compare=False, repr=False)
-    """Charges the bytes of a request or a reply. At the edge, large ones count as several calls."""
-
-    @property
-    def reserve(self) -> float:
-        """Seconds held back so that the answer reaches the caller before its own timer fires."""
-        return self.granted - self.due
-
-    @property
-    def clipped(self) -> bool:
-        """True if the caller asked for more time than its tier allows."""
-        return self.requested is not None and self.requested > self.granted
-
-
-_GRANT: ContextVar[Grant] = ContextVar("grant")
-
-
-def current_grant() -> Grant:
-    """The grant of the call being served."""
-    return _GRANT.get()
-
-
-def set_grant(grant: Grant) -> None:
-    """Set the grant of the call at the gate."""
-    _GRANT.set(grant)
-
-
 class EdgeGate:
     """The gate for clients. It authenticates a call by its API key, and grants its time.
 
@@ -105,8 +67,15 @@ class EdgeGate:
     """
 
     def __init__(
-        self, policy: Policy, clock: Clock = SYSTEM_CLOCK, telemetry: Telemetry | None = None, hop: str = ORCHESTRATOR
+        self,
+        policy: Policy,
+        clock: Clock = SYSTEM_CLOCK,
+        telemetry: Telemetry | None = None,
+        hop: str = ORCHESTRATOR,
+        authenticator: Callable[[Policy], Authenticator] = ApiKeys,
     ) -> None:
+        """`authenticator` makes the authenticator of a policy."""
+        self._authenticator_of = authenticator
         self._clock = clock
         self._telemetry = telemetry or Telemetry()
         self._hop = hop
@@ -116,25 +85,24 @@ class EdgeGate:
 
     def prepared(self, policy: Policy) -> GoOver:
         """Prepare `policy` for later calls. Once it is in force, keys that it lacks are refused."""
-        credentials = Credentials(policy)
+        authenticator = self._authenticator_of(policy)
         quotas = {
             name: Quota(tier.calls_per_second, tier.burst, tier.concurrent_calls) for name, tier in policy.tiers.items()
         }
 
         def go_over() -> None:
-            self._credentials, self._limits, self._quotas = credentials, policy.limits, quotas
+            self._authenticator, self._limits, self._quotas = authenticator, policy.limits, quotas
 
         return go_over
 
-    def __call__(self, arrival: Arrival) -> DeadlineContext:
-        tenant = self._authenticated(arrival)
+    def __call__(self, arrival: Arrival) -> Admitted:
+        tenant = self._authenticator.authenticate(arrival)
         self._count(tenant, arrival)
         if (size := sum(len(key) + len(value) for key, value in arrival.metadata)) > LARGEST_METADATA:
             raise InvalidRequest([Violation("metadata", f"has {size} bytes, and may have {LARGEST_METADATA}")])
         arrival.by_turns = True
         grant = self._grant(tenant, arrival)
-        set_grant(grant)
-        return DeadlineContext(
+        context = DeadlineContext(
             tenant_id=grant.tenant.tenant_id,
             absolute_deadline=arrival.at + grant.granted,
             tier=grant.tenant.tier,
@@ -143,15 +111,7 @@ class EdgeGate:
             started_at=arrival.at,
             clock=self._clock,
         )
-
-    def _authenticated(self, arrival: Arrival) -> Tenant:
-        scheme, _, key = arrival.header("authorization").partition(" ")
-        if not key or scheme.lower() != "bearer":
-            raise Unauthenticated("send your API key as metadata `authorization: Bearer KEY`")
-        tenant = self._credentials.tenant_of(key.strip())
-        if tenant is None:
-            raise Unauthenticated("this API key is unknown; it may have been revoked")
-        return tenant
+        return Admitted(context, grant)
 
     def _count(self, tenant: Tenant, arrival: Arrival) -> None:
         """Count the call until its end.

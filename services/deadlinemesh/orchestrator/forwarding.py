@@ -16,8 +16,7 @@ import grpc
 from deadlinemesh.admission import Held
 from deadlinemesh.deadline import SYSTEM_CLOCK, Clock, current, narrowed_at
 from deadlinemesh.errors import DeadlineSpent
-from deadlinemesh.orchestrator.edge import current_grant
-from deadlinemesh.orchestrator.granted import encode_grant
+from deadlinemesh.identity.grants import Grant, encode_grant
 from deadlinemesh.orchestrator.memory import COPIES, Memory
 from deadlinemesh.policy import GoOver, Past, Policy
 from deadlinemesh.telemetry import Telemetry
@@ -83,14 +82,14 @@ class Forwarder:
 
     async def _stream(self, method: str, request: bytes, context: Any) -> None:
         try:
-            with self._request(request):
+            with self._request(request, context):
                 await self._relay(method, request, context)
         except (DeadlineSpent, grpc.aio.AioRpcError) as error:
             await _pass_on(error, context)
 
     async def _relay(self, method: str, request: bytes, context: Any) -> None:
         async with (
-            self._pool().begin(method, request) as call,
+            self._pool().begin(method, request, context.admitted.grant) as call,
             narrowed_at(self._answered_by()),
         ):
             await context.send_initial_metadata(await call.initial_metadata())
@@ -99,11 +98,11 @@ class Forwarder:
 
     async def _ask(self, method: str, request: bytes, context: Any) -> Any:
         try:
-            with self._request(request):
-                call = self._pool().begin(method, request)
+            with self._request(request, context):
+                call = self._pool().begin(method, request, context.admitted.grant)
                 async with narrowed_at(self._answered_by()):
                     reply = await call
-                current_grant().charge(len(reply))
+                context.admitted.grant.charge(len(reply))
                 # The client may read the reply slowly.
                 held = self._memory.take(current().tenant_id, COPIES * len(reply))
                 context.add_done_callback(lambda _: held.release())
@@ -111,8 +110,8 @@ class Forwarder:
         except (DeadlineSpent, grpc.aio.AioRpcError) as error:
             await _pass_on(error, context)
 
-    def _request(self, request: bytes) -> Held:
-        grant = current_grant()
+    def _request(self, request: bytes, context: Any) -> Held:
+        grant = context.admitted.grant
         grant.charge(len(request))
         return self._memory.request(grant.tenant, len(request))
 
@@ -143,9 +142,9 @@ class _Pool:
             for method in _SERVICE.methods
         }
 
-    def begin(self, method: str, request: bytes) -> Any:
-        """Begin a call to the orchestrator, for the current context and grant."""
-        return self._methods[method](request, metadata=(encode_grant(current_grant()),))
+    def begin(self, method: str, request: bytes, grant: Grant) -> Any:
+        """Begin a call to the orchestrator, for the current context."""
+        return self._methods[method](request, metadata=(encode_grant(grant),))
 
 
 async def _pass_on(error: DeadlineSpent | grpc.aio.AioRpcError, context: Any) -> None:

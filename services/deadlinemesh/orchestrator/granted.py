@@ -1,41 +1,19 @@
-"""The grant on the wire, from the edge to the orchestrator that executes it. It is trusted there.
-
-The grant travels as durations, like all times in the mesh. The deadline is the call's own. The
-grant tells the call's arrival at the edge, as a time before the deadline. A run's time counts from
-that arrival, so the way from the edge is part of its admission.
-"""
+"""The gate of an orchestrator behind an edge, which has granted the run."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 
 from deadlinemesh.deadline import SYSTEM_CLOCK, Clock, DeadlineContext
-from deadlinemesh.errors import InvalidRequest, UpstreamFailed, Violation, shown
-from deadlinemesh.orchestrator.edge import Grant, set_grant
-from deadlinemesh.policy import GoOver, Past, Policy, Tenant
-from deadlinemesh.transport import Arrival, MeshGate
+from deadlinemesh.errors import UpstreamFailed, shown
+from deadlinemesh.identity.callers import Tenant
+from deadlinemesh.identity.grants import MESH_GRANT, decode_grant
+from deadlinemesh.policy import GoOver, Past, Policy
+from deadlinemesh.transport import Admitted, Arrival, MeshGate
 from deadlinemesh.vocabulary.hops import ORCHESTRATOR
 
-__all__ = ["MESH_GRANT", "GrantedGate", "encode_grant"]
-
-MESH_GRANT = "mesh-grant"
-"""Metadata key of the edge's grant: `granted=US;due=US;requested=US`, in microseconds from the
-arrival at the edge. `requested` is empty if the client set no deadline."""
-
-_MESH_GRANT = re.compile(r"granted=([0-9]{1,16});due=([0-9]{1,16});requested=([0-9]{1,16})?")
-
-
-def encode_grant(grant: Grant) -> tuple[str, str]:
-    """The metadata entry for `grant`. Times are rounded down."""
-    requested = "" if grant.requested is None else _microseconds(grant.requested)
-    return MESH_GRANT, f"granted={_microseconds(grant.granted)};due={_microseconds(grant.due)};requested={requested}"
-
-
-def _microseconds(seconds: float) -> int:
-    # A client's timeout may have more digits than the header allows.
-    return int(min(max(0.0, seconds) * 1_000_000, 10**16 - 1))
+__all__ = ["GrantedGate"]
 
 
 class GrantedGate:
@@ -65,28 +43,17 @@ class GrantedGate:
 
         return go_over
 
-    def __call__(self, arrival: Arrival) -> DeadlineContext:
-        context = self._peers(arrival)
+    def __call__(self, arrival: Arrival) -> Admitted:
+        context = self._peers(arrival).context
         tenant = self._tenants.get(context.tenant_id) or self._gone(context)
         if tenant is None:
             # Not the client's fault: the edge has another policy than this process, for a moment.
             raise UpstreamFailed(f"no orchestrator serves {shown(context.tenant_id)} just now: the policy is changing")
-        grant = _decoded(arrival.header(MESH_GRANT), tenant)
-        set_grant(grant)
+        grant = decode_grant(arrival.header(MESH_GRANT), tenant)
         context = context.tightened_to(arrival.at + grant.granted)
-        return replace(context, started_at=context.absolute_deadline - grant.granted)
+        return Admitted(replace(context, started_at=context.absolute_deadline - grant.granted), grant)
 
     def _gone(self, context: DeadlineContext) -> Tenant | None:
         """The tenant of a granted run, if a reload has removed it here meanwhile; else None."""
         past = self._past.serving(context.absolute_deadline)
         return next((tenants[context.tenant_id] for tenants in past if context.tenant_id in tenants), None)
-
-
-def _decoded(value: str, tenant: Tenant) -> Grant:
-    match = _MESH_GRANT.fullmatch(value)
-    if match is None or int(match[2]) > int(match[1]):
-        raise InvalidRequest(
-            [Violation(MESH_GRANT, "must be granted=US;due=US;requested=US, due within what is granted")]
-        )
-    granted, due, requested = (int(part) / 1_000_000 for part in match.groups("0"))
-    return Grant(tenant, granted, due, None if match[3] is None else requested)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from deadlinemesh.admission import Budget, Held
 from deadlinemesh.errors import Shed, TooLarge
-from deadlinemesh.policy import Policy, Tenant
+from deadlinemesh.identity.callers import Tenant
+from deadlinemesh.policy import Policy
 from deadlinemesh.telemetry import LimitHit, Telemetry
 
 __all__ = ["COPIES", "RETRY_AFTER", "Memory"]

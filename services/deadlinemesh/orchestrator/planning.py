@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deadlinemesh.errors import InvalidRequest, NotFound, Violation, Violations, choices, shown
+from deadlinemesh.identity.callers import Tenant
 from deadlinemesh.orchestrator.assignment import Assignment
 from deadlinemesh.orchestrator.catalog import Listed
 from deadlinemesh.orchestrator.shortening import Bounds
-from deadlinemesh.policy import Policy, Tenant
+from deadlinemesh.policy import Policy
 from deadlinemesh.vocabulary import Message, Role, ToolSpec, history_violations
 
 __all__ = ["MAX_ITEMS", "RunOrder", "assignment_of", "check_order", "model_of"]

@@ -14,8 +14,8 @@ from typing import Any
 from deadlinemesh.admission import Bulkhead, Held, Lease
 from deadlinemesh.deadline import Background, BackgroundTask, DeadlineContext
 from deadlinemesh.errors import Cause, MeshError, Shed, Stopped
+from deadlinemesh.identity.grants import Grant
 from deadlinemesh.orchestrator.agent import Agent
-from deadlinemesh.orchestrator.edge import Grant
 from deadlinemesh.orchestrator.events import (
     Outcome,
     PhaseChanged,

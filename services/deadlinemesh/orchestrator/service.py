@@ -9,7 +9,8 @@ from itertools import chain
 from deadlinemesh.admission import Bulkhead, Held
 from deadlinemesh.deadline import SYSTEM_CLOCK, Background, Clock, current
 from deadlinemesh.errors import Cause, UpstreamFailed, Violations
-from deadlinemesh.orchestrator.edge import Grant
+from deadlinemesh.identity.callers import Tenant
+from deadlinemesh.identity.grants import Grant
 from deadlinemesh.orchestrator.events import RunStarted
 from deadlinemesh.orchestrator.execution import Executor
 from deadlinemesh.orchestrator.memory import COPIES, Memory
@@ -17,7 +18,7 @@ from deadlinemesh.orchestrator.planning import RunOrder, check_order
 from deadlinemesh.orchestrator.ports import ModelPort, ToolPort
 from deadlinemesh.orchestrator.run import GROWTH_BYTES, AgentRun
 from deadlinemesh.orchestrator.store import MemoryRunStore, RunStore
-from deadlinemesh.policy import GoOver, Past, Policy, Tenant
+from deadlinemesh.policy import GoOver, Past, Policy
 from deadlinemesh.telemetry import Telemetry
 from deadlinemesh.vocabulary.hops import ORCHESTRATOR
 

@@ -11,7 +11,7 @@ import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from deadlinemesh.errors import InvalidRequest, TooLarge, Violation, Violations, choices
-from deadlinemesh.orchestrator.edge import Grant, current_grant
+from deadlinemesh.identity.grants import Grant
 from deadlinemesh.orchestrator.events import (
     PhaseChanged,
     RunEvent,
@@ -83,7 +83,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     async def Run(
         self, request: orchestrator_pb2.RunRequest | Crowded, context: Any
     ) -> AsyncIterator[orchestrator_pb2.RunResponse]:
-        grant = current_grant()
+        grant = _grant_of(context)
         if isinstance(request, Crowded):
             grant.charge(request.size)
             raise request
@@ -101,7 +101,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
 
     async def GetRun(self, request: orchestrator_pb2.GetRunRequest, context: Any) -> orchestrator_pb2.GetRunResponse:
         _check_size(request)
-        run = self.service.get(_tenant_id(), request.run_id)
+        run = self.service.get(_tenant_id(context), request.run_id)
         history, most = run.history, self.service.message_bytes
         size = sum(map(_length, history))
         if size <= most:
@@ -123,7 +123,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         wanted = _WANTED[request.state]
         runs = (
             run
-            for run in self.service.runs(_tenant_id())
+            for run in self.service.runs(_tenant_id(context))
             if (before is None or run.number < before) and run.over in wanted
         )
         last = 0
@@ -148,7 +148,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         self, request: orchestrator_pb2.CancelRunRequest, context: Any
     ) -> orchestrator_pb2.CancelRunResponse:
         _check_size(request)
-        run = await self.service.cancel(_tenant_id(), request.run_id)
+        run = await self.service.cancel(_tenant_id(context), request.run_id)
         reply = orchestrator_pb2.CancelRunResponse(run=_info(run))
         self._hold_reply(reply.ByteSize(), context)
         return reply
@@ -156,7 +156,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     def _hold_reply(self, size: int, context: Any) -> None:
         """Charge a large reply until its call is over."""
         if size > _SMALL_REPLY:
-            held = self.service.hold_reply(current_grant(), size)
+            held = self.service.hold_reply(_grant_of(context), size)
             context.add_done_callback(lambda _: held.release())
 
 
@@ -184,8 +184,14 @@ def _check_size(request: Any) -> None:
         raise TooLarge(f"the request has {size} bytes, and at most {_LARGEST_QUESTION} are needed to ask this")
 
 
-def _tenant_id() -> str:
-    return current_grant().tenant.tenant_id
+def _grant_of(context: Any) -> Grant:
+    """The grant of the call that a handler serves."""
+    grant: Grant = context.admitted.grant
+    return grant
+
+
+def _tenant_id(context: Any) -> str:
+    return _grant_of(context).tenant.tenant_id
 
 
 async def _order(request: orchestrator_pb2.RunRequest, found: Violations) -> RunOrder:

@@ -10,13 +10,11 @@
     follow.py           follows a file that changes while a process runs
     past.py             keeps removed parts of a policy for the runs that began with them
     environment.py      the environment variables that a policy names
-    credentials.py      API keys, and the `Tenant` of a key
     default.py          the embedded policy, default.yaml, and a new base for its URLs
 
 Durations are in seconds. The file has them as 250ms, 30s, 5m, 1h or a number of seconds.
 """
 
-from deadlinemesh.policy.credentials import Credentials, Tenant, hash_key, new_key, with_fresh_keys
 from deadlinemesh.policy.default import default_policy, with_http_base
 from deadlinemesh.policy.file import load, located, parse, text_in, unset
 from deadlinemesh.policy.follow import PolicyFile, PolicyStatus, Prepare, refuse_what_stands
@@ -40,7 +38,6 @@ from deadlinemesh.policy.problems import PolicyError, Problem
 __all__ = [
     "SHARED",
     "AdmissionPolicy",
-    "Credentials",
     "GoOver",
     "HttpToolPolicy",
     "Limits",
@@ -55,20 +52,16 @@ __all__ = [
     "Problem",
     "Rest",
     "ScriptedModel",
-    "Tenant",
     "TenantPolicy",
     "TierPolicy",
     "ToolsPolicy",
     "default_policy",
-    "hash_key",
     "load",
     "located",
-    "new_key",
     "parse",
     "refuse_what_stands",
     "text_in",
     "unset",
     "url_arguments",
-    "with_fresh_keys",
     "with_http_base",
 ]

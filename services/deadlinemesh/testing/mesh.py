@@ -15,9 +15,10 @@ from deadlinemesh.hosting.services import (
     orchestrator_service,
     tool_runner_service,
 )
+from deadlinemesh.identity.keys import with_fresh_keys
 from deadlinemesh.llm_proxy.providers import Provider
 from deadlinemesh.orchestrator import EdgeGate, GrantedGate, Orchestrator
-from deadlinemesh.policy import SHARED, Policy, Rest, with_fresh_keys
+from deadlinemesh.policy import SHARED, Policy, Rest
 from deadlinemesh.policy.model import ToolsPolicy
 from deadlinemesh.telemetry import CountingSink, Telemetry
 from deadlinemesh.testing.memory import MemoryChannel, MemoryServer

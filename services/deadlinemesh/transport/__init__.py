@@ -26,13 +26,14 @@ server.py           `MeshServer`: start, health, reflection, drain, stop
 
 from deadlinemesh.transport.channels import mesh_channel, open_channel
 from deadlinemesh.transport.connections import ConnectionLimits
-from deadlinemesh.transport.gates import Arrival, Gate, MeshGate
+from deadlinemesh.transport.gates import Admitted, Arrival, Gate, MeshGate
 from deadlinemesh.transport.inbound import DeadlineInterceptor
 from deadlinemesh.transport.outbound import MeshChannel, StreamingCall
 from deadlinemesh.transport.server import MeshServer, ServerSettings
 from deadlinemesh.transport.status import error_from, status_of
 
 __all__ = [
+    "Admitted",
     "Arrival",
     "ConnectionLimits",
     "DeadlineInterceptor",

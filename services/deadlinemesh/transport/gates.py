@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from hmac import compare_digest
+from typing import TYPE_CHECKING
 
 from deadlinemesh.deadline import SYSTEM_CLOCK, Clock, DeadlineContext
-from deadlinemesh.errors import NoDeadline, Shed, Unauthenticated
+from deadlinemesh.errors import NoDeadline, Shed
+from deadlinemesh.identity.peers import MeshPeers
 from deadlinemesh.transport import wire
 from deadlinemesh.transport.backlog import Backlog, Backlogs
 
-__all__ = ["Arrival", "Gate", "MeshGate"]
+if TYPE_CHECKING:
+    from deadlinemesh.identity.grants import Grant  # with policy, which a client need not import
+
+__all__ = ["Admitted", "Arrival", "Gate", "MeshGate"]
 
 TOO_LATE = 0.5
 """Share of its time that a call may have spent before it was taken up.
@@ -19,12 +23,6 @@ gRPC queues calls in the order of arrival, before any admission can see them. Be
 too long, each call would begin with almost no time left. If some are refused in time, the calls
 after them have more time, and their callers learn of the load.
 """
-
-MOST_REMEMBERED = 4096
-"""Identities of peers that a gate remembers."""
-
-LONGEST_REMEMBERED = 512
-"""Characters of an identity header that a gate remembers; a longer one is checked each time."""
 
 
 class Arrival:
@@ -92,7 +90,17 @@ class Arrival:
         return next((value for key, value in reversed(self.metadata) if key == name and isinstance(value, str)), "")
 
 
-Gate = Callable[[Arrival], DeadlineContext]
+class Admitted:
+    """A gate's decision on a call: its context and, at the edge, the grant of its run."""
+
+    __slots__ = ("context", "grant")
+
+    def __init__(self, context: DeadlineContext, grant: Grant | None = None) -> None:
+        self.context = context
+        self.grant = grant
+
+
+Gate = Callable[[Arrival], Admitted]
 """Decides the caller and the deadline of a call. Raises the error for a refusal."""
 
 
@@ -108,16 +116,14 @@ class MeshGate:
 
     def __init__(self, hop: str, mesh_token: str, clock: Clock = SYSTEM_CLOCK) -> None:
         self._hop = hop
-        self._token = wire.checked_token(mesh_token).encode()
+        self.peers = MeshPeers(hop, mesh_token)
+        self.believed = self.peers.believed
+        """Identity headers of peers believed lately."""
         self._clock = clock
         self._backlogs = Backlogs()
-        self.believed: dict[str, wire.Identity] = {}
-        """Identities believed lately, by their header. All calls of one run carry the
-        same header.
-        """
 
-    def __call__(self, arrival: Arrival) -> DeadlineContext:
-        caller = self.believed.get(arrival.identity) or self._introduced(arrival.identity)
+    def __call__(self, arrival: Arrival) -> Admitted:
+        caller = self.peers.identify(arrival.identity)
         if arrival.remaining is None:
             raise NoDeadline(f"{self._hop} takes no call without a deadline: set the call's timeout", hop=self._hop)
         if arrival.late > TOO_LATE * (arrival.late + arrival.remaining):
@@ -129,25 +135,14 @@ class MeshGate:
             )
         at = arrival.at
         arrival.backlog = self._backlogs.join(at, arrival.late)
-        return DeadlineContext(
-            caller.tenant_id,
-            at + arrival.remaining,
-            caller.tier,
-            caller.trace_id or wire.new_trace_id(),
-            caller.run_id,
-            at,
-            self._clock,
-        )
-
-    def _introduced(self, header: str) -> wire.Identity:
-        identity = wire.identity_of(header)
-        if not compare_digest(identity.mesh_token, self._token):
-            raise Unauthenticated(
-                f"{self._hop} is internal: `{wire.IDENTITY}` must begin with the mesh's token; clients call the orchestrator",
-                hop=self._hop,
+        return Admitted(
+            DeadlineContext(
+                caller.tenant_id,
+                at + arrival.remaining,
+                caller.tier,
+                caller.trace_id or wire.new_trace_id(),
+                caller.run_id,
+                at,
+                self._clock,
             )
-        if len(header) <= LONGEST_REMEMBERED:
-            if len(self.believed) >= MOST_REMEMBERED:
-                self.believed.clear()
-            self.believed[header] = identity
-        return identity
+        )

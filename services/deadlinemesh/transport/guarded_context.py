@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 
 from deadlinemesh.deadline.lowlevel import HERE, outside_any_scope
+from deadlinemesh.transport.gates import Admitted
 from deadlinemesh.transport.stragglers import Exchange, Stage, Stragglers
 
 __all__ = ["GuardedContext"]
@@ -24,7 +25,10 @@ class GuardedContext:
     that does not read it cannot hold the call up.
     """
 
-    __slots__ = ("_context", "_exchange", "_first", "_left", "_opening", "_stragglers")
+    __slots__ = ("_context", "_exchange", "_first", "_left", "_opening", "_stragglers", "admitted")
+
+    admitted: Admitted
+    """The gate's decision. Set before the handler is called."""
 
     def __init__(self, context: Any, exchange: Exchange, stragglers: Stragglers) -> None:
         self._context = context

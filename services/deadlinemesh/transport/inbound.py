@@ -357,7 +357,8 @@ class _Method:
                 if arrival.malformed is not None:
                     hop._telemetry.record(MalformedRemaining(hop.hop, self._name, arrival.malformed))
                 try:
-                    deadline = hop._gate(arrival)
+                    admitted = answer.admitted = hop._gate(arrival)
+                    deadline = admitted.context
                 finally:
                     if arrival.on_end is not None:
                         task.add_done_callback(arrival.on_end)

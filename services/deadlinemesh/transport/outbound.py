@@ -20,6 +20,7 @@ from opentelemetry import trace
 from deadlinemesh.deadline import current
 from deadlinemesh.deadline.lowlevel import HERE, current_scope
 from deadlinemesh.errors import DeadlineSpent
+from deadlinemesh.identity.peers import checked_token
 from deadlinemesh.transport import wire
 from deadlinemesh.transport.spans import ClientSpans
 from deadlinemesh.transport.throttling import Throttling, Watch
@@ -44,7 +45,7 @@ class MeshChannel(grpc.aio.Channel):
     def __init__(self, channel: grpc.aio.Channel, mesh_token: str, tracer: trace.Tracer | None = None) -> None:
         self._channel = channel
         self._spans = None if tracer is None else ClientSpans(tracer)
-        self._mesh_token = wire.checked_token(mesh_token)
+        self._mesh_token = checked_token(mesh_token)
         self._throttlings: dict[str, Throttling] = {}
 
     def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:

@@ -10,23 +10,16 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from deadlinemesh.deadline import DeadlineContext
 from deadlinemesh.errors import shown
+from deadlinemesh.identity.peers import IDENTITY, identity_value
 
-__all__ = ["IDENTITY", "REMAINING_US", "TRACEPARENT", "Identity", "decode", "encode", "exact", "identity_of"]
+__all__ = ["IDENTITY", "REMAINING_US", "TRACEPARENT", "decode", "encode", "exact"]
 
 REMAINING_US = "deadline-remaining-us"
 """Header: the time that remains at the moment of sending. Whole microseconds, decimal, at most 16
 digits.
-"""
-IDENTITY = "mesh-identity"
-"""Header: the caller and the owner of the call, as
-`token=SECRET;tenant=ID;tier=NAME;run=ID;trace=ID`.
-
-The token is the secret that peers of the mesh share. A receiver believes the rest because of it. It
-is one header, the same for a whole run, because each header costs every hop.
 """
 TRACEPARENT = "traceparent"
 """Header: W3C Trace Context, version 00. Inside the mesh it travels beside the identity if spans
@@ -50,19 +43,7 @@ Pairs = Sequence[tuple[str, str | bytes]]
 Said = tuple[float | None, str, str | None]
 """Result of `decode`: seconds left, identity, malformed value."""
 
-_IDENTITY = re.compile(r"token=([^;]*);tenant=([^;]*);tier=([^;]*);run=([^;]*);trace=([0-9a-f]{32})?")
 _TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """The caller and the owner of a call. An empty string stands for a part that was not sent."""
-
-    mesh_token: bytes
-    tenant_id: str
-    tier: str
-    run_id: str
-    trace_id: str
 
 
 def exact(remaining: float) -> str:
@@ -76,11 +57,7 @@ def encode(context: DeadlineContext, remaining: float, mesh_token: str) -> Metad
     """The metadata for a call made under `context` when `remaining` seconds are left."""
     return (
         (REMAINING_US, exact(remaining)),
-        (
-            IDENTITY,
-            f"token={mesh_token};tenant={context.tenant_id};tier={context.tier};run={context.run_id}"
-            f";trace={context.trace_id}",
-        ),
+        (IDENTITY, identity_value(context, mesh_token)),
     )
 
 
@@ -107,31 +84,10 @@ def decode(metadata: Pairs) -> Said:
     return rest, identity, malformed
 
 
-_NOBODY = Identity(b"", "", "", "", "")
-
-
-def identity_of(value: str) -> Identity:
-    """Decode an identity header. An invalid one gives an identity of empty strings."""
-    match = _IDENTITY.fullmatch(value)
-    if not match:
-        return _NOBODY
-    token, *whose = match.groups("")
-    return Identity(token.encode("utf-8", "surrogatepass"), *whose)  # compared only
-
-
 def trace_id_of(traceparent: str) -> str:
     """The trace id of a W3C trace context; empty if it is not a valid one."""
     match = _TRACEPARENT.fullmatch(traceparent)
     return match[1] if match else ""
-
-
-def checked_token(mesh_token: str) -> str:
-    """Return `mesh_token`. Raises ValueError if it cannot be part of an identity header."""
-    if not mesh_token or ";" in mesh_token or not (mesh_token.isascii() and mesh_token.isprintable()):
-        raise ValueError(
-            "the mesh token tells a peer from a stranger: it must be printable ASCII without `;`, and not empty"
-        )
-    return mesh_token
 
 
 def new_trace_id() -> str:

@@ -12,10 +12,13 @@ from tests.fuzz.reading import headers
 
 from deadlinemesh.deadline import DeadlineContext, VirtualClock
 from deadlinemesh.errors import MeshError
-from deadlinemesh.orchestrator.edge import EdgeGate, current_grant
-from deadlinemesh.orchestrator.granted import GrantedGate, encode_grant
-from deadlinemesh.policy import Policy, hash_key, parse
-from deadlinemesh.transport import Arrival, Gate, MeshGate, wire
+from deadlinemesh.identity.grants import encode_grant
+from deadlinemesh.identity.keys import hash_key
+from deadlinemesh.identity.peers import IDENTITY
+from deadlinemesh.orchestrator.edge import EdgeGate
+from deadlinemesh.orchestrator.granted import GrantedGate
+from deadlinemesh.policy import Policy, parse
+from deadlinemesh.transport import Admitted, Arrival, Gate, MeshGate, wire
 
 TOKEN = "secret"
 KEYS = {"key-a": "acme", "key-b": "bolt"}
@@ -52,7 +55,7 @@ def target(data: bytes) -> None:
     _check_granted(arrival)
 
 
-def _asked(gate: Gate, arrival: Arrival) -> DeadlineContext | None:
+def _asked(gate: Gate, arrival: Arrival) -> Admitted | None:
     try:
         return gate(arrival)
     except MeshError as refused:
@@ -61,12 +64,14 @@ def _asked(gate: Gate, arrival: Arrival) -> DeadlineContext | None:
 
 
 def _check_edge(arrival: Arrival) -> None:
-    context = _asked(EdgeGate(POLICY, VirtualClock(NOW_S)), arrival)
-    if context is None:
+    admitted = _asked(EdgeGate(POLICY, VirtualClock(NOW_S)), arrival)
+    if admitted is None:
         return
+    context, grant = admitted.context, admitted.grant
+    assert grant is not None
     key = arrival.header("authorization").split(" ", 1)[1].strip()
     assert context.tenant_id == KEYS[key]
-    grant, budget = current_grant(), POLICY.tiers[POLICY.tenants[KEYS[key]].tier].run_budget
+    budget = POLICY.tiers[POLICY.tenants[KEYS[key]].tier].run_budget
     asked = budget if arrival.native_remaining is None else min(budget, arrival.native_remaining)
     assert context.absolute_deadline == NOW_S + grant.granted
     assert grant.granted <= asked
@@ -78,22 +83,23 @@ def _check_edge(arrival: Arrival) -> None:
     behind = _asked(_behind(KEYS[key]), forwarded)
     if grant.granted > 0:
         assert behind is not None
-        assert behind.absolute_deadline <= context.absolute_deadline
-        assert behind.tenant_id == context.tenant_id
+        assert behind.context.absolute_deadline <= context.absolute_deadline
+        assert behind.context.tenant_id == context.tenant_id
 
 
 def _check_inner(arrival: Arrival) -> None:
-    context = _asked(MeshGate("tool-runner", TOKEN, VirtualClock(NOW_S)), arrival)
-    if context is not None:
-        _check_believed(arrival, context)
+    admitted = _asked(MeshGate("tool-runner", TOKEN, VirtualClock(NOW_S)), arrival)
+    if admitted is not None:
+        _check_believed(arrival, admitted.context)
 
 
 def _check_granted(arrival: Arrival) -> None:
     for tenant in KEYS.values():
-        context = _asked(_behind(tenant), arrival)
-        if context is not None:
+        admitted = _asked(_behind(tenant), arrival)
+        if admitted is not None:
+            context, grant = admitted.context, admitted.grant
             _check_believed(arrival, context)
-            grant = current_grant()
+            assert grant is not None
             assert grant.due <= grant.granted
             assert context.absolute_deadline <= NOW_S + grant.granted
             assert context.tenant_id == tenant == grant.tenant.tenant_id
@@ -104,7 +110,7 @@ def _behind(tenant: str) -> GrantedGate:
 
 
 def _check_believed(arrival: Arrival, context: DeadlineContext) -> None:
-    *_, identity = (value for name, value in arrival.metadata if name == wire.IDENTITY)
+    *_, identity = (value for name, value in arrival.metadata if name == IDENTITY)
     assert isinstance(identity, str)
     assert identity.startswith(f"token={TOKEN};")
     assert arrival.remaining is not None

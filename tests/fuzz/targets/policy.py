@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import yaml
 
-from deadlinemesh.policy import Credentials, Policy, PolicyError, parse
+from deadlinemesh.identity.callers import ApiKeys
+from deadlinemesh.policy import Policy, PolicyError, parse
 
 MAX_BYTES = 65536
 MOST_CHARACTERS = 200_000
@@ -27,7 +28,7 @@ def target(data: bytes) -> None:
 
 def _check(policy: Policy) -> None:
     """A policy that is accepted can be used, and written and read again."""
-    Credentials(policy)
+    ApiKeys(policy)
     policy.shares(by_model_queue=True)
     assert policy.pools()
     for tenant in policy.tenants:

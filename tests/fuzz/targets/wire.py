@@ -8,6 +8,7 @@ from contextlib import suppress
 from tests.fuzz.reading import headers, text
 
 from deadlinemesh.deadline import DeadlineContext
+from deadlinemesh.identity.peers import Identity, checked_token, identity_of
 from deadlinemesh.transport import Arrival, wire
 
 LONGEST_S = 10**10
@@ -30,14 +31,14 @@ def target(data: bytes) -> None:
         trace_id = wire.trace_id_of(text(line))
         assert not trace_id or (re.fullmatch("[0-9a-f]{32}", trace_id) and int(trace_id, 16))
         with suppress(ValueError):
-            _check_token(wire.checked_token(text(line)))
+            _check_token(checked_token(text(line)))
 
 
 def _check_identity(header: str) -> None:
     """An identity that was read is written as it came."""
-    who = wire.identity_of(header)
+    who = identity_of(header)
     if not header.startswith("token="):
-        assert who == wire.Identity(b"", "", "", "", "")
+        assert who == Identity(b"", "", "", "", "")
     if who.mesh_token and who.trace_id:
         token = who.mesh_token.decode("utf-8", "surrogatepass")
         assert wire.decode(_sent(token, who.tenant_id, who.tier, who.run_id, who.trace_id))[1] == header
@@ -45,7 +46,7 @@ def _check_identity(header: str) -> None:
 
 def _check_token(token: str) -> None:
     _, header, _ = wire.decode(_sent(token, "acme", "free", "run_1", "1" * 32))
-    assert wire.identity_of(header) == wire.Identity(token.encode(), "acme", "free", "run_1", "1" * 32)
+    assert identity_of(header) == Identity(token.encode(), "acme", "free", "run_1", "1" * 32)
 
 
 def _sent(token: str, tenant: str, tier: str, run: str, trace: str) -> wire.Metadata:

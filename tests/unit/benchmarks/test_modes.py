@@ -7,8 +7,9 @@ from benchmarks.modes_load import COUNTED_FROM, FLOOD_FROM, MODES, UNTIL, Mode, 
 from benchmarks.modes_mesh import policy, request
 from benchmarks.modes_world import UPSTREAMS
 
+from deadlinemesh.identity.keys import hash_key, new_key
 from deadlinemesh.llm_proxy.providers.intent import wishes
-from deadlinemesh.policy import Policy, hash_key, new_key
+from deadlinemesh.policy import Policy
 from deadlinemesh.vocabulary import ToolSpec
 
 URLS = {upstream: f"http://127.0.0.1:{port}" for port, upstream in enumerate(UPSTREAMS, start=8000)}

@@ -7,7 +7,8 @@ from benchmarks.mesh import HOPS
 from benchmarks.soak import _bars
 from benchmarks.soak_streams import TENANTS, policy
 
-from deadlinemesh.policy import Policy, hash_key, new_key
+from deadlinemesh.identity.keys import hash_key, new_key
+from deadlinemesh.policy import Policy
 
 FLAT = {"rss_mb": 100.0, "fds": 14, "tasks": 9, "scopes": 0, "slots": 0, "waiting": 0}
 

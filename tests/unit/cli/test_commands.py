@@ -23,7 +23,7 @@ from deadlinemesh.cli import bench as benches
 from deadlinemesh.cli.app import _seconds, app
 from deadlinemesh.cli.policy import hash_a_key
 from deadlinemesh.hosting.settings import CommandSettings, HopSettings
-from deadlinemesh.policy import hash_key
+from deadlinemesh.identity.keys import hash_key
 from deadlinemesh.views.output import EXIT_CODES
 
 

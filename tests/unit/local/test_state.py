@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from deadlinemesh.hosting.settings import CommandSettings
+from deadlinemesh.identity.keys import with_fresh_keys
 from deadlinemesh.local import state as states
 from deadlinemesh.local.state import MeshState, TenantState
 from deadlinemesh.local.tailoring import Tailor, as_yaml, with_default_model
-from deadlinemesh.policy import OpenAIModel, default_policy, parse, with_fresh_keys
+from deadlinemesh.policy import OpenAIModel, default_policy, parse
 from deadlinemesh.views.run import NoMesh, Target, find_mesh
 
 STATE = MeshState(

@@ -9,19 +9,12 @@ import pytest
 
 from deadlinemesh.deadline import VirtualClock
 from deadlinemesh.errors import Doomed
+from deadlinemesh.identity.grants import Grant
+from deadlinemesh.identity.keys import with_fresh_keys
 from deadlinemesh.orchestrator import EdgeGate
-from deadlinemesh.orchestrator.edge import (
-    APART,
-    C_CORE_STRETCH,
-    EXACT_HELD,
-    LEAST_HELD,
-    STAGGER,
-    TOGETHER,
-    Grant,
-    current_grant,
-)
+from deadlinemesh.orchestrator.edge import APART, C_CORE_STRETCH, EXACT_HELD, LEAST_HELD, STAGGER, TOGETHER
 from deadlinemesh.orchestrator.spreader import DeadlineSpreader
-from deadlinemesh.policy import default_policy, with_fresh_keys
+from deadlinemesh.policy import default_policy
 from deadlinemesh.transport import Arrival
 from deadlinemesh.transport.wire import REMAINING_US
 
@@ -43,8 +36,9 @@ def grants(
     gate = EdgeGate(POLICY.model_copy(update={"tiers": generous}), VirtualClock())
     given = []
     for _ in range(count):
-        gate(Arrival("/deadlinemesh.v1.OrchestratorService/Run", metadata, 0.0, seconds))
-        given.append(current_grant())
+        admitted = gate(Arrival("/deadlinemesh.v1.OrchestratorService/Run", metadata, 0.0, seconds))
+        assert admitted.grant is not None
+        given.append(admitted.grant)
     return given
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from deadlinemesh.errors import InvalidRequest, NotFound, Violations
+from deadlinemesh.identity.callers import Tenant
 from deadlinemesh.orchestrator.assignment import Assignment
 from deadlinemesh.orchestrator.catalog import Listed
 from deadlinemesh.orchestrator.planning import MAX_ITEMS, RunOrder, assignment_of, check_order, model_of
-from deadlinemesh.policy import Policy, Tenant
+from deadlinemesh.policy import Policy
 from deadlinemesh.vocabulary import Message, Role, ToolCall, ToolSpec
 
 POLICY = Policy.model_validate(

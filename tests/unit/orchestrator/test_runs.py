@@ -13,14 +13,15 @@ from deadlinemesh.admission import Budget, Bulkhead
 from deadlinemesh.deadline import Scopes, entered
 from deadlinemesh.deadline.background import Background
 from deadlinemesh.errors import Cause, Shed
-from deadlinemesh.orchestrator.edge import Grant
+from deadlinemesh.identity.callers import Tenant
+from deadlinemesh.identity.grants import Grant
 from deadlinemesh.orchestrator.events import Outcome, RunStarted, ToolCallFinished, ToolCallProgress
 from deadlinemesh.orchestrator.execution import Executor
 from deadlinemesh.orchestrator.log import COMPACT_EVERY, PIECE
 from deadlinemesh.orchestrator.planning import RunOrder
 from deadlinemesh.orchestrator.run import EXCERPT, GROWTH_BYTES, WATCHED_BYTES, AgentRun
 from deadlinemesh.orchestrator.store import MemoryRunStore
-from deadlinemesh.policy import Tenant, default_policy
+from deadlinemesh.policy import default_policy
 from deadlinemesh.telemetry import Telemetry
 from deadlinemesh.testing import virtual_time
 from deadlinemesh.vocabulary import Phase, TextDelta, ToolCall, ToolStatus

@@ -8,9 +8,9 @@ import pytest
 
 from deadlinemesh.deadline import DeadlineContext, VirtualClock
 from deadlinemesh.errors import NoDeadline, Shed, Unauthenticated
+from deadlinemesh.identity.peers import LONGEST_REMEMBERED, MOST_REMEMBERED
 from deadlinemesh.transport import Arrival, MeshGate, wire
 from deadlinemesh.transport.backlog import TOGETHER, Backlogs
-from deadlinemesh.transport.gates import LONGEST_REMEMBERED, MOST_REMEMBERED
 
 TOKEN = "secret"
 
@@ -20,7 +20,7 @@ def arrived(exact: float | None, native: float | None, token: str = TOKEN) -> De
     context = DeadlineContext("acme", 100.0, "free", "0" * 31 + "1", "run-1", 0.0, VirtualClock())
     sent = wire.encode(context, (exact or 0.0) + wire.LEAST_TRANSIT, token)
     arrival = Arrival("/x", [pair for pair in sent if exact is not None or pair[0] != wire.REMAINING_US], 0.0, native)
-    return MeshGate("hop-a", TOKEN, VirtualClock())(arrival)
+    return MeshGate("hop-a", TOKEN, VirtualClock())(arrival).context
 
 
 @pytest.mark.parametrize(("exact", "native"), [(1.0, 1.03), (1.0, 1.0), (1.0, 0.51), (1.0, None), (None, 0.01)])
@@ -73,7 +73,7 @@ def test_what_is_remembered_of_peers_has_a_bound_and_of_strangers_there_is_nothi
         context = DeadlineContext("acme", 1.0, "free", "0" * 31 + "1", f"run-{number}", 0.0, VirtualClock())
         sent = wire.encode(context, 1.0, TOKEN if number % 2 else "guess")
         with suppress(Unauthenticated):
-            assert gate(Arrival("/x", sent, 0.0, 1.0)).run_id == context.run_id
+            assert gate(Arrival("/x", sent, 0.0, 1.0)).context.run_id == context.run_id
         assert len(gate.believed) == min((number + 1) // 2, MOST_REMEMBERED)
 
 
@@ -82,5 +82,5 @@ def test_a_run_of_any_name_is_believed_each_time(run: str) -> None:
     gate = MeshGate("hop-a", TOKEN, VirtualClock())
     context = DeadlineContext("acme", 1.0, "free", "0" * 31 + "1", run, 0.0, VirtualClock())
     for _ in range(3):
-        assert gate(Arrival("/x", wire.encode(context, 1.0, TOKEN), 0.0, 1.0)).run_id == run
+        assert gate(Arrival("/x", wire.encode(context, 1.0, TOKEN), 0.0, 1.0)).context.run_id == run
     assert sum(len(name) for name in gate.believed) <= LONGEST_REMEMBERED

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from deadlinemesh.deadline import DeadlineContext, VirtualClock
 from deadlinemesh.errors import shown
+from deadlinemesh.identity.peers import IDENTITY, Identity, identity_of
 from deadlinemesh.transport import Arrival, wire
-from deadlinemesh.transport.wire import IDENTITY, LEAST_TRANSIT, REMAINING_US, TRACEPARENT, Identity
+from deadlinemesh.transport.wire import LEAST_TRANSIT, REMAINING_US, TRACEPARENT
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 CONTEXT = DeadlineContext("acme", 10.0, "free", TRACE_ID, "run-1", 0.0, VirtualClock())
@@ -54,7 +55,7 @@ def test_everything_that_is_sent_arrives() -> None:
 def test_identities_arrive_as_they_were_sent(tenant: str, tier: str, run: str) -> None:
     context = replace(CONTEXT, tenant_id=tenant, tier=tier, run_id=run)
     _, identity, _ = wire.decode(wire.encode(context, 1.0, "secret"))
-    assert wire.identity_of(identity) == Identity(b"secret", tenant, tier, run, TRACE_ID)
+    assert identity_of(identity) == Identity(b"secret", tenant, tier, run, TRACE_ID)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +101,7 @@ def test_no_value_makes_decoding_fail_or_the_deadline_later_than_the_native_one(
 ) -> None:
     sent = [(name, value) for name in (REMAINING_US, IDENTITY, TRACEPARENT)]
     arrival = Arrival("/some.Service/Method", sent, 0.0, native)
-    wire.identity_of(arrival.identity)
+    identity_of(arrival.identity)
     if native is not None:
         assert arrival.remaining is not None
         assert arrival.remaining <= native
@@ -123,11 +124,11 @@ def test_no_value_makes_decoding_fail_or_the_deadline_later_than_the_native_one(
 )
 def test_an_identity_that_is_none_is_nobodys(malformed: str | bytes) -> None:
     _, identity, _ = wire.decode([(IDENTITY, malformed)])
-    assert wire.identity_of(identity) == Identity(b"", "", "", "", "")
+    assert identity_of(identity) == Identity(b"", "", "", "", "")
 
 
 def test_an_identity_needs_no_trace() -> None:
-    assert wire.identity_of("token=t;tenant=a;tier=b;run=c;trace=") == Identity(b"t", "a", "b", "c", "")
+    assert identity_of("token=t;tenant=a;tier=b;run=c;trace=") == Identity(b"t", "a", "b", "c", "")
 
 
 @pytest.mark.parametrize(
