@@ -8,7 +8,8 @@ TOOLS := $(CURDIR)/.tools
 export PATH := $(CURDIR)/$(BIN):$(TOOLS):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-local tools demo test chaos fuzz check format proto proto-lint proto-breaking manifests simulate bench clean
+.PHONY: help setup setup-local tools demo test chaos fuzz check format proto proto-lint proto-breaking manifests simulate
+.PHONY: bench bench-against mutants docs-check clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -78,6 +79,15 @@ manifests: $(SETUP) ## render and check the Kubernetes manifests
 
 simulate: $(SETUP) ## play RUNS simulated runs that CI has not seen, or the scenario SEED again
 	$(BIN)/python -m tests.simulation $(SEED) $(if $(RUNS),--runs $(RUNS)) $(if $(START),--start $(START))
+
+bench-against: $(SETUP) ## run benchmark BENCH here and in revision REV, in turns, PAIRS times (5)
+	$(BIN)/python scripts/bench_against.py $(REV) $(BENCH) $(if $(PAIRS),--pairs $(PAIRS)) $(if $(REPETITIONS),--repetitions $(REPETITIONS))
+
+mutants: $(SETUP) ## change the code in NUMBER small ways (300), by SEED, and list the changes that no test notices
+	$(BIN)/python scripts/mutants.py $(if $(NUMBER),--number $(NUMBER)) $(if $(SEED),--seed $(SEED))
+
+docs-check: $(SETUP) ## do examples run, and links, files and commands exist?
+	$(BIN)/python -m pytest tests/docs
 
 bench: $(SETUP) ## run every benchmark
 	for name in $$($(BIN)/dmesh bench --list); do $(BIN)/dmesh bench $$name || exit $$?; done
