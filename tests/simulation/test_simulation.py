@@ -18,6 +18,7 @@ START = 1
 """Which runs: always the same, so that a failure is the work of the change under test. `make simulate` looks at others."""
 
 
+@pytest.mark.timeout(1200)
 def test_the_invariants_hold_in_thousands_of_runs(capsys: pytest.CaptureFixture[str]) -> None:
     report = explore(START, RUNS)
     with capsys.disabled():
