@@ -22,6 +22,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from operator import setitem
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -88,22 +90,22 @@ def _changes(tree: ast.Module) -> Iterator[tuple[ast.stmt | ast.expr, str, Calla
         match node:
             case ast.Compare(ops=[op]) if type(op) in _COMPARISONS:
                 other = _COMPARISONS[type(op)]
-                yield node, f"{_name(op)} becomes {other.__name__}", lambda n=node, o=other: setattr(n, "ops", [o()])
+                yield node, f"{_name(op)} becomes {other.__name__}", partial(setattr, node, "ops", [other()])
             case ast.BinOp(op=op) if type(op) in _OPERATORS:
                 operator = _OPERATORS[type(op)]
-                yield node, f"{_name(op)} becomes {operator.__name__}", lambda n=node, o=operator: setattr(n, "op", o())
+                yield node, f"{_name(op)} becomes {operator.__name__}", partial(setattr, node, "op", operator())
             case ast.BoolOp(op=op):
                 boolean = ast.Or if isinstance(op, ast.And) else ast.And
-                yield node, f"{_name(op)} becomes {boolean.__name__}", lambda n=node, o=boolean: setattr(n, "op", o())
+                yield node, f"{_name(op)} becomes {boolean.__name__}", partial(setattr, node, "op", boolean())
             case ast.UnaryOp(op=ast.Not()):
-                yield node, "`not` is left out", lambda n=node: setattr(n, "operand", ast.UnaryOp(ast.Not(), n.operand))
+                yield node, "`not` is left out", partial(setattr, node, "operand", ast.UnaryOp(ast.Not(), node.operand))
             case ast.If() | ast.While() | ast.IfExp():
                 negated = ast.UnaryOp(ast.Not(), node.test)
-                yield node, "the condition is negated", lambda n=node, t=negated: setattr(n, "test", t)
+                yield node, "the condition is negated", partial(setattr, node, "test", negated)
             case ast.Constant(value=bool() as value):
-                yield node, f"{value} becomes {not value}", lambda n=node, v=value: setattr(n, "value", not v)
+                yield node, f"{value} becomes {not value}", partial(setattr, node, "value", not value)
             case ast.Constant(value=int() | float() as value):
-                yield node, f"{value} becomes {value + 1}", lambda n=node, v=value: setattr(n, "value", v + 1)
+                yield node, f"{value} becomes {value + 1}", partial(setattr, node, "value", value + 1)
             case _:
                 pass
         for field in ("body", "orelse", "finalbody"):
@@ -111,7 +113,7 @@ def _changes(tree: ast.Module) -> Iterator[tuple[ast.stmt | ast.expr, str, Calla
             for index, one in enumerate(statements if isinstance(statements, list) else ()):
                 if isinstance(one, ast.AugAssign) or (isinstance(one, ast.Expr) and isinstance(one.value, ast.Call)):
                     change = f"`{ast.unparse(one)[:60]}` is left out"
-                    yield one, change, lambda s=statements, i=index: s.__setitem__(i, ast.Pass())
+                    yield one, change, partial(setitem, statements, index, ast.Pass())
 
 
 def _name(op: ast.AST) -> str:

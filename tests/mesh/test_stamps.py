@@ -29,7 +29,7 @@ async def test_identity_in_a_callers_metadata_is_not_believed() -> None:
         return current().tenant_id.encode()
 
     server = MemoryServer(DeadlineInterceptor("hop", admit, clock=virtual_time.clock()))
-    methods = {"Tenant": grpc.unary_unary_rpc_method_handler(tenant)}
+    methods: dict[str, Any] = {"Tenant": grpc.unary_unary_rpc_method_handler(tenant)}
     server.add_registered_method_handlers("example.Who", methods)
     call = MeshChannel(MemoryChannel(server), TOKEN).unary_unary("/example.Who/Tenant")
     forged = (IDENTITY, f"token={TOKEN};tenant=evil;tier=free;run=run-9;trace=")

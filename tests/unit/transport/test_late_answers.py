@@ -11,9 +11,8 @@ import pytest
 from tests.support.rpc import handler
 from tests.support.virtual import in_virtual_time, with_seconds
 
-from deadlinemesh.deadline import DeadlineContext
 from deadlinemesh.errors import DeadlineSpent
-from deadlinemesh.transport import DeadlineInterceptor
+from deadlinemesh.transport import Admitted, DeadlineInterceptor
 from deadlinemesh.transport.guarded_context import GuardedContext
 from deadlinemesh.transport.inbound import _Method
 from deadlinemesh.transport.stragglers import Exchange, Stragglers
@@ -46,7 +45,7 @@ def exchange() -> Exchange:
 
 
 def _method() -> tuple[DeadlineInterceptor, _Method]:
-    def gate(arrival: object) -> DeadlineContext:
+    def gate(arrival: object) -> Admitted:
         raise AssertionError("nobody comes this way")
 
     interceptor = DeadlineInterceptor("hop", gate)
