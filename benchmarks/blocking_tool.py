@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from benchmarks.isolation_peers import SERVICE_S
+from benchmarks.isolation.peers import SERVICE_S
 from deadlinemesh.tool_runner import tool
 
 __all__ = ["hold"]

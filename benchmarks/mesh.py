@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.process import started
-from benchmarks.stop_client import events_of
+from benchmarks.stop.client import events_of
 from deadlinemesh.identity.keys import hash_key, new_key
 
 __all__ = ["Mesh", "meshed"]

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from benchmarks.blackhole import blackhole
-from benchmarks.drift import drift
-from benchmarks.exact import exact
-from benchmarks.goodput import goodput
+from benchmarks.exact.bench import exact
+from benchmarks.goodput.bench import goodput
 from benchmarks.hostile.bench import hostile
 from benchmarks.hostile.unread import unread
-from benchmarks.isolation import isolation
-from benchmarks.modes import modes
-from benchmarks.overhead import overhead
+from benchmarks.isolation.bench import isolation
+from benchmarks.modes.bench import modes
 from benchmarks.report import Options, Result
-from benchmarks.retries import retries
-from benchmarks.soak import soak
-from benchmarks.stop import stop
+from benchmarks.soak.bench import soak
+from benchmarks.stop.bench import stop
+from benchmarks.transport.drift import drift
+from benchmarks.transport.overhead import overhead
+from benchmarks.upstreams.blackhole import blackhole
+from benchmarks.upstreams.retries import retries
 
 __all__ = ["BENCHES"]
 

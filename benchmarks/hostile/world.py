@@ -16,7 +16,7 @@ import grpc
 from benchmarks.mesh import meshed
 from benchmarks.process import started
 from benchmarks.report import quantile
-from benchmarks.stop_client import events_of
+from benchmarks.stop.client import events_of
 from deadlinemesh.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 
 __all__ = ["DRAIN_S", "FLUENT", "Neighbour", "World", "mesh_world", "plain_world", "rss_mb"]

@@ -1,4 +1,4 @@
-"""The pure parts of `dmesh bench exact`: what counts as lost and as held back, and what a missing language means."""
+"""The pure parts of `dmesh bench bench`: what counts as lost and as held back, and what a missing language means."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks import exact
-from benchmarks.exact_clients import Ended, NotBuilt, built
+from benchmarks.exact import bench
+from benchmarks.exact.clients import Ended, NotBuilt, built
 
 SPENT = "OUTCOME_DEADLINE_SPENT"
 
 
 def bars(*runs: Ended, skipped: dict[str, str] | None = None, stalls: tuple[float, ...] = ()) -> dict[str, Any]:
     """The bars by name for one client whose long runs ended so, on a machine that stalled at these instants."""
-    ended = {False: [(deadline, run) for run in runs for deadline in exact.LONG_MS], True: []}
-    figures = {"go": exact._figures(ended, {False: [], True: []}, stalls)}
-    return {one["what"]: one for one in exact._bars(figures, ["go"], skipped or {}, len(runs))}
+    ended = {False: [(deadline, run) for run in runs for deadline in bench.LONG_MS], True: []}
+    figures = {"go": bench._figures(ended, {False: [], True: []}, stalls)}
+    return {one["what"]: one for one in bench._bars(figures, ["go"], skipped or {}, len(runs))}
 
 
 def test_a_run_without_an_answer_is_lost() -> None:
     told = bars(Ended(90.0, 80.0, SPENT, ""), Ended(0.0, 0.0, "", "Deadline Exceeded"))
-    assert told["our clients: lost answers"]["measured"] == len(exact.LONG_MS)
+    assert told["our clients: lost answers"]["measured"] == len(bench.LONG_MS)
     assert not told["our clients: lost answers"]["holds"]
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from benchmarks.modes_load import COUNTED_FROM, FLOOD_FROM, MODES, UNTIL, Mode, Run, load
-from benchmarks.modes_mesh import policy, request
-from benchmarks.modes_world import UPSTREAMS
+from benchmarks.modes.load import COUNTED_FROM, FLOOD_FROM, MODES, UNTIL, Mode, Run, load
+from benchmarks.modes.mesh import policy, request
+from benchmarks.modes.world import UPSTREAMS
 
 from deadlinemesh.identity.keys import hash_key, new_key
 from deadlinemesh.llm_proxy.providers.intent import wishes

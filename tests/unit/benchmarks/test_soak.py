@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 from benchmarks.mesh import HOPS
-from benchmarks.soak import _bars
-from benchmarks.soak_streams import TENANTS, policy
+from benchmarks.soak.bench import _bars
+from benchmarks.soak.streams import TENANTS, policy
 
 from deadlinemesh.identity.keys import hash_key, new_key
 from deadlinemesh.policy import Policy

@@ -14,8 +14,8 @@ from typing import Any
 import grpc
 
 from benchmarks.process import started
-from benchmarks.relay import SERVICE, TOKEN
 from benchmarks.report import Options, Result, bar, result, spread
+from benchmarks.transport.relay import SERVICE, TOKEN
 from deadlinemesh.deadline import DeadlineContext, entered
 from deadlinemesh.transport import MeshChannel
 
@@ -32,7 +32,7 @@ async def drift(options: Options) -> Result:
     async with AsyncExitStack() as stack:
         last: list[str] = []
         for _ in range(HOPS):
-            ports = await stack.enter_async_context(started("benchmarks.relay", *last))
+            ports = await stack.enter_async_context(started("benchmarks.transport.relay", *last))
             last = [f"--next-plain={ports['plain']}", f"--next-mesh={ports['mesh']}"]
         plain = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{ports['plain']}"))
         raw = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{ports['mesh']}"))

@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.modes_load import Run
-from benchmarks.modes_store import WRITES_FILE
+from benchmarks.modes.load import Run
+from benchmarks.modes.store import WRITES_FILE
 from deadlinemesh.v1 import orchestrator_pb2
 
 __all__ = ["ENVIRONMENT", "PROGRAMS", "policy", "request"]
@@ -20,7 +20,7 @@ TOOLS = {
     "retries": "retries",
 }
 """Each mode's tool; model time needs none."""
-PROGRAMS = {"tool-runner": ("benchmarks.modes_store",)}
+PROGRAMS = {"tool-runner": ("benchmarks.modes.store",)}
 ENVIRONMENT = {WRITES_FILE: "{folder}/writes"}
 
 

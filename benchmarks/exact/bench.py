@@ -27,7 +27,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks.exact_clients import Ended, LoadClient, NotBuilt, built, load_client
+from benchmarks.exact.clients import Ended, LoadClient, NotBuilt, built, load_client
 from benchmarks.mesh import meshed
 from benchmarks.report import Options, Result, bar, result, spread
 

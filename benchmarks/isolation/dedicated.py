@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.paced import paced
+from benchmarks.isolation.paced import paced
 from benchmarks.process import started
 from deadlinemesh.client import DeadlineMesh
 from deadlinemesh.errors import MeshError
@@ -27,7 +27,7 @@ from deadlinemesh.v1 import orchestrator_pb2
 
 __all__ = ["kept_by_the_dedicated"]
 
-_HERE = Path(__file__).resolve().parent
+_HERE = Path(__file__).resolve().parent.parent
 
 VICTIM, NEIGHBOUR = "victim", "neighbour"
 RUNS_PER_S = 8.0

@@ -12,7 +12,7 @@ from typing import Any, Self
 import grpc
 
 from benchmarks.process import started
-from benchmarks.stop_client import KEEPALIVE, HeldCalls, Scenarios, events_of
+from benchmarks.stop.client import KEEPALIVE, HeldCalls, Scenarios, events_of
 from deadlinemesh.identity.keys import hash_key, new_key
 from deadlinemesh.v1 import common_pb2, orchestrator_pb2, orchestrator_pb2_grpc
 

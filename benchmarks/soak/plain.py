@@ -16,7 +16,7 @@ import grpc
 
 from benchmarks.mesh import Mesh
 from benchmarks.process import started
-from benchmarks.soak_streams import TENANTS
+from benchmarks.soak.streams import TENANTS
 from deadlinemesh.v1 import llm_proxy_pb2, llm_proxy_pb2_grpc, orchestrator_pb2, orchestrator_pb2_grpc
 
 __all__ = ["plain"]
@@ -29,8 +29,8 @@ WORDS = 10
 async def plain() -> AsyncIterator[Mesh]:
     """The two processes, as a mesh that asks nobody who calls."""
     async with AsyncExitStack() as stack:
-        back = await stack.enter_async_context(started("benchmarks.soak_plain"))
-        front = await stack.enter_async_context(started("benchmarks.soak_plain", "--next", str(back["port"])))
+        back = await stack.enter_async_context(started("benchmarks.soak.plain"))
+        front = await stack.enter_async_context(started("benchmarks.soak.plain", "--next", str(back["port"])))
         pids = {"front": front["pid"], "back": back["pid"]}
         yield Mesh(f"127.0.0.1:{front['port']}", dict.fromkeys(TENANTS, ()), pids, Path())
 

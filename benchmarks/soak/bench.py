@@ -21,9 +21,9 @@ from typing import Any
 
 from benchmarks.mesh import HOPS, Mesh, meshed
 from benchmarks.report import Options, Result, bar, result
-from benchmarks.soak_hop import PROBE_FOLDER
-from benchmarks.soak_plain import plain
-from benchmarks.soak_streams import TENANTS, Streams, policy
+from benchmarks.soak.hop import PROBE_FOLDER
+from benchmarks.soak.plain import plain
+from benchmarks.soak.streams import TENANTS, Streams, policy
 
 __all__ = ["soak"]
 
@@ -41,7 +41,7 @@ async def soak(options: Options) -> Result:
     """Play `repetitions` times STREAMS streams, after a warm-up; then as many to plain grpc.aio."""
     rounds = options.repetitions or 10
     plainly = await _plainly(rounds)
-    programs = {hop: ("benchmarks.soak_hop", hop) for hop in HOPS}
+    programs = {hop: ("benchmarks.soak.hop", hop) for hop in HOPS}
     async with meshed(policy(), TENANTS, programs, events=False, environment={PROBE_FOLDER: "{folder}"}) as mesh:
         streams = Streams(mesh)
         began = time.monotonic()

@@ -14,8 +14,8 @@ from typing import Any
 
 import httpx
 
-from benchmarks.modes_load import Run
-from benchmarks.modes_store import WRITE_S
+from benchmarks.modes.load import Run
+from benchmarks.modes.store import WRITE_S
 
 __all__ = ["Naive"]
 

@@ -36,10 +36,10 @@ import grpc
 import httpx
 
 from benchmarks.mesh import HOPS, Mesh, meshed
-from benchmarks.modes_load import AGGRESSOR_S, MODES, Mode, Run, load
-from benchmarks.modes_mesh import ENVIRONMENT, PROGRAMS, WRITE_BUDGET_S, policy, request, writes
-from benchmarks.modes_naive import Naive
-from benchmarks.modes_world import CAPACITY
+from benchmarks.modes.load import AGGRESSOR_S, MODES, Mode, Run, load
+from benchmarks.modes.mesh import ENVIRONMENT, PROGRAMS, WRITE_BUDGET_S, policy, request, writes
+from benchmarks.modes.naive import Naive
+from benchmarks.modes.world import CAPACITY
 from benchmarks.process import started
 from benchmarks.report import Options, Result, bar, median, quantile, result
 from deadlinemesh.v1 import common_pb2, orchestrator_pb2, orchestrator_pb2_grpc
@@ -164,7 +164,7 @@ class _Side:
         self._known = 0
 
     async def _world(self) -> dict[str, str]:
-        ready = started("benchmarks.modes_world", "--seed", self._seed)
+        ready = started("benchmarks.modes.world", "--seed", self._seed)
         ports = (await self._stack.enter_async_context(ready))["ports"]
         self._urls = {upstream: f"http://127.0.0.1:{port}" for upstream, port in ports.items()}
         return self._urls

@@ -68,7 +68,7 @@ async def blackhole(options: Options) -> Result:
 
 async def _mesh(timeouts: list[float]) -> dict[str, Any]:
     async with AsyncExitStack() as stack:
-        hole = await stack.enter_async_context(started("benchmarks.outage_server", "--hangs-every", "1"))
+        hole = await stack.enter_async_context(started("benchmarks.upstreams.outage_server", "--hangs-every", "1"))
         url = f"http://127.0.0.1:{hole['port']}"
         mesh = await stack.enter_async_context(meshed(_policy(url)))
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(mesh.target))
@@ -95,7 +95,7 @@ async def _mesh(timeouts: list[float]) -> dict[str, Any]:
 async def _plain(timeouts: list[float]) -> list[float]:
     """Milliseconds from each deadline to the SDK's giving up."""
     async with AsyncExitStack() as stack:
-        hole = await stack.enter_async_context(started("benchmarks.outage_server", "--hangs-every", "1"))
+        hole = await stack.enter_async_context(started("benchmarks.upstreams.outage_server", "--hangs-every", "1"))
 
         async def call(timeout: float) -> float:
             began = time.monotonic()

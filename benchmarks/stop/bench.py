@@ -17,8 +17,8 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.report import Options, Result, bar, median, result, spread
-from benchmarks.stop_mesh import MeshUnderTest
-from benchmarks.stop_plain import PlainUnderTest
+from benchmarks.stop.mesh import MeshUnderTest
+from benchmarks.stop.plain import PlainUnderTest
 
 __all__ = ["stop"]
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import grpc
 
-from benchmarks.goodput_server import SERVICE, TOKEN
+from benchmarks.goodput.server import SERVICE, TOKEN
 from benchmarks.process import started
 from benchmarks.report import Options, Result, bar, median, result
 from deadlinemesh.deadline import DeadlineContext, entered
@@ -124,7 +124,7 @@ async def _peers() -> AsyncIterator[dict[str, _Peer]]:
 
 
 async def _plain(stack: AsyncExitStack) -> _Peer:
-    server = await stack.enter_async_context(started("benchmarks.goodput_server", "plain", "--cpu-ms", str(CPU_MS)))
+    server = await stack.enter_async_context(started("benchmarks.goodput.server", "plain", "--cpu-ms", str(CPU_MS)))
     channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{server['port']}"))
     execute: Any = channel.unary_unary(f"/{SERVICE}/Execute")
     stats: Any = channel.unary_unary(f"/{SERVICE}/Stats")
@@ -144,7 +144,7 @@ async def _plain(stack: AsyncExitStack) -> _Peer:
 
 
 async def _mesh(stack: AsyncExitStack) -> _Peer:
-    server = await stack.enter_async_context(started("benchmarks.goodput_server", "mesh", "--cpu-ms", str(CPU_MS)))
+    server = await stack.enter_async_context(started("benchmarks.goodput.server", "mesh", "--cpu-ms", str(CPU_MS)))
     target = f"127.0.0.1:{server['port']}"
     channel = await stack.enter_async_context(mesh_channel(target, mesh_token=TOKEN, message_bytes=4 * 1024 * 1024))
     execute: Any = channel.unary_unary(f"/{SERVICE}/Execute")

@@ -14,7 +14,7 @@ from typing import Any, Self
 import grpc
 
 from benchmarks.process import started
-from benchmarks.stop_client import KEEPALIVE, HeldCalls, Scenarios, events_of
+from benchmarks.stop.client import KEEPALIVE, HeldCalls, Scenarios, events_of
 
 __all__ = ["PlainUnderTest"]
 
@@ -35,7 +35,7 @@ class PlainUnderTest(Scenarios):
         for position in reversed(range(LENGTH)):
             self._files.append(folder / f"hop{position + 1}.events")
             arguments = ["--events", str(self._files[-1]), "--next", str(self._port)]
-            ready = started("benchmarks.stop_plain", *arguments)
+            ready = started("benchmarks.stop.plain", *arguments)
             self._port = (await self._stack.enter_async_context(ready))["port"]
         return self
 

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import grpc
 
 from benchmarks.process import cores, started, stay_on
-from benchmarks.relay import SERVICE, channel_to, traced
 from benchmarks.report import Options, Result, bar, median, result
+from benchmarks.transport.relay import SERVICE, channel_to, traced
 from deadlinemesh.deadline import DeadlineContext, entered
 
 __all__ = ["overhead"]
@@ -146,7 +146,7 @@ async def _peers(core: list[str]) -> AsyncIterator[dict[str, dict[str, Call]]]:
     async with AsyncExitStack() as stack:
 
         async def relay(*options: str) -> Any:
-            return await stack.enter_async_context(started("benchmarks.relay", *core, *options))
+            return await stack.enter_async_context(started("benchmarks.transport.relay", *core, *options))
 
         plain, mesh, on = await relay("--plain"), await relay(), await relay("--traced")
         yield {

@@ -16,9 +16,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.dedicated import kept_by_the_dedicated
-from benchmarks.isolation_peers import DEADLINE, SERVICE_S, SLOTS, TOKEN, Call, calls_to
-from benchmarks.paced import paced
+from benchmarks.isolation.dedicated import kept_by_the_dedicated
+from benchmarks.isolation.paced import paced
+from benchmarks.isolation.peers import DEADLINE, SERVICE_S, SLOTS, TOKEN, Call, calls_to
 from benchmarks.process import started
 from benchmarks.report import Options, Result, bar, median, result
 from deadlinemesh.identity.keys import hash_key, new_key
@@ -62,7 +62,7 @@ async def _compare(pool: str, port: int, seed: str) -> dict[str, float]:
     async with channel:
         alone = await _victim(call, random.Random(seed))
         flood = started(
-            "benchmarks.isolation_peers",
+            "benchmarks.isolation.peers",
             *("flood", "--pool", pool, "--port", str(port), "--per-s", str(AGGRESSOR_PER_S)),
             *("--seed", str(random.Random(seed).getrandbits(32))),
         )
@@ -84,9 +84,9 @@ async def _victim(call: Call, draw: random.Random) -> tuple[float, float]:
 async def _server(pool: str) -> AsyncIterator[int]:
     async with AsyncExitStack() as stack:
         if pool == "plain":
-            yield (await stack.enter_async_context(started("benchmarks.isolation_peers", "plain")))["port"]
+            yield (await stack.enter_async_context(started("benchmarks.isolation.peers", "plain")))["port"]
             return
-        upstream = await stack.enter_async_context(started("benchmarks.isolation_peers", "upstream"))
+        upstream = await stack.enter_async_context(started("benchmarks.isolation.peers", "upstream"))
         policy = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "policy.yaml"
         policy.write_text(_policy(upstream["port"]))
         environment = {

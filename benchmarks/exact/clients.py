@@ -16,7 +16,7 @@ from typing import Any
 
 __all__ = ["Ended", "LoadClient", "NotBuilt", "built", "load_client"]
 
-_ROOT = Path(__file__).resolve().parent.parent
+_ROOT = Path(__file__).resolve().parents[2]
 _GO, _TYPESCRIPT = _ROOT / "clients" / "go", _ROOT / "clients" / "typescript"
 
 
@@ -82,7 +82,7 @@ async def built(language: str, folder: Path) -> Sequence[str]:
             await _make(["npm", "ci"], _TYPESCRIPT)
         await _make(["npm", "run", "build"], _TYPESCRIPT)
         return ["node", str(_TYPESCRIPT / "dist" / "examples" / "load.js")]
-    return [sys.executable, "-m", "benchmarks.exact_load"]
+    return [sys.executable, "-m", "benchmarks.exact.load"]
 
 
 @asynccontextmanager

@@ -18,9 +18,9 @@ import grpc
 import httpx
 
 from benchmarks.mesh import meshed
-from benchmarks.outage_server import SERVICE_S
 from benchmarks.process import started
 from benchmarks.report import Options, Result, bar, median, result
+from benchmarks.upstreams.outage_server import SERVICE_S
 from deadlinemesh.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 
 __all__ = ["retries"]
@@ -64,7 +64,7 @@ async def retries(options: Options) -> Result:
 
 async def _mesh() -> dict[str, float]:
     async with AsyncExitStack() as stack:
-        upstream = await stack.enter_async_context(started("benchmarks.outage_server"))
+        upstream = await stack.enter_async_context(started("benchmarks.upstreams.outage_server"))
         url = f"http://127.0.0.1:{upstream['port']}"
         mesh = await stack.enter_async_context(meshed(_policy(url)))
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(mesh.target))
@@ -94,7 +94,7 @@ async def _mesh() -> dict[str, float]:
 
 async def _plain() -> dict[str, float]:
     async with AsyncExitStack() as stack:
-        upstream = await stack.enter_async_context(started("benchmarks.outage_server"))
+        upstream = await stack.enter_async_context(started("benchmarks.upstreams.outage_server"))
         url = f"http://127.0.0.1:{upstream['port']}"
         limits = httpx.Limits(max_connections=None)
         client = await stack.enter_async_context(httpx.AsyncClient(timeout=DEADLINE, limits=limits))

@@ -1,0 +1,1 @@
+"""The time held back of a client's deadline."""

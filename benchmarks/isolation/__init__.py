@@ -1,0 +1,1 @@
+"""A tenant beside an aggressor."""

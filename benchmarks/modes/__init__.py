@@ -1,0 +1,1 @@
+"""Five ways to break a budget, naive and meshed."""

@@ -1,0 +1,1 @@
+"""The time until every hop is idle after the end of runs."""

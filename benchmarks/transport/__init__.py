@@ -1,0 +1,1 @@
+"""The exactness and the cost of the transport."""

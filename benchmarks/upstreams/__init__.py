@@ -1,0 +1,1 @@
+"""Upstreams that fail, and models that hang."""
