@@ -1,4 +1,4 @@
-"""Background work outlives its caller, on its owner's account and with a deadline of its own."""
+"""Background work outlives its caller, with the same owner and its own deadline."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def call(scopes: Scopes, work: Callable[[], Coroutine[Any, Any, Any]], sec
 
 
 @in_virtual_time
-async def test_without_a_context_nothing_can_be_spawned() -> None:
+async def test_spawn_without_a_context_raises() -> None:
     scopes = Scopes("hop-a")
     with pytest.raises(NoDeadline):
         Background(scopes).spawn(asleep, until=99.0, name="cache write")
@@ -33,7 +33,7 @@ async def test_without_a_context_nothing_can_be_spawned() -> None:
 
 
 @in_virtual_time
-async def test_background_work_outlives_the_scope_it_was_spawned_in() -> None:
+async def test_background_work_outlives_its_scope() -> None:
     scopes = Scopes("hop-a")
     background = Background(scopes)
     done: list[float] = []
@@ -52,7 +52,7 @@ async def test_background_work_outlives_the_scope_it_was_spawned_in() -> None:
 
 
 @in_virtual_time
-async def test_background_work_outlives_even_a_caller_that_is_cut_at_its_deadline() -> None:
+async def test_background_work_outlives_a_cut_caller() -> None:
     scopes = Scopes("hop-a")
     background = Background(scopes)
     done: list[float] = []
@@ -72,7 +72,7 @@ async def test_background_work_outlives_even_a_caller_that_is_cut_at_its_deadlin
 
 
 @in_virtual_time
-async def test_background_work_keeps_its_owners_identity_and_is_granted_its_own_time() -> None:
+async def test_background_work_has_its_owner_and_its_own_deadline() -> None:
     scopes = Scopes("hop-a")
 
     async def work() -> tuple[str, str, float, float]:
@@ -88,7 +88,7 @@ async def test_background_work_keeps_its_owners_identity_and_is_granted_its_own_
 
 
 @in_virtual_time
-async def test_background_work_is_cut_at_its_own_deadline() -> None:
+async def test_background_work_is_cut_at_its_deadline() -> None:
     scopes = Scopes("hop-a")
     with entered(with_seconds(60.0)):
         task = Background(scopes).spawn(asleep, until=2.0, name="cache write")
@@ -98,7 +98,7 @@ async def test_background_work_is_cut_at_its_own_deadline() -> None:
 
 
 @in_virtual_time
-async def test_background_work_whose_time_is_spent_never_starts() -> None:
+async def test_expired_background_work_never_starts() -> None:
     started: list[str] = []
 
     async def work() -> None:
@@ -113,7 +113,7 @@ async def test_background_work_whose_time_is_spent_never_starts() -> None:
 
 
 @in_virtual_time
-async def test_a_waiter_that_leaves_early_does_not_end_the_work() -> None:
+async def test_leaving_waiter_does_not_end_the_work() -> None:
     scopes = Scopes("hop-a")
 
     async def work() -> str:
@@ -132,7 +132,7 @@ async def test_a_waiter_that_leaves_early_does_not_end_the_work() -> None:
 
 
 @in_virtual_time
-async def test_background_work_can_be_stopped_for_a_cause() -> None:
+async def test_background_work_is_stopped_with_a_cause() -> None:
     with entered(with_seconds(10.0)):
         task = Background(Scopes("hop-a")).spawn(asleep, until=10.0, name="cache write")
     await asyncio.sleep(1.0)
@@ -143,7 +143,7 @@ async def test_background_work_can_be_stopped_for_a_cause() -> None:
 
 
 @in_virtual_time
-async def test_background_work_that_is_stopped_before_its_first_step_never_takes_it() -> None:
+async def test_work_stopped_before_its_first_step_never_starts() -> None:
     scopes = Scopes("hop-a")
     started: list[str] = []
 
@@ -159,7 +159,7 @@ async def test_background_work_that_is_stopped_before_its_first_step_never_takes
 
 
 @in_virtual_time
-async def test_a_drain_waits_for_background_work_and_then_stops_it_with_the_rest() -> None:
+async def test_drain_waits_for_background_work_then_stops_it() -> None:
     scopes = Scopes("hop-a")
     with entered(with_seconds(10.0)):
         task = Background(scopes).spawn(asleep, until=10.0, name="cache write")
@@ -172,7 +172,7 @@ async def test_a_drain_waits_for_background_work_and_then_stops_it_with_the_rest
 
 
 @in_virtual_time
-async def test_children_of_background_work_belong_to_it() -> None:
+async def test_background_work_owns_its_children() -> None:
     scopes = Scopes("hop-a")
     ended: list[float] = []
 
@@ -196,7 +196,7 @@ async def test_children_of_background_work_belong_to_it() -> None:
 
 
 @in_virtual_time
-async def test_a_failure_that_nobody_waits_for_is_logged_and_a_stop_is_not(
+async def test_unawaited_failure_is_logged_and_a_stop_is_not(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     scopes = Scopes("hop-a")

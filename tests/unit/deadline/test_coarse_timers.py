@@ -1,4 +1,4 @@
-"""Deadlines that are far away cost the event loop no timer, and those that come near get theirs in time."""
+"""Distant deadlines cost the event loop no timer. Near ones get a timer in time."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from deadlinemesh.errors import DeadlineSpent
 
 
 def left(seconds: float) -> DeadlineContext:
-    """A context on the system's clock with so many seconds to spend."""
+    """A context on the system's clock with this time left."""
     now = SYSTEM_CLOCK.monotonic()
     return DeadlineContext("acme", now + seconds, "free", "0" * 31 + "1", "run-1", now)
 
 
 class Due:
-    """Something that is to set a timer."""
+    """A watched deadline. `told` is set once it must set its timer."""
 
     def __init__(self, context: DeadlineContext) -> None:
         self.context = context
@@ -35,16 +35,16 @@ class Due:
         return self
 
 
-async def test_what_is_near_sets_its_timer_at_once() -> None:
+async def test_near_deadline_gets_its_timer_at_once() -> None:
     assert Due(left(NEAR / 2)).watched_by(CoarseTimers(asyncio.get_running_loop())).told.is_set()
 
 
 @in_virtual_time
-async def test_on_a_virtual_clock_everything_is_near() -> None:
+async def test_every_deadline_is_near_on_a_virtual_clock() -> None:
     assert Due(with_seconds(300.0)).watched_by(CoarseTimers(asyncio.get_running_loop())).told.is_set()
 
 
-async def test_what_is_far_sets_it_when_it_was_found_to_have_come_near() -> None:
+async def test_far_deadline_gets_its_timer_once_near() -> None:
     timers = CoarseTimers(asyncio.get_running_loop())
     far, nearing, forgotten = (Due(left(300.0)).watched_by(timers) for _ in range(3))
     nearing.context, forgotten.context = left(NEAR / 2), left(NEAR / 2)
@@ -55,7 +55,7 @@ async def test_what_is_far_sets_it_when_it_was_found_to_have_come_near() -> None
     assert not far.told.is_set()
 
 
-async def test_a_reminder_from_a_thread_makes_the_loop_look() -> None:
+async def test_reminder_from_a_thread_makes_the_loop_look() -> None:
     timers = CoarseTimers(asyncio.get_running_loop())
     assert not await asyncio.to_thread(timers.remind)
     nearing = Due(left(300.0)).watched_by(timers)
@@ -65,7 +65,7 @@ async def test_a_reminder_from_a_thread_makes_the_loop_look() -> None:
     assert not await asyncio.to_thread(timers.remind)
 
 
-def test_a_loop_that_is_closed_is_not_reminded() -> None:
+def test_closed_loop_is_not_reminded() -> None:
     loop = asyncio.new_event_loop()
     timers = CoarseTimers(loop)
     Due(left(300.0)).watched_by(timers)
@@ -74,7 +74,7 @@ def test_a_loop_that_is_closed_is_not_reminded() -> None:
     assert not timers.remind()
 
 
-async def test_scopes_and_narrowed_blocks_end_at_deadlines_that_were_far_when_they_began() -> None:
+async def test_far_deadlines_end_scopes_and_narrowed_blocks() -> None:
     scopes = Scopes("hop-a")
 
     async def narrowed() -> None:
@@ -89,7 +89,7 @@ async def test_scopes_and_narrowed_blocks_end_at_deadlines_that_were_far_when_th
     assert [type(one) for one in ended] == [DeadlineSpent, DeadlineSpent]
 
 
-async def test_work_that_is_over_leaves_nothing_to_look_for() -> None:
+async def test_finished_work_leaves_no_watched_deadline() -> None:
     loop, scopes = asyncio.get_running_loop(), Scopes("hop-a")
     timers = loop._scheduled  # type: ignore[attr-defined]  # there is no public way to ask
     before = len(timers)
@@ -105,7 +105,7 @@ async def test_work_that_is_over_leaves_nothing_to_look_for() -> None:
     assert not coarse_timers_of(loop)._far
 
 
-def test_one_thread_looks_out_for_all_loops() -> None:
+def test_one_thread_watches_all_loops() -> None:
     async def work() -> None:
         async with Scopes("hop-a").open(left(300.0)):
             assert [thread.name for thread in threading.enumerate()].count("coarse timers") == 1
@@ -115,7 +115,7 @@ def test_one_thread_looks_out_for_all_loops() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 3])
-async def test_loops_that_were_closed_are_forgotten(count: int) -> None:
+async def test_closed_loops_are_forgotten(count: int) -> None:
     loops = [asyncio.new_event_loop() for _ in range(count)]
     all_timers = [coarse_timers_of(loop) for loop in loops]
     assert [coarse_timers_of(loop) for loop in loops] == all_timers
@@ -128,7 +128,7 @@ async def test_loops_that_were_closed_are_forgotten(count: int) -> None:
 
 
 class Woken(threading.Event):
-    """An event at each of whose steps somebody comes who has a deadline, and leaves again at once."""
+    """An event. At each of its steps, a new deadline is watched and dropped at once."""
 
     def __init__(self, thread: _Thread) -> None:
         super().__init__()
@@ -151,9 +151,9 @@ class Woken(threading.Event):
 
 
 @pytest.mark.parametrize("comes", [False, True])
-def test_the_thread_never_sleeps_while_it_is_taken_for_awake(comes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_thread_never_sleeps_while_marked_awake(comes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     thread = _Thread()
-    thread._thread = threading.current_thread()  # it is played by the test
+    thread._thread = threading.current_thread()  # the test plays its part
     thread.awake = True
     woken = Woken(thread)
     monkeypatch.setattr(thread, "_woken", woken)

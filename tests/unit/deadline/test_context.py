@@ -1,4 +1,4 @@
-"""A context tells whose time is spent and until when; it can be narrowed and never extended."""
+"""A context has an owner and a deadline. It can be narrowed, never extended."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def ten_seconds(clock: VirtualClock = CLOCK) -> DeadlineContext:
     return DeadlineContext("acme", start + 10.0, "free", "f" * 32, "run-1", start, clock)
 
 
-def test_a_context_cannot_be_changed() -> None:
+def test_context_is_immutable() -> None:
     context = ten_seconds()
     with pytest.raises(FrozenInstanceError):
         context.absolute_deadline = 5000.0  # type: ignore[misc]
@@ -32,7 +32,7 @@ def test_a_context_cannot_be_changed() -> None:
         context.tenant_id = "bolt"  # type: ignore[misc]
 
 
-def test_remaining_shrinks_with_the_clock_and_stops_at_zero() -> None:
+def test_remaining_time_shrinks_to_zero() -> None:
     clock = VirtualClock()
     context = ten_seconds(clock)
     seen = []
@@ -42,7 +42,7 @@ def test_remaining_shrinks_with_the_clock_and_stops_at_zero() -> None:
     assert seen == [(10.0, 0.0, False), (4.0, 6.0, False), (0.0, 12.0, True)]
 
 
-def test_a_context_has_expired_at_the_very_instant_of_its_deadline() -> None:
+def test_context_expires_at_the_instant_of_its_deadline() -> None:
     clock = VirtualClock()
     context = ten_seconds(clock)
     clock.advance(10.0)
@@ -57,13 +57,13 @@ def test_tightening_never_gives_a_later_deadline(seconds: float) -> None:
         assert replace(tightened, absolute_deadline=context.absolute_deadline) == context
 
 
-def test_tightening_beyond_the_deadline_gives_the_same_context() -> None:
+def test_tightening_past_the_deadline_changes_nothing() -> None:
     context = ten_seconds()
     assert context.tightened_after(11.0) is context
     assert context.tightened_to(context.absolute_deadline) is context
 
 
-def test_a_tightened_context_still_counts_from_the_start_of_the_hop() -> None:
+def test_tightened_context_counts_from_the_start_of_the_hop() -> None:
     clock = VirtualClock()
     context = ten_seconds(clock)
     clock.advance(3.0)
@@ -71,18 +71,18 @@ def test_a_tightened_context_still_counts_from_the_start_of_the_hop() -> None:
     assert (tightened.granted, tightened.elapsed, tightened.remaining) == (5.0, 3.0, 2.0)
 
 
-def test_a_virtual_clock_refuses_to_go_back() -> None:
+def test_virtual_clock_refuses_to_go_back() -> None:
     with pytest.raises(ValueError, match=r"cannot go back by 1\.5 s"):
         VirtualClock().advance(-1.5)
 
 
-def test_asking_for_a_context_where_there_is_none_raises_no_deadline_and_says_what_to_do() -> None:
+def test_missing_context_raises_no_deadline_with_advice() -> None:
     assert current_or_none() is None
     with pytest.raises(NoDeadline, match="entered"):
         current()
 
 
-def test_an_entered_context_is_current_for_the_block_only() -> None:
+def test_entered_context_is_current_in_its_block_only() -> None:
     outer, inner = ten_seconds(), ten_seconds().tightened_after(1.0)
     with entered(outer):
         with suppress(ZeroDivisionError), entered(inner):
@@ -93,7 +93,7 @@ def test_an_entered_context_is_current_for_the_block_only() -> None:
 
 
 @in_virtual_time
-async def test_tasks_of_two_tenants_never_see_each_others_context() -> None:
+async def test_tasks_see_only_the_context_of_their_tenant() -> None:
     seen: dict[str, set[str]] = {"acme": set(), "bolt": set()}
 
     async def work(tenant_id: str) -> None:
@@ -112,7 +112,7 @@ async def test_tasks_of_two_tenants_never_see_each_others_context() -> None:
 
 
 @in_virtual_time
-async def test_when_tool_a_takes_8_of_10_seconds_tool_b_gets_2_and_is_cancelled_at_once() -> None:
+async def test_tool_b_gets_2_s_after_tool_a_took_8_of_10() -> None:
     found: dict[str, float] = {}
 
     async def within_its_share(tool: Coroutine[Any, Any, None]) -> None:

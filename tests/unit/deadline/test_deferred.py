@@ -1,4 +1,4 @@
-"""What can wait is done in order, in small pieces, and not while the event loop has more urgent things to do."""
+"""Deferred work is done in order, in small batches, while the event loop is calm."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from deadlinemesh.testing import virtual_time
 
 
 @in_virtual_time
-async def test_everything_is_done_once_and_in_order_but_not_at_once() -> None:
+async def test_deferred_work_is_done_once_in_order_and_later() -> None:
     deferred, done = Deferred(), list[int]()
     for number in range(100):
         deferred(done.append, number)
@@ -28,7 +28,7 @@ async def test_everything_is_done_once_and_in_order_but_not_at_once() -> None:
 
 
 @in_virtual_time
-async def test_it_is_done_in_small_pieces_and_in_larger_ones_where_much_is_waiting() -> None:
+async def test_batches_are_small_and_grow_with_the_queue() -> None:
     deferred, instants = Deferred(), dict[float, int]()
 
     def note() -> None:
@@ -48,17 +48,17 @@ async def test_it_is_done_in_small_pieces_and_in_larger_ones_where_much_is_waiti
 
 
 @in_virtual_time
-async def test_it_waits_while_the_event_loop_is_behind_but_not_for_ever() -> None:
+async def test_work_waits_for_a_late_loop_but_not_forever() -> None:
     deferred, done, clock = Deferred(), list[float](), virtual_time.clock()
     deferred(lambda: done.append(now()))
     while not done and now() < 10.0:
         await asyncio.sleep(0)
-        clock.advance(0.02)  # something else takes that long, each time
+        clock.advance(0.02)  # other work blocks the loop for that long
     assert done == [pytest.approx(0.5, abs=0.1)]
 
 
 @in_virtual_time
-async def test_it_waits_while_more_keeps_coming_but_not_for_ever() -> None:
+async def test_work_waits_while_more_arrives_but_not_forever() -> None:
     deferred, done = Deferred(), list[float]()
     for _ in range(50):
         deferred(lambda: done.append(now()))
@@ -73,7 +73,7 @@ async def test_it_waits_while_more_keeps_coming_but_not_for_ever() -> None:
 
 
 @in_virtual_time
-async def test_what_has_just_come_waits_though_what_came_before_has_waited_for_long() -> None:
+async def test_new_work_waits_though_earlier_work_is_overdue() -> None:
     deferred, waited = Deferred(), list[float]()
 
     def waits_since(came: float) -> None:
@@ -87,7 +87,7 @@ async def test_what_has_just_come_waits_though_what_came_before_has_waited_for_l
 
 
 @in_virtual_time
-async def test_a_flush_does_all_that_is_left_at_once() -> None:
+async def test_flush_does_all_waiting_work_at_once() -> None:
     deferred, done = Deferred(), list[int]()
     for number in range(100):
         deferred(done.append, number)
@@ -102,7 +102,7 @@ async def test_a_flush_does_all_that_is_left_at_once() -> None:
 
 
 @in_virtual_time
-async def test_what_raises_does_not_hold_up_the_rest() -> None:
+async def test_failing_work_does_not_hold_up_the_rest() -> None:
     deferred, done = Deferred(), list[int]()
 
     def fails() -> None:
@@ -118,9 +118,9 @@ async def test_what_raises_does_not_hold_up_the_rest() -> None:
 
 
 @in_virtual_time
-async def test_work_that_never_ends_keeps_nothing_of_the_call_that_brought_the_first() -> None:
+async def test_endless_work_does_not_keep_the_first_callers_context() -> None:
     class Mine:
-        """What a call may have in its context."""
+        """An object in the context of a call."""
 
     mine: ContextVar[Mine] = ContextVar("mine")
     deferred = Deferred()
@@ -137,7 +137,7 @@ async def test_work_that_never_ends_keeps_nothing_of_the_call_that_brought_the_f
     assert (left(), len(deferred._work) > 0) == (None, True)
 
 
-def test_what_an_event_loop_left_undone_is_done_on_the_next_one() -> None:
+def test_undone_work_is_done_on_the_next_event_loop() -> None:
     deferred, done = Deferred(), list[int]()
 
     async def leave(number: int) -> None:
@@ -154,13 +154,13 @@ def test_what_an_event_loop_left_undone_is_done_on_the_next_one() -> None:
 
 
 class SetsTimersTooLate(asyncio.SelectorEventLoop):
-    """As uvloop does where the process has stood still: the instant has passed, so there is no timer."""
+    """Behaves as uvloop after the process stood still: a past instant gets no timer."""
 
     def call_at(self, when: float, callback: Any, *arguments: Any, context: Any = None) -> Any:  # type: ignore[override]
         return self.call_soon(callback, *arguments, context=context)
 
 
-def test_a_timer_that_is_set_too_late_loses_no_turn() -> None:
+def test_timer_set_too_late_loses_no_work() -> None:
     failed, done = list[Any](), list[int]()
 
     async def main() -> None:

@@ -1,4 +1,4 @@
-"""An event loop that stands still is noticed, with the function and the tenant whose work it was."""
+"""A stalled event loop is noticed, with the function and the tenant at fault."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STALL = 2 * (ASK_EVERY + LAGS_AFTER)
 
 
 class Hop:
-    """The scopes of one hop, and what was reported of its loop."""
+    """The scopes of one hop, and the reported lags of its loop."""
 
     def __init__(self) -> None:
         self.scopes = Scopes("tool-runner")
@@ -31,7 +31,7 @@ class Hop:
 
 
 class Watch(LagWatch):
-    """Tells how far it is."""
+    """A watch with an event for each of its steps."""
 
     def __init__(self, scopes: Scopes, on_lag: Callable[[Lag], None]) -> None:
         self.asks, self.looked = threading.Event(), threading.Event()
@@ -60,7 +60,7 @@ def context_of(tenant_id: str) -> DeadlineContext:
 
 @asynccontextmanager
 async def watched() -> AsyncIterator[Hop]:
-    """A hop that is watched, with a call in it that only waits."""
+    """A watched hop with one idle call."""
     hop = Hop()
     async with hop.scopes.open(context_of("idler")):
         yield hop
@@ -79,7 +79,7 @@ def spin(watch: Watch) -> None:
 def match(watch: Watch) -> None:
     while not watch.asks.is_set():
         pass
-    # One call that does not let go of the interpreter, at last of the right length on any machine.
+    # One call that holds the interpreter. It grows until it stalls long enough on any machine.
     for length in range(16, 64):
         began = time.monotonic()
         re.match("(a+)+$", "a" * length + "b")
@@ -88,7 +88,7 @@ def match(watch: Watch) -> None:
 
 
 @pytest.mark.parametrize("stall", [block, spin, match])
-async def test_what_stalls_the_loop_is_named_with_its_tenant(stall: Callable[[Watch], None]) -> None:
+async def test_stalling_function_is_named_with_its_tenant(stall: Callable[[Watch], None]) -> None:
     async with watched() as hop:
 
         async def work() -> None:
@@ -99,7 +99,8 @@ async def test_what_stalls_the_loop_is_named_with_its_tenant(stall: Callable[[Wa
 
         context = context_of("acme")
         lag = Lag(0.0, "", None)
-        while not lag.function:  # else the machine was too busy to let the watch look in time, as only a `match` needs
+        # Without a function, the machine was too busy: the watch had no sample in time. Try again.
+        while not lag.function:
             hop.watch.again()
             await hop.scopes.open(context).run(work())
             await hop.watch.concluded.wait()
@@ -110,7 +111,7 @@ async def test_what_stalls_the_loop_is_named_with_its_tenant(stall: Callable[[Wa
         assert lag.seconds >= LAGS_AFTER
 
 
-async def test_a_callback_that_belongs_to_no_call_is_named_as_well() -> None:
+async def test_stalling_callback_outside_any_call_is_named_too() -> None:
     async with watched() as hop:
         asyncio.get_running_loop().call_soon(block, hop.watch, context=Context())
         lag = await hop.lags.get()
@@ -118,7 +119,7 @@ async def test_a_callback_that_belongs_to_no_call_is_named_as_well() -> None:
         assert lag.function.startswith(f"{__name__}.block:")
 
 
-async def test_a_loop_without_work_is_asked_nothing_and_one_that_is_closed_ends_the_watch() -> None:
+async def test_idle_loop_is_not_asked() -> None:
     asked: list[object] = []
 
     class Loop(asyncio.SelectorEventLoop):
@@ -139,7 +140,7 @@ async def test_a_loop_without_work_is_asked_nothing_and_one_that_is_closed_ends_
 
 
 @pytest.mark.parametrize("loop", [event_loop, uvloop.new_event_loop, asyncio.new_event_loop])
-def test_a_loop_that_waits_is_known_by_where_it_stands(loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+def test_waiting_loop_is_known_by_its_frame(loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
     async def main() -> None:
         running, found = asyncio.get_running_loop(), asyncio.Event()
         thread = threading.get_ident()

@@ -1,4 +1,4 @@
-"""The ledger charges every instant to at most one phase, and what it charges adds up."""
+"""The ledger charges each instant to at most one phase, and the charges add up."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def ledger(clock: VirtualClock) -> Ledger[Phase]:
     return phase_ledger(clock, clock.monotonic())
 
 
-def test_a_new_ledger_has_charged_nothing(ledger: Ledger[Phase]) -> None:
+def test_new_ledger_has_no_charges(ledger: Ledger[Phase]) -> None:
     assert (ledger.spent(), ledger.elapsed) == ({}, 0.0)
 
 
@@ -34,7 +34,7 @@ def test_time_outside_any_phase_is_charged_to_none(clock: VirtualClock, ledger: 
     assert (ledger.spent(), ledger.elapsed) == ({Phase.TOOL_CALL: 2.0}, 7.0)
 
 
-def test_a_phase_is_charged_while_it_is_still_on(clock: VirtualClock, ledger: Ledger[Phase]) -> None:
+def test_open_phase_is_charged_so_far(clock: VirtualClock, ledger: Ledger[Phase]) -> None:
     ledger.enter(Phase.LLM_QUEUE)
     clock.advance(2.0)
     assert ledger.spent() == {Phase.LLM_QUEUE: 2.0}
@@ -42,7 +42,7 @@ def test_a_phase_is_charged_while_it_is_still_on(clock: VirtualClock, ledger: Le
     assert ledger.spent() == {Phase.LLM_QUEUE: 3.0}
 
 
-def test_a_ledger_may_begin_in_a_phase(clock: VirtualClock) -> None:
+def test_ledger_may_begin_in_a_phase(clock: VirtualClock) -> None:
     ledger = phase_ledger(clock, clock.monotonic(), opening=Phase.ADMISSION)
     clock.advance(2.0)
     ledger.leave(Phase.ADMISSION)
@@ -50,16 +50,14 @@ def test_a_ledger_may_begin_in_a_phase(clock: VirtualClock) -> None:
     assert ledger.spent() == {Phase.ADMISSION: 2.0}
 
 
-def test_an_opening_phase_is_charged_since_the_start_even_if_the_ledger_is_made_later(clock: VirtualClock) -> None:
+def test_opening_phase_is_charged_since_the_start(clock: VirtualClock) -> None:
     started_at = clock.monotonic()
     clock.advance(1.5)
     ledger = phase_ledger(clock, started_at, opening=Phase.ADMISSION)
     assert ledger.spent() == {Phase.ADMISSION: 1.5}
 
 
-def test_where_a_tool_works_while_the_model_streams_the_stream_is_charged(
-    clock: VirtualClock, ledger: Ledger[Phase]
-) -> None:
+def test_stream_is_charged_before_a_parallel_tool_call(clock: VirtualClock, ledger: Ledger[Phase]) -> None:
     with ledger.phase(Phase.LLM_STREAM):
         clock.advance(1.0)
         ledger.enter(Phase.TOOL_CALL)
@@ -70,9 +68,7 @@ def test_where_a_tool_works_while_the_model_streams_the_stream_is_charged(
 
 
 @pytest.mark.parametrize(("first", "second"), list(pairwise(Phase)))
-def test_of_two_phases_the_earlier_of_the_list_is_charged_whichever_began_first(
-    clock: VirtualClock, first: Phase, second: Phase
-) -> None:
+def test_phase_order_decides_between_parallel_phases(clock: VirtualClock, first: Phase, second: Phase) -> None:
     for opened in ((first, second), (second, first)):
         ledger = phase_ledger(clock, clock.monotonic())
         for phase in opened:
@@ -90,16 +86,16 @@ def test_parallel_calls_of_one_phase_are_charged_once(clock: VirtualClock, ledge
     assert ledger.spent() == {Phase.TOOL_CALL: 2.0}
 
 
-def test_a_phase_is_left_when_its_block_fails(clock: VirtualClock, ledger: Ledger[Phase]) -> None:
+def test_phase_ends_when_its_block_fails(clock: VirtualClock, ledger: Ledger[Phase]) -> None:
     with pytest.raises(LookupError), ledger.phase(Phase.TOOL_CALL):
         raise LookupError
     clock.advance(1.0)
     assert ledger.spent() == {}
 
 
-def test_a_balance_never_has_more_in_its_phases_than_the_time_that_has_passed() -> None:
+def test_balance_never_charges_more_than_the_elapsed_time() -> None:
     class Passing(VirtualClock):
-        """No two looks at it tell the same."""
+        """A clock that advances at each reading."""
 
         def monotonic(self) -> float:
             self.advance(0.25)
@@ -110,11 +106,11 @@ def test_a_balance_never_has_more_in_its_phases_than_the_time_that_has_passed() 
     assert (elapsed, spent) == (0.25, {Phase.ADMISSION: 0.25})
 
 
-def test_each_change_of_the_phase_in_force_is_told_once(clock: VirtualClock) -> None:
+def test_each_phase_change_is_reported_once(clock: VirtualClock) -> None:
     told: list[Phase] = []
     ledger = phase_ledger(clock, clock.monotonic(), on_change=told.append)
     with ledger.phase(Phase.TOOL_CALL):
-        with ledger.phase(Phase.TOOL_QUEUE):  # no change: the call has precedence
+        with ledger.phase(Phase.TOOL_QUEUE):  # no change: the tool call has precedence
             pass
         with ledger.phase(Phase.LLM_STREAM):
             pass
@@ -133,7 +129,7 @@ STEPS = st.lists(
 
 
 @given(STEPS)
-def test_every_instant_is_charged_to_the_phase_with_precedence_and_the_sum_is_what_was_covered(
+def test_each_instant_is_charged_once_by_precedence(
     steps: list[tuple[str, Phase | int | None]],
 ) -> None:
     clock = VirtualClock()
@@ -150,7 +146,7 @@ def test_every_instant_is_charged_to_the_phase_with_precedence_and_the_sum_is_wh
                 ledger.leave(value)
                 active.remove(value)
         elif step == "advance" and isinstance(value, int):
-            seconds = value / 1024  # exact in binary, so that sums are exact as well
+            seconds = value / 1024  # exact in binary, so sums are exact too
             clock.advance(seconds)
             if not active:
                 unattributed += seconds

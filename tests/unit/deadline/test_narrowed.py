@@ -1,4 +1,4 @@
-"""A narrowed block ends at its instant, whatever it does, and never mistakes another's cancel for its own."""
+"""A narrowed block ends at its exact instant, and never takes another cancel for its own."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def within(block: Narrowed, work: Coroutine[Any, Any, T]) -> T:
 
 
 @in_virtual_time
-async def test_a_block_without_a_context_raises_no_deadline() -> None:
+async def test_block_without_a_context_raises_no_deadline() -> None:
     with pytest.raises(NoDeadline):
         narrowed_after(1.0)
     with pytest.raises(NoDeadline):
@@ -35,7 +35,7 @@ async def test_a_block_without_a_context_raises_no_deadline() -> None:
 
 
 @in_virtual_time
-async def test_a_block_that_is_quick_enough_ends_without_trace() -> None:
+async def test_quick_block_leaves_no_trace() -> None:
     with entered(with_seconds(10.0)) as context:
         async with narrowed_after(2.0) as block:
             assert current() is block.context
@@ -43,11 +43,11 @@ async def test_a_block_that_is_quick_enough_ends_without_trace() -> None:
             await asyncio.sleep(1.0)
         assert current() is context
         assert not block.expired
-        await asyncio.sleep(5.0)  # the block's timer is gone as well
+        await asyncio.sleep(5.0)  # the block's timer is gone too
 
 
 @in_virtual_time
-async def test_a_block_ends_at_its_exact_instant_and_names_its_phase() -> None:
+async def test_block_ends_at_its_exact_instant_and_names_its_phase() -> None:
     with entered(with_seconds(10.0)):
         block = narrowed_at(3.0, "tool_call")
         with pytest.raises(DeadlineSpent, match="tool_call") as raised:
@@ -56,7 +56,7 @@ async def test_a_block_ends_at_its_exact_instant_and_names_its_phase() -> None:
 
 
 @in_virtual_time
-async def test_a_block_cannot_outlast_the_current_deadline() -> None:
+async def test_block_cannot_outlast_the_current_deadline() -> None:
     with entered(with_seconds(1.0)):
         with pytest.raises(DeadlineSpent):
             await within(narrowed_after(60.0), asleep())
@@ -64,7 +64,7 @@ async def test_a_block_cannot_outlast_the_current_deadline() -> None:
 
 
 @in_virtual_time
-async def test_a_block_whose_time_is_already_spent_ends_at_its_first_wait() -> None:
+async def test_expired_block_ends_at_its_first_wait() -> None:
     with entered(with_seconds(1.0)):
         await asyncio.sleep(2.0)
         with pytest.raises(DeadlineSpent):
@@ -73,7 +73,7 @@ async def test_a_block_whose_time_is_already_spent_ends_at_its_first_wait() -> N
 
 
 @in_virtual_time
-async def test_a_swallowed_cancel_is_cancelled_again_until_the_block_is_left() -> None:
+async def test_swallowed_cancel_is_repeated_until_the_block_ends() -> None:
     async def swallow_three() -> None:
         for _ in range(3):
             with suppress(asyncio.CancelledError):
@@ -86,20 +86,20 @@ async def test_a_swallowed_cancel_is_cancelled_again_until_the_block_is_left() -
 
 
 @in_virtual_time
-async def test_a_block_that_finishes_in_spite_of_its_cancel_is_not_an_error() -> None:
+async def test_block_may_finish_despite_its_cancel() -> None:
     with entered(with_seconds(10.0)):
         async with narrowed_after(1.0) as block:
             with pytest.raises(asyncio.CancelledError):
                 await asleep()
         assert block.expired
-        await asyncio.sleep(1.0)  # nothing of the block's cancels is left over
+        await asyncio.sleep(1.0)  # no cancel of the block is left
     task = asyncio.current_task()
     assert task is not None
     assert task.cancelling() == 0
 
 
 @in_virtual_time
-async def test_an_error_that_the_cancel_was_turned_into_becomes_the_reason_of_the_spent_deadline() -> None:
+async def test_cleanup_error_is_chained_to_deadline_spent() -> None:
     async def cleans_up_badly() -> None:
         try:
             await asleep()
@@ -112,7 +112,7 @@ async def test_an_error_that_the_cancel_was_turned_into_becomes_the_reason_of_th
 
 
 @in_virtual_time
-async def test_an_error_raised_in_time_goes_out_as_it_is() -> None:
+async def test_error_in_time_is_raised_unchanged() -> None:
     async def fails() -> None:
         raise LookupError
 
@@ -121,7 +121,7 @@ async def test_an_error_raised_in_time_goes_out_as_it_is() -> None:
 
 
 @in_virtual_time
-async def test_a_cancel_from_outside_is_not_mistaken_for_the_blocks_own() -> None:
+async def test_outside_cancel_is_not_taken_for_the_blocks_own() -> None:
     async def work() -> None:
         with entered(with_seconds(10.0)):
             async with narrowed_after(5.0):
@@ -136,7 +136,7 @@ async def test_a_cancel_from_outside_is_not_mistaken_for_the_blocks_own() -> Non
 
 
 @in_virtual_time
-async def test_a_cancel_from_outside_that_was_swallowed_wins_over_the_blocks_own() -> None:
+async def test_swallowed_outside_cancel_wins_over_the_blocks_own() -> None:
     async def work() -> None:
         with entered(with_seconds(10.0)):
             async with narrowed_after(5.0):
@@ -154,7 +154,7 @@ async def test_a_cancel_from_outside_that_was_swallowed_wins_over_the_blocks_own
 
 
 @in_virtual_time
-async def test_of_two_nested_blocks_the_one_that_is_spent_raises() -> None:
+async def test_expired_block_of_two_nested_ones_raises() -> None:
     with entered(with_seconds(10.0)):
         async with narrowed_after(5.0, "outer") as outer:
             with pytest.raises(DeadlineSpent, match="inner"):
@@ -174,7 +174,7 @@ async def test_of_two_nested_blocks_the_one_that_is_spent_raises() -> None:
 
 
 @in_virtual_time
-async def test_a_plain_asyncio_timeout_inside_a_block_stays_a_timeout_error() -> None:
+async def test_asyncio_timeout_in_a_block_stays_a_timeout_error() -> None:
     with entered(with_seconds(10.0)):
         async with narrowed_after(5.0) as block:
             with pytest.raises(TimeoutError):
@@ -184,7 +184,7 @@ async def test_a_plain_asyncio_timeout_inside_a_block_stays_a_timeout_error() ->
 
 
 @in_virtual_time
-async def test_a_block_inside_a_plain_asyncio_timeout_leaves_the_timeout_to_it() -> None:
+async def test_asyncio_timeout_around_a_block_raises_timeout_error() -> None:
     async def caller() -> None:
         async with asyncio.timeout(1.0):
             await within(narrowed_after(5.0), asleep())
@@ -195,7 +195,7 @@ async def test_a_block_inside_a_plain_asyncio_timeout_leaves_the_timeout_to_it()
 
 
 @in_virtual_time
-async def test_a_task_group_that_fails_inside_a_block_raises_its_own_error() -> None:
+async def test_failed_task_group_in_a_block_raises_its_own_error() -> None:
     async def fails() -> None:
         await asyncio.sleep(1.0)
         raise LookupError

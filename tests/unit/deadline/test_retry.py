@@ -1,4 +1,4 @@
-"""Attempts fit into what remains, or are not made."""
+"""Attempts fit into the remaining time, or are not made."""
 
 from __future__ import annotations
 
@@ -58,21 +58,21 @@ async def retried_for(
 
 
 @in_virtual_time
-async def test_a_success_is_not_repeated() -> None:
+async def test_success_is_not_repeated() -> None:
     upstream = Upstream()
     assert await retried_for(10.0, upstream, RetryPolicy(retries=3)) == "answer"
     assert upstream.started == [0.0]
 
 
 @in_virtual_time
-async def test_transient_failures_are_tried_again_after_a_doubling_backoff() -> None:
+async def test_transient_failures_are_retried_with_doubling_backoff() -> None:
     upstream = Upstream(*(UpstreamFailed("reset") for _ in range(3)))
     assert await retried_for(10.0, upstream, RetryPolicy(retries=3, first_backoff=0.1)) == "answer"
     assert upstream.started == pytest.approx([0.0, 0.1, 0.3, 0.7])
 
 
 class Hanging:
-    """Is silent for `seconds` in each attempt but the last."""
+    """An upstream that is silent for `seconds` in each attempt but the last."""
 
     def __init__(self, attempts: int, seconds: float = 3600.0) -> None:
         self.attempts = attempts
@@ -92,7 +92,7 @@ class Hanging:
 
 
 @in_virtual_time
-async def test_an_attempt_that_may_be_followed_by_another_gets_80_percent_and_the_last_gets_all() -> None:
+async def test_attempts_get_80_percent_and_the_last_gets_all() -> None:
     hanging = Hanging(attempts=4)
     with entered(with_seconds(10.0)), pytest.raises(DeadlineSpent):
         async with narrowed_after(10.0):
@@ -101,7 +101,7 @@ async def test_an_attempt_that_may_be_followed_by_another_gets_80_percent_and_th
 
 
 @in_virtual_time
-async def test_an_attempt_that_used_up_its_share_is_cut_and_tried_again() -> None:
+async def test_attempt_past_its_share_is_cut_and_retried() -> None:
     hanging = Hanging(attempts=2)
     policy = RetryPolicy(retries=1, first_backoff=0.5)
     with entered(with_seconds(10.0)):
@@ -110,14 +110,14 @@ async def test_an_attempt_that_used_up_its_share_is_cut_and_tried_again() -> Non
 
 
 @in_virtual_time
-async def test_an_attempt_keeps_its_callers_deadline_however_patient_the_caller_is() -> None:
+async def test_attempt_keeps_its_callers_deadline() -> None:
     upstream = Upstream(UpstreamFailed("reset"), seconds=1.0)
     await retried_for(10.0, upstream, RetryPolicy(retries=1, first_backoff=0.0))
     assert upstream.granted == [10.0, 9.0]
 
 
 class Reporting(Hanging):
-    """Gives a sign of life every second."""
+    """The same, with a sign of life every second."""
 
     async def wait(self, attempt: Attempt) -> None:
         for _ in range(int(self.seconds)):
@@ -126,9 +126,7 @@ class Reporting(Hanging):
 
 
 @in_virtual_time
-async def test_what_is_known_to_be_quick_is_given_up_after_an_unusual_silence_and_what_gives_signs_of_life_is_not() -> (
-    None
-):
+async def test_silent_attempt_is_given_up_and_a_live_one_is_not() -> None:
     class Starting(Hanging):
         async def wait(self, attempt: Attempt) -> None:
             await asyncio.sleep(1.0)  # in a queue
@@ -146,7 +144,7 @@ async def test_what_is_known_to_be_quick_is_given_up_after_an_unusual_silence_an
 
 
 @in_virtual_time
-async def test_what_is_slow_is_not_given_up_where_another_attempt_would_not_fit() -> None:
+async def test_slow_attempt_goes_on_without_time_for_another() -> None:
     hanging = Hanging(attempts=2, seconds=9.5)
     policy = RetryPolicy(retries=1, viable_attempt=3.0)
     with entered(with_seconds(10.0)):
@@ -155,7 +153,7 @@ async def test_what_is_slow_is_not_given_up_where_another_attempt_would_not_fit(
 
 
 @in_virtual_time
-async def test_what_is_slow_is_not_given_up_where_the_budget_has_no_retry_left() -> None:
+async def test_slow_attempt_goes_on_without_retry_budget() -> None:
     budget = RetryBudget(virtual_time.clock(), floor=0.0)
     hanging = Hanging(attempts=2, seconds=9.5)
     told: list[Retry] = []
@@ -166,7 +164,7 @@ async def test_what_is_slow_is_not_given_up_where_the_budget_has_no_retry_left()
 
 
 @in_virtual_time
-async def test_what_has_settled_is_neither_given_up_nor_told_to_be_alive() -> None:
+async def test_settled_attempt_is_not_given_up() -> None:
     class Settling(Hanging):
         async def wait(self, attempt: Attempt) -> None:
             attempt.settled()
@@ -180,7 +178,7 @@ async def test_what_has_settled_is_neither_given_up_nor_told_to_be_alive() -> No
 
 
 @in_virtual_time
-async def test_where_there_is_relief_the_only_attempt_is_given_up_as_well_if_that_leaves_time_for_it() -> None:
+async def test_only_attempt_is_given_up_for_a_ready_fallback() -> None:
     hanging = Hanging(attempts=9, seconds=9.9)
     policy = RetryPolicy(retries=0)
     with entered(with_seconds(10.0)), pytest.raises(AttemptHung):
@@ -192,7 +190,7 @@ async def test_where_there_is_relief_the_only_attempt_is_given_up_as_well_if_tha
 
 
 @in_virtual_time
-async def test_an_attempt_that_swallows_its_cancellation_is_cancelled_until_it_is_gone() -> None:
+async def test_stubborn_attempt_is_cancelled_until_it_ends() -> None:
     async def stubborn(attempt: Attempt) -> str:
         if not ended:
             for _ in range(3):
@@ -210,7 +208,7 @@ async def test_an_attempt_that_swallows_its_cancellation_is_cancelled_until_it_i
 
 
 @in_virtual_time
-async def test_a_cancel_from_outside_goes_on_though_the_attempt_was_being_given_up() -> None:
+async def test_outside_cancel_wins_while_an_attempt_is_given_up() -> None:
     async def closing_slowly(attempt: Attempt) -> None:
         try:
             await asyncio.sleep(3600.0)
@@ -229,7 +227,7 @@ async def test_a_cancel_from_outside_goes_on_though_the_attempt_was_being_given_
 
 
 @in_virtual_time
-async def test_patience_is_decided_on_where_no_context_is_current() -> None:
+async def test_silence_timer_needs_no_current_context() -> None:
     asked: list[float] = []
 
     def better() -> bool:
@@ -250,7 +248,7 @@ async def test_patience_is_decided_on_where_no_context_is_current() -> None:
 
 
 @in_virtual_time
-async def test_a_deadline_spent_by_somebody_else_is_not_tried_again() -> None:
+async def test_foreign_deadline_spent_is_not_retried() -> None:
     upstream = Upstream(DeadlineSpent("not this attempt's"))
     with pytest.raises(DeadlineSpent, match="not this attempt's"):
         await retried_for(10.0, upstream, RetryPolicy(retries=3))
@@ -258,7 +256,7 @@ async def test_a_deadline_spent_by_somebody_else_is_not_tried_again() -> None:
 
 
 @in_virtual_time
-async def test_a_failure_that_is_not_transient_goes_out_at_once() -> None:
+async def test_permanent_failure_is_raised_at_once() -> None:
     upstream = Upstream(LookupError("no such tool"))
     with pytest.raises(LookupError, match="no such tool"):
         await retried_for(10.0, upstream, RetryPolicy(retries=3))
@@ -266,7 +264,7 @@ async def test_a_failure_that_is_not_transient_goes_out_at_once() -> None:
 
 
 @in_virtual_time
-async def test_without_retries_the_only_attempt_gets_all_the_time_and_its_error_goes_out() -> None:
+async def test_only_attempt_gets_all_the_time_and_raises_its_error() -> None:
     upstream = Upstream(UpstreamFailed("reset"))
     with pytest.raises(UpstreamFailed):
         await retried_for(10.0, upstream, RetryPolicy(retries=0))
@@ -274,7 +272,7 @@ async def test_without_retries_the_only_attempt_gets_all_the_time_and_its_error_
 
 
 @in_virtual_time
-async def test_when_the_retries_are_used_up_the_last_error_goes_out() -> None:
+async def test_last_error_is_raised_after_the_last_retry() -> None:
     upstream = Upstream(UpstreamFailed("first"), UpstreamFailed("second"), UpstreamFailed("third"))
     with pytest.raises(UpstreamFailed, match="third"):
         await retried_for(10.0, upstream, RetryPolicy(retries=2))
@@ -283,7 +281,7 @@ async def test_when_the_retries_are_used_up_the_last_error_goes_out() -> None:
 
 @pytest.mark.parametrize(("seconds", "attempts"), [(0.56, 1), (0.60, 2)])
 @in_virtual_time
-async def test_no_attempt_starts_unless_the_backoff_and_a_viable_attempt_fit(seconds: float, attempts: int) -> None:
+async def test_retry_needs_time_for_backoff_and_a_viable_attempt(seconds: float, attempts: int) -> None:
     upstream = Upstream(*(UpstreamFailed(f"number {number}") for number in (1, 2)), seconds=0.42)
     policy = RetryPolicy(retries=1, viable_attempt=0.05, first_backoff=0.1)
     with pytest.raises(UpstreamFailed, match=f"number {attempts}"):
@@ -292,14 +290,14 @@ async def test_no_attempt_starts_unless_the_backoff_and_a_viable_attempt_fit(sec
 
 
 @in_virtual_time
-async def test_a_retry_after_that_fits_is_honoured() -> None:
+async def test_fitting_retry_after_is_honoured() -> None:
     upstream = Upstream(Shed("busy", retry_after=3.0))
     assert await retried_for(10.0, upstream, RetryPolicy(retries=1)) == "answer"
     assert upstream.started == [0.0, 3.0]
 
 
 @in_virtual_time
-async def test_a_retry_after_that_does_not_fit_ends_the_tries_at_once_with_the_servers_error() -> None:
+async def test_too_long_retry_after_raises_the_servers_error() -> None:
     upstream = Upstream(Shed("busy", retry_after=30.0))
     with pytest.raises(Shed, match="busy"):
         await retried_for(10.0, upstream, RetryPolicy(retries=5))
@@ -307,7 +305,7 @@ async def test_a_retry_after_that_does_not_fit_ends_the_tries_at_once_with_the_s
 
 
 @in_virtual_time
-async def test_each_backoff_is_spent_inside_what_the_caller_gave_for_it() -> None:
+async def test_backoffs_are_spent_in_the_waiting_context() -> None:
     waits: list[tuple[float, float]] = []
 
     @contextmanager
@@ -329,7 +327,7 @@ async def test_each_backoff_is_spent_inside_what_the_caller_gave_for_it() -> Non
 
 
 @in_virtual_time
-async def test_each_retry_that_is_made_or_refused_is_told() -> None:
+async def test_each_retry_made_or_refused_is_reported() -> None:
     async def told(policy: RetryPolicy, *errors: Exception, budget: RetryBudget | None = None) -> list[Retry]:
         retries: list[Retry] = []
         with entered(with_seconds(10.0)), suppress(UpstreamFailed, Shed):
@@ -358,7 +356,7 @@ async def test_each_retry_that_is_made_or_refused_is_told() -> None:
 
 
 @in_virtual_time
-async def test_in_a_full_outage_there_are_1_1_attempts_a_call_and_none_that_cannot_finish() -> None:
+async def test_outage_costs_1_1_viable_attempts_a_call() -> None:
     budget = RetryBudget(virtual_time.clock())
     attempts: list[float] = []
 
@@ -383,7 +381,7 @@ async def test_in_a_full_outage_there_are_1_1_attempts_a_call_and_none_that_cann
 
 
 @in_virtual_time
-async def test_retries_that_help_may_be_a_fifth_of_the_calls() -> None:
+async def test_helpful_retries_may_be_a_fifth_of_the_calls() -> None:
     clock = virtual_time.clock()
     budget = RetryBudget(clock)
     made = 0
@@ -397,7 +395,7 @@ async def test_retries_that_help_may_be_a_fifth_of_the_calls() -> None:
 
 
 @in_virtual_time
-async def test_where_calls_are_few_three_retries_are_there_and_come_back_with_time() -> None:
+async def test_few_calls_have_three_retries_refilled_over_time() -> None:
     clock = virtual_time.clock()
     budget = RetryBudget(clock)
     budget.call()
@@ -409,6 +407,6 @@ async def test_where_calls_are_few_three_retries_are_there_and_come_back_with_ti
 
 
 @given(st.integers(1, 60), st.floats(0.0, 1.0))
-def test_a_backoff_stays_between_nothing_and_its_ceiling(retry: int, draw: float) -> None:
+def test_backoff_stays_within_its_ceiling(retry: int, draw: float) -> None:
     policy = RetryPolicy(retries=60, first_backoff=0.1, longest_backoff=5.0)
     assert 0.0 <= policy.backoff(retry, None, draw) <= min(5.0, 0.1 * 2 ** (retry - 1))

@@ -1,4 +1,4 @@
-"""A thread cannot be stopped: it is reported, it takes nobody's place, and it keeps nothing from ending."""
+"""A thread cannot be stopped. It is reported, takes no other's place, and delays no exit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from deadlinemesh.tool_runner.kinds.cancelled_once import cancelled_once
 
 
 class Hop:
-    """The scopes of one hop, and the orphans that were reported."""
+    """The scopes of one hop, and the reported orphans."""
 
     def __init__(self) -> None:
         self.orphans: list[Orphan] = []
@@ -36,7 +36,7 @@ class Hop:
 
 
 class Block:
-    """Something that blocks until it is let go, and cannot be cancelled."""
+    """A call that blocks until `let_go`, and cannot be cancelled."""
 
     def __init__(self) -> None:
         self.began = asyncio.Event()
@@ -54,20 +54,20 @@ class Block:
 
 @pytest.fixture
 async def block() -> AsyncIterator[Block]:
-    """Let go at the end of the test."""
+    """A blocking call. It is let go at the end of the test."""
     one = Block()
     yield one
     one.let_go()
 
 
 def with_threads(most: int) -> Threads:
-    """The running loop's threads."""
+    """Give the running loop this number of threads, and return them."""
     threads = Threads(most)
     asyncio.get_running_loop().set_default_executor(threads)
     return threads
 
 
-async def test_a_call_in_a_thread_gives_its_result_or_raises_its_error() -> None:
+async def test_thread_call_returns_its_result_or_raises_its_error() -> None:
     with_threads(1)
 
     async def work() -> str:
@@ -80,12 +80,12 @@ async def test_a_call_in_a_thread_gives_its_result_or_raises_its_error() -> None
     assert hop.orphans == []
 
 
-async def test_more_calls_than_threads_wait_for_one_and_all_are_answered() -> None:
+async def test_calls_beyond_the_threads_wait_and_all_finish() -> None:
     with_threads(2)
     assert await asyncio.gather(*(asyncio.to_thread(abs, -n) for n in range(50))) == list(range(50))
 
 
-async def test_a_thread_that_outlives_its_call_is_reported_with_its_owner_and_what_it_does(block: Block) -> None:
+async def test_orphan_thread_is_reported_with_owner_and_function(block: Block) -> None:
     with_threads(1)
     hop = Hop()
     scope = hop.open()
@@ -101,7 +101,7 @@ async def test_a_thread_that_outlives_its_call_is_reported_with_its_owner_and_wh
     assert REPORT_ORPHAN_AFTER <= orphan.age < 2 * REPORT_ORPHAN_AFTER
 
 
-async def test_a_thread_that_was_started_and_not_awaited_is_reported_as_well(block: Block) -> None:
+async def test_unawaited_thread_is_reported_too(block: Block) -> None:
     with_threads(1)
     hop = Hop()
 
@@ -114,7 +114,7 @@ async def test_a_thread_that_was_started_and_not_awaited_is_reported_as_well(blo
     assert len(hop.orphans) == 1
 
 
-async def test_a_thread_that_ends_soon_after_its_call_is_no_orphan(block: Block) -> None:
+async def test_thread_ending_soon_after_its_call_is_no_orphan(block: Block) -> None:
     threads = with_threads(1)
     hop = Hop()
     scope = hop.open()
@@ -124,12 +124,12 @@ async def test_a_thread_that_ends_soon_after_its_call_is_no_orphan(block: Block)
     with pytest.raises(ClientCancelled):
         await running
     block.let_go()
-    assert await asyncio.wrap_future(threads.submit(str, 1)) == "1"  # by the only thread there is
+    assert await asyncio.wrap_future(threads.submit(str, 1)) == "1"  # by the only thread
     await asyncio.sleep(REPORT_ORPHAN_AFTER + 0.01)
     assert hop.orphans == []
 
 
-async def test_a_call_that_still_waits_for_a_thread_when_its_scope_ends_is_never_begun(block: Block) -> None:
+async def test_waiting_thread_call_of_an_ended_scope_never_begins(block: Block) -> None:
     with_threads(1)
     blocking = asyncio.create_task(asyncio.to_thread(block))
     await block.began.wait()
@@ -146,7 +146,7 @@ async def test_a_call_that_still_waits_for_a_thread_when_its_scope_ends_is_never
     assert begun == []
 
 
-async def test_an_orphan_takes_nobody_elses_place(block: Block) -> None:
+async def test_orphan_thread_takes_no_other_calls_place(block: Block) -> None:
     with_threads(1)
     hop = Hop()
     scope = hop.open()
@@ -162,7 +162,7 @@ async def test_an_orphan_takes_nobody_elses_place(block: Block) -> None:
     assert await asyncio.gather(*(asyncio.to_thread(abs, -n) for n in range(5))) == list(range(5))
 
 
-async def test_what_is_cancelled_once_owns_no_thread_and_its_scope_does(block: Block) -> None:
+async def test_thread_of_cancelled_once_work_belongs_to_its_scope(block: Block) -> None:
     with_threads(1)
     hop = Hop()
     scope = hop.open()
@@ -177,7 +177,7 @@ async def test_what_is_cancelled_once_owns_no_thread_and_its_scope_does(block: B
     ]
 
 
-async def test_threads_that_nobody_needs_end(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_idle_threads_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "IDLE_FOR", 0.0)
     threads = with_threads(8)
     ends: list[threading.Thread] = []
@@ -187,7 +187,7 @@ async def test_threads_that_nobody_needs_end(monkeypatch: pytest.MonkeyPatch) ->
     assert await asyncio.wrap_future(threads.submit(str, 1)) == "1"
 
 
-def test_a_thread_that_blocks_keeps_no_process_from_ending() -> None:
+def test_blocked_thread_does_not_keep_the_process_alive() -> None:
     source = """
 import asyncio, threading
 from deadlinemesh.deadline.threads import own_threads
