@@ -1,4 +1,4 @@
-"""Between pieces of work that hold the event loop up, it is given the time to see who came."""
+"""After work that blocks the event loop, grants pause until it has seen new requests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deadlinemesh.testing import virtual_time
 
 
 class Loop:
-    """One slot, and work for it that either computes or waits."""
+    """A bulkhead of one slot, and work for it: computing or waiting."""
 
     def __init__(self) -> None:
         self.bulkhead = Bulkhead("loop", 1, clock=virtual_time.clock())
@@ -24,7 +24,7 @@ class Loop:
         with entered(with_seconds(100.0)):
             async with self.bulkhead.slot():
                 self.began_at.append(now())
-                virtual_time.clock().advance(seconds)  # as a handler does that never awaits
+                virtual_time.clock().advance(seconds)  # as a handler without an await
 
     async def wait(self, seconds: float) -> None:
         with entered(with_seconds(100.0)):
@@ -34,18 +34,18 @@ class Loop:
 
 
 @in_virtual_time
-async def test_after_enough_computing_the_next_begins_when_the_loop_is_quiet() -> None:
+async def test_next_grant_after_computing_waits_for_a_quiet_loop() -> None:
     loop = Loop()
     await loop.compute(AFTER / 2)
     await loop.compute(AFTER / 2)
     await asyncio.sleep(0)
     await asyncio.gather(loop.compute(AFTER / 2), loop.compute(AFTER / 2))
-    quiet_at = AFTER + 2 * QUIET  # two came within the first look
+    quiet_at = AFTER + 2 * QUIET  # two requests came within the first look
     assert loop.began_at == pytest.approx([0.0, AFTER / 2, quiet_at, quiet_at + AFTER / 2])
 
 
 @in_virtual_time
-async def test_a_breath_lasts_while_claims_keep_coming() -> None:
+async def test_pause_lasts_while_requests_arrive() -> None:
     loop = Loop()
     await loop.compute(AFTER)
     late = []
@@ -58,7 +58,7 @@ async def test_a_breath_lasts_while_claims_keep_coming() -> None:
 
 
 @in_virtual_time
-async def test_a_breath_has_an_end_however_many_come() -> None:
+async def test_pause_ends_even_if_requests_keep_arriving() -> None:
     loop = Loop()
     await loop.compute(AFTER)
     crowd = []
@@ -70,13 +70,13 @@ async def test_a_breath_has_an_end_however_many_come() -> None:
 
 
 @in_virtual_time
-async def test_work_that_waits_holds_nothing_up() -> None:
+async def test_waiting_work_causes_no_pause() -> None:
     loop = Loop()
     await asyncio.gather(*(loop.wait(1.0) for _ in range(4)))
     assert loop.began_at == pytest.approx([0.0, 1.0, 2.0, 3.0])
 
 
-async def test_a_breath_needs_no_timer_where_time_goes_on_by_itself() -> None:
+async def test_pause_needs_no_timer_on_a_real_clock() -> None:
     loop, over = asyncio.get_running_loop(), asyncio.Event()
     timers = len(loop._scheduled)  # type: ignore[attr-defined]  # there is no public way to ask
     breath = LoopCatchUp(over.set)

@@ -1,4 +1,4 @@
-"""Calls by rate and by number, and bytes by budget: for each key alone, and for all."""
+"""Quotas bound the calls of each key. Budgets bound the bytes of each tenant, and of all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from deadlinemesh.admission.quota import MOST_OWED, RETRY_AFTER, Excess
 FEW = Quota(per_second=10, burst=3, concurrent=1000)
 
 
-def test_a_burst_is_taken_and_then_the_rate() -> None:
+def test_burst_is_granted_then_the_rate() -> None:
     quotas = Quotas()
     assert [quotas.begin("acme", FEW, 0.0) for _ in range(3)] == [None] * 3
     assert quotas.begin("acme", FEW, 0.0) == Excess("calls_per_second", 0.1)
@@ -20,21 +20,21 @@ def test_a_burst_is_taken_and_then_the_rate() -> None:
     assert taken == pytest.approx(100, abs=1)
 
 
-def test_no_key_pays_for_another() -> None:
+def test_keys_have_separate_quotas() -> None:
     quotas = Quotas()
     for _ in range(1000):
         quotas.begin("acme", FEW, 0.0)
     assert quotas.begin("bolt", FEW, 0.0) is None
 
 
-def test_calls_at_work_are_counted_until_their_end() -> None:
+def test_running_calls_count_until_their_end() -> None:
     quotas, two = Quotas(), Quota(per_second=1000, burst=1000, concurrent=2)
     assert [quotas.begin("acme", two, 0.0) for _ in range(3)] == [None, None, Excess("concurrent_calls", RETRY_AFTER)]
     quotas.end("acme")
     assert quotas.begin("acme", two, 0.0) is None
 
 
-def test_a_dear_call_counts_as_several_and_is_owed_for_a_while() -> None:
+def test_expensive_call_counts_as_several_up_to_a_bound() -> None:
     quotas = Quotas()
     assert quotas.begin("acme", FEW, 0.0) is None
     quotas.charge("acme", 12.0)
@@ -48,7 +48,7 @@ def test_a_dear_call_counts_as_several_and_is_owed_for_a_while() -> None:
     assert quotas.begin("acme", FEW, 1.3 + MOST_OWED) is None
 
 
-def test_a_quota_may_change_while_calls_are_at_work() -> None:
+def test_quota_may_change_during_calls() -> None:
     quotas = Quotas()
     for _ in range(3):
         quotas.begin("acme", FEW, 0.0)
@@ -56,7 +56,7 @@ def test_a_quota_may_change_while_calls_are_at_work() -> None:
     assert quotas.begin("acme", Quota(per_second=1, burst=1, concurrent=4), 5.0) is None
 
 
-def test_keys_that_are_quiet_are_forgotten() -> None:
+def test_quiet_keys_are_forgotten() -> None:
     quotas = Quotas()
     quotas.begin("at work", FEW, 0.0)
     for second in range(5000):
@@ -66,7 +66,7 @@ def test_keys_that_are_quiet_are_forgotten() -> None:
     quotas.end("at work")
 
 
-def test_one_tenant_holds_its_part_and_leaves_some_to_the_next() -> None:
+def test_tenant_leaves_part_of_the_budget_to_the_next() -> None:
     budget = Budget(160, tenant_part=0.5)
     acme, bolt, cora = budget.take("acme", 80), budget.take("bolt", 40), budget.take("cora", 20)
     assert acme is not None
@@ -79,7 +79,7 @@ def test_one_tenant_holds_its_part_and_leaves_some_to_the_next() -> None:
     assert (budget.held, budget.held_by("acme"), budget.held_by("bolt")) == (70, 0, 40)
 
 
-def test_what_has_begun_may_grow_to_the_whole_part() -> None:
+def test_held_bytes_may_grow_to_the_tenants_whole_part() -> None:
     budget = Budget(100, tenant_part=0.5)
     acme, bolt = budget.take("acme", 20), budget.take("bolt", 40)
     assert acme is not None
@@ -93,7 +93,7 @@ def test_what_has_begun_may_grow_to_the_whole_part() -> None:
     assert budget.held == 0
 
 
-def test_a_smaller_budget_takes_nothing_back() -> None:
+def test_smaller_budget_takes_nothing_back() -> None:
     budget = Budget(100, 1.0)
     held = budget.take("acme", 80)
     budget.resize(50, 1.0)
@@ -105,6 +105,6 @@ def test_a_smaller_budget_takes_nothing_back() -> None:
 
 
 @pytest.mark.parametrize(("total", "part"), [(0, 0.5), (10, 0.0), (10, 1.1)])
-def test_a_budget_that_nobody_could_use_is_refused(total: int, part: float) -> None:
+def test_invalid_budget_is_refused(total: int, part: float) -> None:
     with pytest.raises(ValueError, match="must be positive"):
         Budget(total, part)

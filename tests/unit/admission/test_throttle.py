@@ -1,4 +1,4 @@
-"""A caller refuses itself what would be refused anyway, and finds out soon when it would not be any more."""
+"""A client refuses calls that the server would shed, and notices its recovery soon."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from deadlinemesh.admission.throttle import K
 
 
 class Server:
-    """Accepts `capacity` calls a second, and a burst of as many as wait in a line, of a caller that makes `rate`."""
+    """A server of `capacity` calls a second with bursts of 16, and a client of `rate` calls."""
 
     def __init__(self, capacity: float, rate: float) -> None:
         self.throttle = Throttle(0.0, random.Random(1).random)
@@ -20,7 +20,7 @@ class Server:
         self._room = 0.0
 
     def run(self, seconds: float) -> tuple[float, float]:
-        """Calls a second that were sent, and that were accepted."""
+        """Returns the calls a second that were sent, and that were accepted."""
         sent = accepted = 0
         for _ in range(int(seconds * self.rate)):
             self.now += 1 / self.rate
@@ -36,12 +36,12 @@ class Server:
         return sent / seconds, accepted / seconds
 
 
-def test_while_nothing_is_refused_nothing_is_held_back() -> None:
+def test_throttle_holds_nothing_back_without_refusals() -> None:
     assert Server(capacity=200, rate=100).run(10.0) == (100, 100)
 
 
 @pytest.mark.parametrize("overload", [2.0, 5.0, 20.0])
-def test_under_overload_a_server_is_sent_little_more_than_it_accepts(overload: float) -> None:
+def test_overloaded_server_is_sent_little_more_than_it_accepts(overload: float) -> None:
     server = Server(capacity=200, rate=200 * overload)
     server.run(10.0)
     sent, accepted = server.run(10.0)
@@ -49,7 +49,7 @@ def test_under_overload_a_server_is_sent_little_more_than_it_accepts(overload: f
     assert accepted == pytest.approx(200, rel=0.02)
 
 
-def test_a_recovery_is_believed_a_little_more_with_every_half_life() -> None:
+def test_recovered_server_is_sent_all_calls_again() -> None:
     server = Server(capacity=20, rate=400)
     server.run(10.0)
     server.capacity = 400
@@ -57,20 +57,20 @@ def test_a_recovery_is_believed_a_little_more_with_every_half_life() -> None:
     assert server.run(5.0)[0] == pytest.approx(400, rel=0.01)
 
 
-def test_a_server_that_accepts_nothing_is_still_asked_now_and_then() -> None:
+def test_refusing_server_is_still_probed() -> None:
     server = Server(capacity=0, rate=100)
     server.run(10.0)
     assert 0 < server.run(10.0)[0] < 2
 
 
-def test_calls_whose_fate_is_open_say_nothing() -> None:
+def test_open_calls_do_not_count() -> None:
     throttle = Throttle(0.0, lambda: 0.0)
     assert all(throttle.lets_through(0.0) for _ in range(100))
     throttle.shed(0.0)
     assert not throttle.lets_through(0.0)
 
 
-def test_calm_returns_when_refusals_are_forgotten() -> None:
+def test_calm_returns_once_refusals_fade() -> None:
     throttle = Throttle(0.0)
     throttle.shed(0.0)
     assert not throttle.calm(1.0)
