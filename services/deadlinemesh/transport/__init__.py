@@ -29,7 +29,7 @@ from deadlinemesh.transport.connections import ConnectionLimits
 from deadlinemesh.transport.gates import Admitted, Arrival, Gate, MeshGate
 from deadlinemesh.transport.inbound import DeadlineInterceptor
 from deadlinemesh.transport.outbound import MeshChannel, StreamingCall
-from deadlinemesh.transport.server import MeshServer, ServerSettings
+from deadlinemesh.transport.server import MeshServer, ServerCredentials, ServerSettings
 from deadlinemesh.transport.status import error_from, status_of
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "MeshChannel",
     "MeshGate",
     "MeshServer",
+    "ServerCredentials",
     "ServerSettings",
     "StreamingCall",
     "error_from",

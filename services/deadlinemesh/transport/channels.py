@@ -71,13 +71,16 @@ def mesh_channel(
     keepalive: float = KEEPALIVE,
     tracer: trace.Tracer | None = None,
     healthy: str = "",
+    credentials: grpc.ChannelCredentials | None = None,
 ) -> MeshChannel:
     """Open a channel to an inner hop of the mesh. Each call carries the current deadline.
 
-    `healthy` is as in `open_channel`.
+    `healthy` and `credentials` are as in `open_channel`.
 
         channel = mesh_channel("tool-runner:50053", mesh_token=token, message_bytes=4 * 1024 * 1024)
         stub = ToolRunnerServiceStub(channel)
     """
-    channel = open_channel(target, message_bytes=message_bytes, keepalive=keepalive, healthy=healthy)
+    channel = open_channel(
+        target, message_bytes=message_bytes, keepalive=keepalive, healthy=healthy, credentials=credentials
+    )
     return MeshChannel(channel, mesh_token, tracer)

@@ -22,7 +22,7 @@ from deadlinemesh.transport.health import Health
 from deadlinemesh.transport.inbound import DeadlineInterceptor
 from deadlinemesh.transport.stragglers import LAST_MESSAGE_S
 
-__all__ = ["LIVENESS", "MeshServer", "ServerSettings"]
+__all__ = ["LIVENESS", "MeshServer", "ServerCredentials", "ServerSettings"]
 
 _LOG = logging.getLogger("deadlinemesh.transport")
 
@@ -64,6 +64,14 @@ class ServerSettings:
             raise ValueError(f"listen address {self.listen!r} is not HOST:PORT, such as 0.0.0.0:50051")
 
 
+@dataclass(frozen=True, slots=True)
+class ServerCredentials:
+    """The credentials of a server, and those with which it calls itself."""
+
+    server: grpc.ServerCredentials
+    own_channel: grpc.ChannelCredentials
+
+
 class MeshServer:
     """Serves `services` behind `interceptor`. Each service is its full gRPC name and a function
     that registers it.
@@ -77,9 +85,15 @@ class MeshServer:
     """
 
     def __init__(
-        self, settings: ServerSettings, interceptor: DeadlineInterceptor, services: Sequence[tuple[str, Registration]]
+        self,
+        settings: ServerSettings,
+        interceptor: DeadlineInterceptor,
+        services: Sequence[tuple[str, Registration]],
+        credentials: ServerCredentials | None = None,
     ) -> None:
+        """Without `credentials` connections are plaintext."""
         self.interceptor = interceptor
+        self._credentials = credentials
         self.port = 0
         """The port in use, once started."""
         self._settings = settings
@@ -134,7 +148,10 @@ class MeshServer:
         names = (*(name for name, _ in self._services), health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
         try:
-            self.port = server.add_insecure_port(settings.listen)
+            if self._credentials is None:
+                self.port = server.add_insecure_port(settings.listen)
+            else:
+                self.port = server.add_secure_port(settings.listen, self._credentials.server)
         except RuntimeError as error:
             raise OSError(f"cannot listen on {settings.listen}: is it taken by another process?") from error
         await server.start()
@@ -223,7 +240,10 @@ class MeshServer:
         if self._own_channel is None:
             host = self._settings.listen.rpartition(":")[0]
             target = f"{_LOOPBACK.get(host, host)}:{self.port}"
-            self._own_channel = open_channel(target, message_bytes=self._settings.message_bytes)
+            credentials = None if self._credentials is None else self._credentials.own_channel
+            self._own_channel = open_channel(
+                target, message_bytes=self._settings.message_bytes, credentials=credentials
+            )
         stub: Any = health_pb2_grpc.HealthStub(self._own_channel)
         with suppress(grpc.aio.AioRpcError):
             await stub.Check(health_pb2.HealthCheckRequest(), timeout=LAST_MESSAGE_S)
